@@ -431,10 +431,10 @@ async fn what_another_instance_works_on_is_waited_for_and_then_released() {
     assert!(env.happened().is_empty());
 }
 
-/// For an hour.
+/// For ten minutes.
 async fn claim_as_another(ledger: &MemoryLedger, key: &RunKey) {
     let at = jiff::Timestamp::now();
-    let until = at.checked_add(Duration::from_secs(3600)).unwrap();
+    let until = at.checked_add(Duration::from_secs(600)).unwrap();
     let purpose = ClaimPurpose::Work { message: message(), is_new: true, replayed_at: None, first: None };
     let other = RunClaim { key: key.clone(), purpose, owner: "other".into(), at, until, order: None };
     ledger.claim_run(other).await.unwrap();
