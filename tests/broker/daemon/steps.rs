@@ -232,12 +232,13 @@ fn other_messages_with_the_bytes_of_an_order_neither_undo_its_steps_nor_process_
     });
     let env = TestEnv::new(&node)
         .set("consumers.order.steps", &server.steps(&["charge", "ship"], ""))
-        .set("consumers.order.retry.delays", &["200ms"; 32].join(","))
+        .set("consumers.order.retry.delays", &["400ms"; 32].join(","))
         .set("consumers.priority.retry.delays", "200ms");
     let mut orderd = env.start();
     let (mut raw, ledger) = (env.raw(), env.ledger());
     send(&mut raw, "o");
-    wait_until("it waits for its second step", || steps(&ledger, "o").len() == 2);
+    let retries = "SELECT count(*) FROM attempts WHERE identity = 'o' AND retry_count > 0";
+    wait_until("its second step is retried", || ledger.number(retries) > 0);
     let updated = Properties::persistent().text("type", "order.updated");
     raw.publish_to("orders", "order.normal.updated", &updated, &order("o"));
     raw.publish_to("orders", "order.priority.created", &Properties::persistent(), &order("o"));

@@ -131,3 +131,34 @@ fn a_new_token_and_a_changed_url_are_used_from_the_reload_on_and_calls_in_flight
     assert_eq!((former.paths("held").len(), new.paths("held").len()), (1, 0));
     assert_eq!(orderd.stop(), 0);
 }
+
+/// A prefix that a reload adds to the ids of orders makes another order of each that is published again.
+#[test]
+fn an_order_between_steps_keeps_its_id_when_a_reload_changes_how_ids_are_read() {
+    let node = Node::shared();
+    let (server, has_stock) = (StepServer::start(), Arc::new(AtomicBool::new(false)));
+    let in_stock = Arc::clone(&has_stock);
+    server.answer(move |call| match &*call.path {
+        "/ship" if !in_stock.load(Ordering::SeqCst) => reply("503 Service Unavailable", ""),
+        _ => reply("200 OK", "1"),
+    });
+    let mut env = TestEnv::new(&node)
+        .set("consumers.order.steps", &server.steps(&["charge", "ship"], ""))
+        .set("consumers.order.retry.delays", &["200ms"; 32].join(","))
+        .set("consumers.order.format", "shop");
+    for field in ["id", "product", "quantity", "price", "currency"] {
+        env.change(&format!("formats.shop.{field}"), &format!("/{field}"));
+    }
+    let (env, mut file) = env.with_file();
+    let mut orderd = env.start();
+    let ledger = env.ledger();
+    publish(&env, "o");
+    await_failed(&ledger, "o", "ship");
+    file.set("formats.shop.id", "{ pointer = \"/id\", prefix = \"shop-b-\" }").save();
+    assert_eq!(orderd.reload()["outcome"], "applied");
+    has_stock.store(true, Ordering::SeqCst);
+    await_processed(&ledger, "o");
+    assert_eq!(paths(&server, "o"), ["/charge", "/ship"]);
+    assert_eq!(ledger.rows("SELECT id FROM orders"), ["o"]);
+    assert_eq!(orderd.stop(), 0);
+}
