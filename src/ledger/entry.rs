@@ -66,9 +66,9 @@ pub enum LedgerEntry {
     /// Adds an analytics event, and its sale to the aggregates. If the order was cancelled, the sale is subtracted in the period
     /// of the cancellation. Answers `New` or `Duplicate`.
     Analytics(Box<NewAnalytics>),
-    /// Adds a failed attempt that will be retried. If this same failure was recorded with another decision before, which was not
-    /// carried out, the new decision replaces it, and a dead letter of it is removed. Answers `New`, or `Duplicate` if nothing
-    /// changed.
+    /// Adds a failed attempt that will be retried. If this same failure, with its code, was recorded with another decision before,
+    /// which was not carried out, the new decision replaces it, and a dead letter of it is removed. Answers `New`, or `Duplicate` if
+    /// nothing changed.
     Attempt(Box<NewAttempt>),
     /// Adds a dead-lettered message and its last attempt. Replaces the row if the message was dead-lettered before and
     /// has failed again since, or if the same failure was recorded with another decision. If the message is an accepted order, that

@@ -27,6 +27,7 @@ rules! {
     exactly_one_of_many_concurrent_equal_entries_is_new,
     a_dead_letter_that_failed_again_later_replaces_the_earlier_one,
     of_two_decisions_about_one_failure_the_later_one_is_recorded,
+    a_retry_removes_no_dead_letter_of_another_message_that_failed_in_the_same_second,
 }
 
 async fn answer(ledger: &dyn Ledger, entry: LedgerEntry) -> Recorded {
@@ -232,4 +233,11 @@ async fn a_dead_letter_that_failed_again_later_replaces_the_earlier_one(ledger: 
     assert_eq!(answer(ledger, dead_letter(6_400, "malformed")).await, Duplicate);
     let totals = ledger.totals().await.unwrap();
     assert_eq!(totals.dead_letters, [("too_old".to_owned(), 1)].into());
+}
+
+async fn a_retry_removes_no_dead_letter_of_another_message_that_failed_in_the_same_second(ledger: &dyn Ledger) {
+    let failed = |code: &str| NewAttempt { code: code.to_owned(), ..attempt("o-1", "order", 0) };
+    answer(ledger, dead_letter(failed("unsupported_event"))).await;
+    answer(ledger, LedgerEntry::Attempt(Box::new(failed("http_503")))).await;
+    assert_eq!(ledger.totals().await.unwrap().dead_letters.values().sum::<u64>(), 1);
 }

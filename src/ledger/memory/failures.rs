@@ -9,7 +9,10 @@ impl Tables {
     fn add_attempt(&mut self, attempt: NewAttempt) -> Recorded {
         let key = (attempt.identity.clone(), attempt.consumer.clone(), attempt.retry_count);
         match self.attempts.get_mut(&key) {
-            Some(stored) if stored.failed_at == attempt.failed_at && stored.delay != attempt.delay => {
+            Some(stored)
+                if (stored.failed_at, &stored.code) == (attempt.failed_at, &attempt.code)
+                    && stored.delay != attempt.delay =>
+            {
                 stored.delay = attempt.delay;
                 Recorded::New
             }
@@ -22,6 +25,7 @@ impl Tables {
             let NewAttempt { identity, consumer, retry_count, failed_at, .. } = &letter.attempt;
             (identity, consumer) == (&attempt.identity, &attempt.consumer)
                 && (*retry_count, *failed_at) == (attempt.retry_count, attempt.failed_at)
+                && letter.attempt.code == attempt.code
         };
         let recorded = self.add_attempt(attempt.clone());
         if recorded == Recorded::New {

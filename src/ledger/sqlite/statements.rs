@@ -103,10 +103,12 @@ impl<'c> Statements<'c> {
                                        delay, failed_at)
                  VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8) ON CONFLICT (identity, consumer, retry_count) DO UPDATE SET
                     delay = excluded.delay
-                 WHERE excluded.failed_at = failed_at AND excluded.delay IS NOT delay",
+                 WHERE excluded.failed_at = failed_at AND excluded.failure_code = failure_code
+                   AND excluded.delay IS NOT delay",
             )?,
             delete_retried: connection.prepare(
-                "DELETE FROM dead_letters WHERE identity = ?1 AND consumer = ?2 AND retry_count = ?3 AND failed_at = ?4",
+                "DELETE FROM dead_letters WHERE identity = ?1 AND consumer = ?2 AND retry_count = ?3 AND failed_at = ?4
+                                           AND failure_code = ?5",
             )?,
             insert_dead_letter: connection.prepare(
                 "INSERT INTO dead_letters (identity, consumer, reason, retry_count, failure_kind, failure_code,

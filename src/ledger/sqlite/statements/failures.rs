@@ -15,7 +15,7 @@ impl Statements<'_> {
         let recorded = self.insert_attempt(attempt)?;
         if recorded == Recorded::New {
             let failed_at = attempt.failed_at.as_millisecond();
-            let key = (&attempt.identity, &attempt.consumer, attempt.retry_count, failed_at);
+            let key = (&attempt.identity, &attempt.consumer, attempt.retry_count, failed_at, &attempt.code);
             self.delete_retried.execute(key).map_err(RecordError::Batch)?;
         }
         Ok(recorded)
