@@ -26,12 +26,14 @@ RUN touch src/lib.rs src/main.rs && cargo build --profile dist --locked --bin or
 
 # The contents of the image: orderd, the default configuration without its password (so that
 # ORDERD_BROKER__PASSWORD_FILE can be set), the libraries it is linked with, the name resolution order, the certificates of
-# public authorities, a name for the user, and an empty ledger directory that belongs to this user.
+# public authorities, the time zones (notify.<name>.time_zone), a name for the user, and an empty ledger directory that belongs to this user.
 RUN mkdir -p /image/etc/ssl/certs /image/usr/local/bin /image/etc/orderd /ledger \
     && cp target/dist/orderd /image/usr/local/bin/orderd \
     && ldd target/dist/orderd | grep -o '/[^ ]*' | xargs -I'{}' cp --parents --dereference '{}' /image \
     && sed 's/^password = /#&/' config/orderd.toml >/image/etc/orderd/orderd.toml \
     && cp /etc/ssl/certs/ca-certificates.crt /image/etc/ssl/certs/ \
+    && mkdir -p /image/usr/share && cp -r /usr/share/zoneinfo /image/usr/share/ \
+    && rm -rf /image/usr/share/zoneinfo/posix /image/usr/share/zoneinfo/right \
     && echo 'hosts: files dns' >/image/etc/nsswitch.conf \
     && echo 'orderd:x:10001:10001:orderd:/var/lib/orderd:/sbin/nologin' >/image/etc/passwd \
     && echo 'orderd:x:10001:' >/image/etc/group

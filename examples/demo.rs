@@ -1,10 +1,14 @@
-//! `make demo`: runs the whole pipeline with a shop's services as steps and with injected faults, and proves that no order is
-//! missing, and that every charge is kept with a processed order or refunded.
+//! `make demo`: runs the whole pipeline with a shop's services as steps, a mail server, cancellations and injected faults, and proves
+//! that no order is missing, that every charge is kept with a processed order or refunded, and that every customer is notified once.
 //! `make up` starts a broker and orderd and leaves them running; `make down` stops them.
 
 #[path = "../tests/support/harness/mod.rs"]
 mod harness;
+#[path = "../tests/support/smtp_server.rs"]
+#[allow(dead_code, clippy::unwrap_used, reason = "the tests share it; the demo stops at the first error")]
+mod smtp_server;
 
+use std::collections::HashSet;
 use std::fs;
 use std::io::{self, IsTerminal, Write};
 use std::path::Path;
@@ -17,12 +21,14 @@ use harness::audit::{Audit, Progress, Published};
 use harness::daemon::{CONFIG, Daemon};
 use harness::environment::{ADDRESSES, EarlierData, Environment, external_broker};
 use harness::interrupt;
+use harness::mail_audit::{Mail, MailAudit};
 use harness::node::Node;
 use harness::queued_messages::QueuedMessages;
 use harness::shop::Shop;
 use harness::shop::books::BooksAudit;
 use harness::{Outcome, repository, sibling_program};
 use indicatif::{ProgressBar, ProgressStyle};
+use smtp_server::SmtpServer;
 use tokio::runtime::Runtime;
 
 const POLL: Duration = Duration::from_millis(250);
@@ -35,7 +41,7 @@ const DRAIN: Duration = Duration::from_secs(40);
 const UNROUTABLE: u64 = 3;
 
 /// Injected faults of every kind, and short retry delays.
-const FAULTS: [(&str, &str); 8] = [
+const FAULTS: [(&str, &str); 9] = [
     ("ORDERD_CONSUMERS__ORDER__FAULTS__TRANSIENT", "0.05"),
     ("ORDERD_CONSUMERS__ORDER__FAULTS__PERMANENT", "0.01"),
     ("ORDERD_CONSUMERS__ORDER__FAULTS__PANIC", "0.002"),
@@ -44,7 +50,28 @@ const FAULTS: [(&str, &str); 8] = [
     ("ORDERD_CONSUMERS__ORDER__RETRY__IMMEDIATE", "0"),
     ("ORDERD_CONSUMERS__ORDER__RETRY__DELAYS", "1s,3s,5s"),
     ("ORDERD_CONSUMERS__PRIORITY__RETRY__DELAYS", "1s,3s,5s"),
+    ("ORDERD_CONSUMERS__NOTIFICATION__RETRY__DELAYS", "1s,3s,5s,10s"),
 ];
+
+/// Notifications: e-mails to a server that the demo starts, text messages to the file. `examples/templates` has the text of the events
+/// of another program.
+const CHANNELS: [(&str, &str); 10] = [
+    ("ORDERD_NOTIFY__EMAIL__TYPE", "smtp"),
+    ("ORDERD_NOTIFY__EMAIL__TLS", "none"),
+    ("ORDERD_NOTIFY__EMAIL__FROM", "Lamps & More <orders@example.com>"),
+    ("ORDERD_NOTIFY__EMAIL__LIST_UNSUBSCRIBE", "https://example.com/unsubscribe"),
+    ("ORDERD_NOTIFY__EMAIL__TEMPLATES", "examples/templates"),
+    ("ORDERD_NOTIFY__EMAIL__TIMEOUT", "2s"),
+    ("ORDERD_NOTIFY__EMAIL__CIRCUIT_BREAKER__FAILURES", "0.2"),
+    ("ORDERD_NOTIFY__EMAIL__CIRCUIT_BREAKER__WINDOW", "5s"),
+    ("ORDERD_NOTIFY__EMAIL__CIRCUIT_BREAKER__OPEN", "1s"),
+    ("ORDERD_NOTIFY__SMS__TYPE", "log"),
+];
+const MAIL_SERVER: &str = "ORDERD_NOTIFY__EMAIL__ADDRESS";
+/// Every third notification of the other program is a text message.
+const SMS_SHARE: u64 = 3;
+/// Processed orders that customers cancel.
+const CANCELLATIONS: usize = 20;
 
 /// How long the reservation service is away, once a quarter of the orders is settled.
 const ABSENCE: Duration = Duration::from_secs(5);
@@ -104,18 +131,23 @@ fn run(orders: u64, rate: u64) -> Outcome<bool> {
         unroutable: UNROUTABLE,
         notifications: orders.div_ceil(10),
         analytics: orders.div_ceil(5),
+        cancelled: HashSet::new(),
         gaps: Vec::new(),
     };
     let runtime = Runtime::new()?;
-    let mut shop = Shop::start()?;
+    let shop = Shop::start()?;
     let steps = shop.steps();
-    let settings: Vec<_> = STEPS.iter().map(|key| (*key, &*steps)).chain(FAULTS).collect();
+    let mail_server = SmtpServer::start(&[]);
+    let address = format!("127.0.0.1:{}", mail_server.port);
+    let settings = STEPS.iter().map(|key| (*key, &*steps)).chain(FAULTS).chain(CHANNELS);
+    let settings: Vec<_> = settings.chain([(MAIL_SERVER, &*address)]).collect();
     let environment = prepare_environment("demo", &settings, EarlierData::Deleted, &runtime)?;
-    let audits = run_in(&environment, published, rate, &mut shop, &runtime);
+    let audits = run_in(&environment, published, rate, &mut Surroundings { shop, mail_server }, &runtime);
     environment.tear_down()?;
-    let (audit, books) = audits?;
-    println!("\n{audit}\n\n{books}\n\nthe log of orderd is in {}", environment.directory.join("orderd.log").display());
-    Ok(audit.passed() && books.passed())
+    let (audit, books, mails) = audits?;
+    let log = environment.directory.join("orderd.log");
+    println!("\n{audit}\n\n{books}\n\n{mails}\n\nthe log of orderd is in {}", log.display());
+    Ok(audit.passed() && books.passed() && mails.passed())
 }
 
 fn prepare_environment(
@@ -133,13 +165,19 @@ fn prepare_environment(
     Ok(environment)
 }
 
+/// What orderd calls.
+struct Surroundings {
+    shop: Shop,
+    mail_server: SmtpServer,
+}
+
 fn run_in(
     environment: &Environment,
-    published: Published,
+    mut published: Published,
     rate: u64,
-    shop: &mut Shop,
+    surroundings: &mut Surroundings,
     runtime: &Runtime,
-) -> Outcome<(Audit, BooksAudit)> {
+) -> Outcome<(Audit, BooksAudit, MailAudit)> {
     let mut daemon = environment.start_daemon(&sibling_program("orderd")?)?;
     println!(
         "orderd is running as process {}; 5 % of the orders fail once, 1 % always, 1 % are bad;\n\
@@ -163,19 +201,27 @@ fn run_in(
         )?;
     }
     publish_unroutable(environment, &published.prefix)?;
-    watch(environment, &published, &mut daemon, &mut producers, shop)?;
+    watch(environment, &mut published, &mut daemon, &mut producers, surroundings)?;
     show_command(environment, &["status"])?;
     show_command(environment, &["report", "--by", "product"])?;
     let status = daemon.terminate(DRAIN)?;
     if !status.success() {
         return Err(format!("orderd failed while stopping: {status}").into());
     }
+    let (prefix, promotions) =
+        (published.prefix.clone(), published.notifications - published.notifications / SMS_SHARE);
     let audit = runtime.block_on(async {
         let queued = QueuedMessages::read(&environment.connector()).await?;
         Audit::of_run(published, environment.ledger_directory(), queued).await
     })?;
-    let books = shop.books().audit(audit.processed(), audit.dead_letters());
-    Ok((audit, books))
+    let books = surroundings.shop.books().audit(audit.processed(), audit.dead_letters(), audit.cancelled());
+    let contents = surroundings.mail_server.mails();
+    let contents: Vec<&str> = contents.iter().filter_map(|mail| mail["content"].as_str()).collect();
+    show_mail(&contents)?;
+    let mails: Vec<Mail> = contents.iter().map(|content| Mail::read(content)).collect();
+    let notified: HashSet<String> = audit.processed().union(audit.cancelled()).cloned().collect();
+    let mails = MailAudit::of(&mails, &prefix, &notified, audit.cancelled(), promotions);
+    Ok((audit, books, mails))
 }
 
 /// The running producers; killed when dropped.
@@ -223,20 +269,59 @@ impl Drop for Producers {
 
 /// Publishes orders whose routing key has a typo, and matches no binding. They must not get lost either.
 fn publish_unroutable(environment: &Environment, prefix: &str) -> Outcome<()> {
+    let order = |number| {
+        format!("{{\"id\": \"{prefix}typo-{number}\", \"product\": \"Pen\", \"quantity\": 1, \"price\": \"1.20\"}}\n")
+    };
+    publish_lines(environment, "order.nromal.created", &(1..=UNROUTABLE).map(order).collect::<String>())
+}
+
+/// Publishes these lines with this routing key.
+fn publish_lines(environment: &Environment, routing_key: &str, lines: &str) -> Outcome<()> {
     let mut child = Command::new(sibling_program("orderd")?)
-        .args(["publish", "--config", CONFIG, "--routing-key", "order.nromal.created", "-"])
+        .args(["publish", "--config", CONFIG, "--routing-key", routing_key, "-"])
         .envs(environment.settings().iter().map(|(key, value)| (key, value)))
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
+        .stderr(Stdio::null())
         .spawn()?;
     if let Some(mut input) = child.stdin.take() {
-        for number in 1..=UNROUTABLE {
-            writeln!(input, r#"{{"id": "{prefix}typo-{number}", "product": "Pen", "quantity": 1, "price": "1.20"}}"#)?;
-        }
+        input.write_all(lines.as_bytes())?;
     }
     match child.wait()? {
         status if status.success() => Ok(()),
         status => Err(format!("orderd publish failed ({status})").into()),
+    }
+}
+
+/// Publishes the cancellations of some processed orders, and returns their ids.
+fn cancel(environment: &Environment, prefix: &str) -> Outcome<HashSet<String>> {
+    let orders = Progress::some_processed(environment.ledger_directory(), prefix, CANCELLATIONS)?;
+    let lines: String = orders.iter().map(|id| format!("{{\"id\": {id:?}, \"event\": \"cancelled\"}}\n")).collect();
+    // The consumer of these has no injected faults.
+    publish_lines(environment, "order.priority.cancelled", &lines)?;
+    println!("customers cancel {} processed orders", orders.len());
+    Ok(orders)
+}
+
+/// Shows one e-mail about an order with several lines, as a mail program does.
+fn show_mail(contents: &[&str]) -> Outcome<()> {
+    const SHOW: &str = "import sys, email, email.policy
+mail = email.message_from_bytes(sys.stdin.buffer.read(), policy=email.policy.default)
+for name in ('From', 'To', 'Subject', 'Message-ID', 'List-Unsubscribe'):
+    print(f'  | {name}: {mail[name]}')
+for line in ('\\n' + mail.get_body(('plain',)).get_content()).splitlines():
+    print(f'  | {line}')";
+    let Some(content) = contents.iter().find(|content| content.matches(" x ").count() > 2).or(contents.first()) else {
+        return Ok(());
+    };
+    println!("\none of the e-mails:\n");
+    let mut python = Command::new("/usr/bin/python3").args(["-c", SHOW]).stdin(Stdio::piped()).spawn()?;
+    if let Some(mut input) = python.stdin.take() {
+        input.write_all(content.as_bytes())?;
+    }
+    match python.wait()? {
+        status if status.success() => Ok(()),
+        status => Err(format!("cannot show an e-mail: python3 failed ({status})").into()),
     }
 }
 
@@ -251,42 +336,44 @@ fn show_command(environment: &Environment, command: &[&str]) -> Outcome<()> {
     if status.success() { Ok(()) } else { Err(format!("orderd {} failed ({status})", command.join(" ")).into()) }
 }
 
-/// The reservation service of the shop: it goes away once.
-enum Reservations {
+/// A server that goes away once.
+#[derive(Clone, Copy)]
+enum Presence {
     Present,
     AwaySince(Instant),
     Back,
 }
 
-impl Reservations {
-    /// Lets it go away when enough orders are settled, and come back in time.
-    fn follow(self, settled: u64, orders: u64, shop: &mut Shop) -> Outcome<Reservations> {
-        match self {
-            Reservations::Present if settled >= orders / 4 => {
-                shop.stop_reservations();
-                println!("the reservation service is away for {ABSENCE:?}");
-                Ok(Reservations::AwaySince(Instant::now()))
+impl Presence {
+    /// Lets it go away when it is time, and come back. `change` gets whether it is there from now on.
+    fn follow(&mut self, name: &str, is_time: bool, change: impl FnOnce(bool) -> Outcome<()>) -> Outcome<()> {
+        match *self {
+            Presence::Present if is_time => {
+                change(false)?;
+                println!("the {name} is away for {ABSENCE:?}");
+                *self = Presence::AwaySince(Instant::now());
             }
-            Reservations::AwaySince(since) if since.elapsed() >= ABSENCE => {
-                shop.start_reservations()?;
-                println!("the reservation service is back");
-                Ok(Reservations::Back)
+            Presence::AwaySince(since) if since.elapsed() >= ABSENCE => {
+                change(true)?;
+                println!("the {name} is back");
+                *self = Presence::Back;
             }
-            Reservations::Present | Reservations::AwaySince(_) | Reservations::Back => Ok(self),
+            Presence::Present | Presence::AwaySince(_) | Presence::Back => {}
         }
+        Ok(())
     }
 }
 
 /// Shows progress until everything is settled.
 fn watch(
     environment: &Environment,
-    published: &Published,
+    published: &mut Published,
     daemon: &mut Daemon,
     producers: &mut Producers,
-    shop: &mut Shop,
+    Surroundings { shop, mail_server }: &mut Surroundings,
 ) -> Outcome<()> {
     let begin = Instant::now();
-    let mut reservations = Reservations::Present;
+    let (mut reservations, mut mail) = (Presence::Present, Presence::Present);
     let bar = ProgressBar::new(published.orders);
     bar.set_style(ProgressStyle::with_template("{bar:30} {pos}/{len} orders  {msg}")?);
     let mut last_line = begin;
@@ -294,12 +381,27 @@ fn watch(
         interrupt::sleep(POLL)?;
         let producing = !producers.are_done()?;
         let progress = Progress::read(environment.ledger_directory(), &published.prefix);
-        let Progress { processed, dead_lettered, notifications, analytics, dead_events: _ } = progress;
+        let Progress { processed, cancelled: _, dead_lettered, notifications, analytics, dead_events: _ } = progress;
+        let (settled, orders) = (progress.settled_orders(), published.orders);
         let message = format!(
             "{processed} processed, {dead_lettered} dead-lettered, {notifications} notifications, {analytics} events"
         );
-        reservations = reservations.follow(processed + dead_lettered, published.orders, shop)?;
-        bar.set_position(processed + dead_lettered);
+        reservations.follow("reservation service", settled >= orders / 4, |is_there| {
+            if is_there {
+                shop.start_reservations()?;
+            } else {
+                shop.stop_reservations();
+            }
+            Ok(())
+        })?;
+        mail.follow("mail server", settled >= orders / 2, |is_there| {
+            mail_server.set_mode(if is_there { "up" } else { "down" });
+            Ok(())
+        })?;
+        if published.cancelled.is_empty() && settled >= orders * 3 / 4 {
+            published.cancelled = cancel(environment, &published.prefix)?;
+        }
+        bar.set_position(settled);
         if !io::stderr().is_terminal() && last_line.elapsed() >= LINE_INTERVAL {
             println!("{:>4} s  {message}", begin.elapsed().as_secs());
             last_line = Instant::now();

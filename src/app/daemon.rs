@@ -3,6 +3,7 @@
 //! It starts and drains pools. It never processes a message.
 
 use std::future::Future;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -50,6 +51,8 @@ pub(super) struct Daemon {
     pub logs: EventLogs,
     pub level: LevelSwitch,
     pub drain_timeout: watch::Sender<Duration>,
+    /// The directories whose files belong to the active configuration.
+    pub watched: watch::Sender<Vec<PathBuf>>,
     pub service: ServiceNotifier,
     pub shutdown: Shutdown,
 }
@@ -255,6 +258,7 @@ impl Daemon {
             self.alerting.set(active).await;
         }
         self.drain_timeout.send_replace(active.shutdown.drain_timeout);
+        self.watched.send_replace(active.notify.directories().to_vec());
         self.redeclarer.set(active);
         let declare_changed = former.topology.declare != active.topology.declare;
         if former.management != active.management || former.topology() != active.topology() || declare_changed {

@@ -116,6 +116,8 @@ pub struct Process {
     pub level: LevelSwitch,
     /// Receives the configured drain timeout, for the signal handler.
     pub drain_timeout: watch::Sender<Duration>,
+    /// Receives the directories whose files belong to the active configuration.
+    pub watched: watch::Sender<Vec<PathBuf>>,
     /// Notifies the service manager.
     pub service: ServiceNotifier,
 }
@@ -155,7 +157,7 @@ struct Running {
 
 /// Starts everything in order. `None` when a shutdown came first.
 async fn start(config: Config, process: Process, shutdown: &Shutdown) -> Result<Option<Running>, AppError> {
-    let Process { path, sources, control, mut commands, level, drain_timeout, service } = process;
+    let Process { path, sources, control, mut commands, level, drain_timeout, watched, service } = process;
     let bound = BoundListener::bind(&config.admin).await?;
     let mut observability =
         Observability::start(&config, path.display().to_string(), bound, control, shutdown, &service);
@@ -212,6 +214,7 @@ async fn start(config: Config, process: Process, shutdown: &Shutdown) -> Result<
         logs,
         level,
         drain_timeout,
+        watched,
         service,
         shutdown: shutdown.clone(),
     };

@@ -60,13 +60,16 @@ pub async fn run(loaded: Loaded, sources: Sources) -> Exit {
     let (drain_timeout, drain) = watch::channel(config.shutdown.drain_timeout);
     let handling_signals = signals.handle(shutdown.clone(), drain, control.clone(), service.clone());
     let signal_task = AbortOnDropHandle::new(tokio::spawn(handling_signals));
+    let (watched, directories) = watch::channel(config.notify.directories().to_vec());
     let watcher_task = if config.reload.watch {
-        let watcher = ConfigWatcher::new(path.clone()).await;
+        let watcher = ConfigWatcher::new(path.clone(), directories).await;
         Some(AbortOnDropHandle::new(tokio::spawn(watcher.run(control.clone(), shutdown.clone()))))
     } else {
         None
     };
-    let process = app::Process { path, sources, control, commands, level, drain_timeout, service: service.clone() };
+    let service_of_app = service.clone();
+    let process =
+        app::Process { path, sources, control, commands, level, drain_timeout, watched, service: service_of_app };
     let outcome = app::run(config, process, shutdown).await;
     drop((signal_task, watcher_task));
     let failure = outcome.as_ref().err().map(|error| format!("{}: {}", error.what(), chain(error)));

@@ -5,6 +5,7 @@
 
 use std::any::Any;
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -67,6 +68,7 @@ pub struct HandlerSettings {
     constructor: Arc<dyn Any + Send + Sync>,
     call_time: Duration,
     event_keys: Arc<[String]>,
+    directories: Arc<[PathBuf]>,
 }
 
 impl HandlerSettings {
@@ -84,6 +86,7 @@ impl HandlerSettings {
             constructor: Arc::new(constructor),
             call_time: Duration::ZERO,
             event_keys: Arc::new([]),
+            directories: Arc::new([]),
         }
     }
 
@@ -108,6 +111,17 @@ impl HandlerSettings {
     /// Patterns of the routing keys of events that services ask the handler to publish.
     pub fn event_keys(&self) -> &[String] {
         &self.event_keys
+    }
+
+    /// Sets the directories whose files belong to the configuration.
+    #[must_use]
+    pub fn with_directories(self, directories: Vec<PathBuf>) -> Self {
+        HandlerSettings { directories: directories.into(), ..self }
+    }
+
+    /// The directories whose files belong to the configuration: a change of one is reloaded like one of the configuration file.
+    pub fn directories(&self) -> &[PathBuf] {
+        &self.directories
     }
 
     /// Whether the handler has this key of its own.

@@ -1,4 +1,4 @@
-//! Requests a reload when the configuration file of a running daemon changes.
+//! Requests a reload when the configuration file of a running daemon changes, or a file in the directories of templates that it names.
 //!
 //! It watches the directories that lead to the file rather than the file, since editors and orchestrators replace the
 //! file or a symbolic link. Events only trigger a check of whether the path now leads to another file, or to the same file
@@ -11,12 +11,12 @@ use std::time::Duration;
 
 use notify::event::{AccessKind, AccessMode, ModifyKind};
 use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep};
 use tracing::{info, warn};
 
-use super::file_version::{Directory, ResolvedFile, directories_on_path};
+use super::file_version::{Directory, FileVersion, ResolvedFile, content_of, directories_in, directories_on_path};
 use crate::control::{Control, ControlError, Permit};
 use crate::shutdown::Shutdown;
 
@@ -30,15 +30,23 @@ const POLL_INTERVAL: Duration = Duration::from_secs(60);
 /// Delay before a reload is requested again while the daemon is starting.
 const NOT_RUNNING_DELAY: Duration = Duration::from_secs(1);
 
-/// Watches one file.
+/// Watches one file, and the directories that the active configuration names.
 pub struct ConfigWatcher {
     path: PathBuf,
+    directories: watch::Receiver<Vec<PathBuf>>,
     /// `None` where the operating system's file events are not available.
     watcher: Option<RecommendedWatcher>,
     watched: BTreeSet<Directory>,
     events: Arc<FileEvents>,
-    /// The file as of the last reload, or of the start.
-    reloaded: Option<ResolvedFile>,
+    /// The files as of the last reload, or of the start.
+    reloaded: Option<WatchedFiles>,
+}
+
+/// The files that are watched, at one moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct WatchedFiles {
+    config: ResolvedFile,
+    templates: Vec<(PathBuf, FileVersion)>,
 }
 
 /// Shared with the thread that receives the operating system's events.
@@ -51,21 +59,35 @@ struct FileEvents {
 
 #[derive(Debug, Default)]
 struct WriterState {
-    /// The file's path without symbolic links.
+    /// The configuration file's path without symbolic links.
     target: PathBuf,
-    /// A process has written to the file and not closed it yet.
-    is_open: bool,
+    /// The directories of templates and their folders, without symbolic links.
+    folders: BTreeSet<PathBuf>,
+    /// Files that a process has written to and not closed yet.
+    open: BTreeSet<PathBuf>,
+}
+
+/// Most files that are known to be open at the same time.
+const MAX_OPEN: usize = 1_024;
+
+impl WriterState {
+    fn is_watched(&self, path: &Path) -> bool {
+        path == self.target || path.parent().is_some_and(|parent| self.folders.contains(parent))
+    }
 }
 
 impl ConfigWatcher {
     /// Starts to watch. If that fails, a warning is logged and the file is polled instead.
-    pub async fn new(path: PathBuf) -> Self {
+    ///
+    /// `directories` are the directories of templates that the active configuration names.
+    pub async fn new(path: PathBuf, directories: watch::Receiver<Vec<PathBuf>>) -> Self {
         let events = Arc::<FileEvents>::default();
         let receiver = Arc::clone(&events);
         let watcher = notify::recommended_watcher(move |event| receiver.receive(event));
         let watcher = watcher.inspect_err(|error| warn_cannot_watch(&path, error)).ok();
-        let mut config_watcher = ConfigWatcher { path, watcher, watched: BTreeSet::new(), events, reloaded: None };
-        config_watcher.reloaded = config_watcher.check_file().await;
+        let watched = BTreeSet::new();
+        let mut config_watcher = ConfigWatcher { path, directories, watcher, watched, events, reloaded: None };
+        config_watcher.reloaded = config_watcher.check_files().await;
         config_watcher
     }
 
@@ -84,9 +106,10 @@ impl ConfigWatcher {
             // Cancel-safe: both only wait, and the next check finds a change whose event was missed here.
             tokio::select! {
                 () = self.events.changed.notified() => {}
+                Ok(()) = self.directories.changed() => {}
                 () = sleep(POLL_INTERVAL) => {}
             }
-            while let Some(changed) = self.changed_file().await {
+            while let Some(changed) = self.changed_files().await {
                 match control.reload("file", Permit::unlimited()).await {
                     Ok(report) if report.temporary => break,
                     Ok(_) => self.reloaded = Some(changed),
@@ -101,33 +124,47 @@ impl ConfigWatcher {
         }
     }
 
-    /// The file, if it differs from the one reloaded last. Waits until it stays unchanged and no writer has it open.
-    async fn changed_file(&mut self) -> Option<ResolvedFile> {
+    /// The files, if they differ from those reloaded last. Waits until they stay unchanged and no writer has one open.
+    async fn changed_files(&mut self) -> Option<WatchedFiles> {
         let start = Instant::now();
-        let mut last = self.check_file().await?;
+        let mut last = self.check_files().await?;
         while Some(&last) != self.reloaded.as_ref() {
             sleep(QUIET_PERIOD).await;
-            // A file that stays missing is not reloaded; the active configuration remains.
-            let file = self.check_file().await?;
-            let is_open = self.events.writer().is_open && start.elapsed() < OPEN_WRITER_DEADLINE;
-            if file == last && !is_open {
-                return Some(file);
+            // A configuration file that stays missing is not reloaded; the active configuration remains.
+            let files = self.check_files().await?;
+            let is_open = !self.events.writer().open.is_empty() && start.elapsed() < OPEN_WRITER_DEADLINE;
+            if files == last && !is_open {
+                return Some(files);
             }
-            last = file;
+            last = files;
         }
         None
     }
 
-    /// Resolves the path, and watches the directories that lead to the file.
-    async fn check_file(&mut self) -> Option<ResolvedFile> {
-        let path = self.path.clone();
-        let resolving = spawn_blocking(move || (directories_on_path(&path), ResolvedFile::at(&path).ok()));
-        let (directories, file) = resolving.await.expect("resolving a path neither panics nor is cancelled");
-        if let Some(file) = &file {
-            self.events.writer().target.clone_from(&file.target);
+    /// Resolves the paths, and watches the directories that lead to the files.
+    async fn check_files(&mut self) -> Option<WatchedFiles> {
+        let (path, roots) = (self.path.clone(), self.directories.borrow_and_update().clone());
+        let resolving = spawn_blocking(move || {
+            let leading = roots.iter().chain([&path]).flat_map(|path| directories_on_path(path)).collect();
+            let folders = roots.iter().flat_map(|root| directories_in(root)).collect();
+            let templates = roots.iter().flat_map(|root| content_of(root)).collect();
+            (leading, folders, ResolvedFile::at(&path).ok(), templates)
+        });
+        let resolved = resolving.await.expect("resolving paths neither panics nor is cancelled");
+        let (mut directories, folders, config, templates): (BTreeSet<_>, BTreeSet<Directory>, _, _) = resolved;
+        {
+            let mut writer = self.events.writer();
+            if let Some(config) = &config {
+                writer.target.clone_from(&config.target);
+            }
+            writer.folders = folders.iter().map(|folder| folder.path.clone()).collect();
+            // What is not watched any more, or does not exist any more, is never closed.
+            let open = std::mem::take(&mut writer.open);
+            writer.open = open.into_iter().filter(|path| writer.is_watched(path) && path.exists()).collect();
         }
+        directories.extend(folders);
         self.watch(directories);
-        file
+        Some(WatchedFiles { config: config?, templates })
     }
 
     fn watch(&mut self, directories: BTreeSet<Directory>) {
@@ -157,21 +194,23 @@ impl FileEvents {
     fn receive(&self, event: notify::Result<Event>) {
         if let Ok(event) = event {
             let mut writer = self.writer();
-            let is_target = event.paths.contains(&writer.target);
+            let files: Vec<PathBuf> = event.paths.into_iter().filter(|path| writer.is_watched(path)).collect();
             match event.kind {
-                EventKind::Access(AccessKind::Close(AccessMode::Write)) if is_target => writer.is_open = false,
-                // Reading changes nothing; orderd reads the file itself.
-                EventKind::Access(_) => return,
-                EventKind::Modify(ModifyKind::Data(_)) if is_target => writer.is_open = true,
-                // Another file has this name now.
-                EventKind::Create(_) | EventKind::Remove(_) | EventKind::Modify(ModifyKind::Name(_)) if is_target => {
-                    writer.is_open = false;
+                EventKind::Access(AccessKind::Close(AccessMode::Write)) if !files.is_empty() => {
+                    writer.open.retain(|open| !files.contains(open));
                 }
-                EventKind::Any
-                | EventKind::Create(_)
-                | EventKind::Modify(_)
-                | EventKind::Remove(_)
-                | EventKind::Other => {}
+                // Reading changes nothing; orderd reads the files itself.
+                EventKind::Access(_) => return,
+                EventKind::Modify(ModifyKind::Data(_)) => {
+                    if writer.open.len() < MAX_OPEN {
+                        writer.open.extend(files);
+                    }
+                }
+                // Another file has this name now.
+                EventKind::Create(_) | EventKind::Remove(_) | EventKind::Modify(ModifyKind::Name(_)) => {
+                    writer.open.retain(|open| !files.contains(open));
+                }
+                EventKind::Any | EventKind::Modify(_) | EventKind::Other => {}
             }
         }
         self.changed.notify_one();
@@ -196,6 +235,7 @@ mod tests {
     struct WatchedDirectory {
         directory: tempfile::TempDir,
         commands: CommandReceiver,
+        templates: watch::Sender<Vec<PathBuf>>,
         _watching: AbortOnDropHandle<()>,
     }
 
@@ -208,9 +248,10 @@ mod tests {
 
         async fn of(directory: tempfile::TempDir) -> Self {
             let (control, commands) = Control::new();
-            let watcher = ConfigWatcher::new(directory.path().join("orderd.toml")).await;
+            let (templates, named) = watch::channel(Vec::new());
+            let watcher = ConfigWatcher::new(directory.path().join("orderd.toml"), named).await;
             let watching = tokio::spawn(watcher.run(control, Shutdown::new()));
-            WatchedDirectory { directory, commands, _watching: AbortOnDropHandle::new(watching) }
+            WatchedDirectory { directory, commands, templates, _watching: AbortOnDropHandle::new(watching) }
         }
 
         fn path(&self, name: &str) -> PathBuf {
@@ -305,6 +346,35 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_template_that_is_changed_added_or_removed_is_reloaded_and_an_editors_backup_is_not() {
+        let mut directory = WatchedDirectory::new().await;
+        let root = directory.path("templates");
+        fs::create_dir_all(root.join("en")).unwrap();
+        fs::write(root.join("en/processed.txt"), "one").unwrap();
+        // As when the configuration names the directory from now on.
+        directory.templates.send_replace(vec![root.clone()]);
+        directory.reloaded().await;
+        fs::write(root.join("en/processed.txt"), "another").unwrap();
+        directory.reloaded().await;
+        fs::write(root.join("en/new"), "renamed").unwrap();
+        fs::rename(root.join("en/new"), root.join("en/processed.txt")).unwrap();
+        directory.reloaded().await;
+        fs::create_dir(root.join("de")).unwrap();
+        fs::write(root.join("de/shipped.html"), "added").unwrap();
+        directory.reloaded().await;
+        fs::write(root.join("de/shipped.html"), "in a new folder").unwrap();
+        directory.reloaded().await;
+        fs::write(root.join("en/processed.txt~"), "backup").unwrap();
+        fs::write(root.join("en/.processed.txt.swp"), "backup").unwrap();
+        directory.assert_no_reload().await;
+        fs::remove_file(root.join("en/processed.txt")).unwrap();
+        directory.reloaded().await;
+        fs::remove_dir_all(&root).unwrap();
+        directory.reloaded().await;
+        directory.assert_no_reload().await;
+    }
+
+    #[tokio::test]
     async fn only_a_file_rejected_for_a_temporary_reason_is_tried_again() {
         let mut directory = WatchedDirectory::new().await;
         // A change of another file triggers a check before the next poll.
@@ -324,7 +394,8 @@ mod tests {
     #[tokio::test]
     async fn a_missing_directory_is_not_an_error() {
         let directory = tempfile::tempdir().unwrap();
-        let mut watcher = ConfigWatcher::new(directory.path().join("later/orderd.toml")).await;
-        assert_eq!(watcher.changed_file().await, None);
+        let (_named, none) = watch::channel(Vec::new());
+        let mut watcher = ConfigWatcher::new(directory.path().join("later/orderd.toml"), none).await;
+        assert_eq!(watcher.changed_files().await, None);
     }
 }

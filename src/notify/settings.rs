@@ -144,30 +144,8 @@ impl NotifySettings {
     /// As the configuration keeps it.
     pub fn into_handler_settings(self) -> HandlerSettings {
         let lines = self.0.iter().map(|(name, channel)| channel.check_line(name)).collect();
-        let call_time = self.longest();
-        HandlerSettings::new(&self, lines, self.clone()).with_call_time(call_time)
-    }
-
-    /// Channels without a name of the shop have that of the first sender of e-mail.
-    fn name_shop(&mut self, reporter: &Section<'_>) {
-        let sender = self.0.values().find_map(|channel| match &channel.kind {
-            ChannelKind::Smtp(smtp, _) => smtp.sender.from.name.clone(),
-            ChannelKind::Webhook(..) | ChannelKind::Log => None,
-        });
-        for (name, channel) in &mut self.0 {
-            let texts = match &mut channel.kind {
-                ChannelKind::Smtp(_, texts) | ChannelKind::Webhook(_, _, texts) if !texts.names_shop => texts,
-                ChannelKind::Smtp(..) | ChannelKind::Webhook(..) | ChannelKind::Log => continue,
-            };
-            match &sender {
-                Some(sender) => texts.options.shop.clone_from(sender),
-                None => reporter.subsection_warning(
-                    name,
-                    "shop",
-                    format!("is missing: texts call the shop {:?}; give its name, here or in the \"from\" of a channel of e-mail", texts.options.shop),
-                ),
-            }
-        }
+        let (call_time, directories) = (self.longest(), self.template_directories());
+        HandlerSettings::new(&self, lines, self.clone()).with_call_time(call_time).with_directories(directories)
     }
 
     fn fallback_problem(&self, name: &str, channel: &ChannelSettings, names: &[String]) -> Option<String> {

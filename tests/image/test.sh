@@ -112,6 +112,10 @@ check_image() {
     output=$(docker run --rm "${sandbox[@]}" --env ORDERD_BROKER__PASSWORD_FILE=/run/secrets/broker_password \
         --volume "$temporary/secrets:/run/secrets:ro" "$image" check 2>&1) || fail "the image's own configuration is invalid: $output"
     ok "the image's own configuration is valid, with the password file named in the environment"
+    output=$(docker run --rm "${sandbox[@]}" --env ORDERD_NOTIFY__EMAIL__TYPE=smtp --env ORDERD_NOTIFY__EMAIL__ADDRESS=mail.example.com \
+        --env ORDERD_NOTIFY__EMAIL__FROM=orders@example.com --env ORDERD_NOTIFY__EMAIL__TIME_ZONE=Europe/Berlin \
+        "$image" check 2>&1) || [[ $output != *time_zone* ]] || fail "the image has no time zones: $output"
+    ok "the image has time zones"
     if docker run --rm "${sandbox[@]}" --entrypoint /bin/sh "$image" -c true >/dev/null 2>&1; then fail "there is a shell in the image"; fi
     ok "there is no shell in the image"
 }

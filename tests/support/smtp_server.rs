@@ -8,7 +8,8 @@ use std::thread;
 
 use serde_json::Value;
 
-const SCRIPTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support");
+/// Relative to the repository, which is the working directory.
+const SCRIPTS: &str = "tests/support";
 
 /// The server; it ends when this is dropped.
 pub struct SmtpServer {

@@ -1,11 +1,12 @@
 //! The keys of a channel about its texts: the directory of templates, the shop's name, the language and the time zone. Reads and
 //! renders the templates, and reports what is wrong with them.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use jiff::tz::TimeZone;
 
-use super::MAX_TEXT_BYTES;
+use super::{ChannelKind, MAX_TEXT_BYTES, NotifySettings};
 use crate::config::{Section, Value, value_parser};
 use crate::domain::is_locale;
 use crate::notify::templates::{
@@ -23,6 +24,39 @@ pub(in crate::notify) struct TextSettings {
     pub(super) names_shop: bool,
 }
 
+impl NotifySettings {
+    /// Channels without a name of the shop have that of the first sender of e-mail.
+    pub(super) fn name_shop(&mut self, reporter: &Section<'_>) {
+        let sender = self.0.values().find_map(|channel| match &channel.kind {
+            ChannelKind::Smtp(smtp, _) => smtp.sender.from.name.clone(),
+            ChannelKind::Webhook(..) | ChannelKind::Log => None,
+        });
+        for (name, channel) in &mut self.0 {
+            let texts = match &mut channel.kind {
+                ChannelKind::Smtp(_, texts) | ChannelKind::Webhook(_, _, texts) if !texts.names_shop => texts,
+                ChannelKind::Smtp(..) | ChannelKind::Webhook(..) | ChannelKind::Log => continue,
+            };
+            match &sender {
+                Some(sender) => texts.options.shop.clone_from(sender),
+                None => reporter.subsection_warning(
+                    name,
+                    "shop",
+                    format!("is missing: texts call the shop {:?}; give its name, here or in the \"from\" of a channel of e-mail", texts.options.shop),
+                ),
+            }
+        }
+    }
+
+    /// The directories of templates, each once.
+    pub(super) fn template_directories(&self) -> Vec<PathBuf> {
+        let directories = self.0.values().filter_map(|channel| match &channel.kind {
+            ChannelKind::Smtp(_, texts) | ChannelKind::Webhook(_, _, texts) => texts.directory.clone(),
+            ChannelKind::Log => None,
+        });
+        directories.collect::<BTreeSet<PathBuf>>().into_iter().collect()
+    }
+}
+
 impl TextSettings {
     /// `shop` is the default of the shop's name.
     pub(super) fn read(section: &mut Section<'_>, shop: Option<String>, name: &str) -> Option<Self> {
@@ -38,7 +72,7 @@ impl TextSettings {
             None => TimeZone::UTC,
             Some(Ok(zone)) => zone,
             Some(Err(_)) => {
-                section.problem("time_zone", "must be a time zone such as \"Europe/Berlin\"");
+                section.problem("time_zone", zone_problem());
                 TimeZone::UTC
             }
         };
@@ -70,6 +104,17 @@ impl TextSettings {
                 None
             }
         }
+    }
+}
+
+/// Why there is no such time zone. UTC is known without the system's database.
+fn zone_problem() -> &'static str {
+    match jiff::tz::db().is_definitively_empty() {
+        true => {
+            "cannot be used: this system has no database of time zones; install it (on Debian: apt-get install tzdata), or set TZDIR to \
+             its directory"
+        }
+        false => "must be a time zone that this system knows, such as \"Europe/Berlin\"",
     }
 }
 

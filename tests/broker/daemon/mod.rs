@@ -39,4 +39,5 @@ mod status;
 mod steps;
 mod steps_reload;
 mod systemd;
+mod templates;
 mod tls;

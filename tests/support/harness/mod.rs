@@ -12,6 +12,7 @@ pub mod audit;
 pub mod daemon;
 pub mod environment;
 pub mod interrupt;
+pub mod mail_audit;
 pub mod node;
 pub mod queued_messages;
 pub mod shop;

@@ -42,6 +42,8 @@ pub struct Published {
     pub notifications: u64,
     /// Analytics events, without those that orderd emits.
     pub analytics: u64,
+    /// Orders of those that were cancelled once they were processed.
+    pub cancelled: HashSet<String>,
     /// When bindings were missing. A message that was under way then may be in the unrouted queue instead, or as well if it was
     /// published twice.
     pub gaps: Vec<RoutingGap>,
@@ -51,7 +53,8 @@ impl Published {
     /// This many orders and nothing else.
     pub fn orders(orders: u64) -> Published {
         let prefix = String::new();
-        Published { prefix, orders, unroutable: 0, notifications: 0, analytics: 0, gaps: Vec::new() }
+        let cancelled = HashSet::new();
+        Published { prefix, orders, unroutable: 0, notifications: 0, analytics: 0, cancelled, gaps: Vec::new() }
     }
 
     /// Whether a missing binding explains that a message with this id is unrouted. `is_recorded`: it is an event in the ledger.
@@ -113,6 +116,7 @@ impl Audit {
         audit.records.unrouted = queued.unrouted;
         audit.records.unrouted.retain(|id| id.starts_with(&audit.published.prefix));
         audit.records.processed = audit.ids(&ledger, "SELECT id FROM orders WHERE status = 'processed'")?;
+        audit.records.cancelled = audit.ids(&ledger, "SELECT id FROM orders WHERE status = 'cancelled'")?;
         audit.records.events = audit.ids(&ledger, "SELECT id FROM events")?;
         audit.records.recorded_dead_letters = audit.ids(&ledger, "SELECT identity FROM dead_letters")?;
         audit.problems = audit.records.problems(&audit.published);
@@ -204,6 +208,11 @@ impl Audit {
         &self.records.processed
     }
 
+    /// The orders that were cancelled.
+    pub fn cancelled(&self) -> &HashSet<String> {
+        &self.records.cancelled
+    }
+
     /// The orders that are dead-lettered.
     pub fn dead_letters(&self) -> &HashSet<String> {
         &self.records.dead_letters
@@ -222,6 +231,10 @@ impl fmt::Display for Audit {
         line(f, "published orders", orders + unroutable)?;
         for (consumer, counts) in &self.totals.orders {
             line(f, &format!("  processed by consumer {consumer}"), counts.processed)?;
+        }
+        let cancelled = self.records.cancelled.len();
+        if cancelled > 0 {
+            line(f, "  cancelled after that", cancelled as u64)?;
         }
         for (reason, count) in &self.reasons {
             line(f, &format!("  dead-lettered: {reason}"), *count)?;
@@ -245,9 +258,10 @@ impl fmt::Display for Audit {
             (orders + unroutable, self.records.processed.len(), self.records.dead_letters.len(), unrouted_orders);
         writeln!(f)?;
         if self.passed() {
+            let cancelled = if cancelled > 0 { format!(" + {cancelled} cancelled") } else { String::new() };
             return write!(
                 f,
-                "  {published} published = {processed} processed + {dead_lettered} dead-lettered + {unrouted} unrouted: \
+                "  {published} published = {processed} processed{cancelled} + {dead_lettered} dead-lettered + {unrouted} unrouted: \
                  nothing is missing"
             );
         }

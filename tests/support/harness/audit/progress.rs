@@ -15,6 +15,8 @@ use super::{Published, open};
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Progress {
     pub processed: u64,
+    /// Cancelled once they were processed.
+    pub cancelled: u64,
     /// Dead-lettered orders.
     pub dead_lettered: u64,
     pub notifications: u64,
@@ -39,6 +41,10 @@ impl Progress {
                     &ledger,
                     "SELECT count(*) FROM orders WHERE id >= ?1 AND id < ?2 AND status = 'processed'",
                 )?,
+                cancelled: count(
+                    &ledger,
+                    "SELECT count(*) FROM orders WHERE id >= ?1 AND id < ?2 AND status = 'cancelled'",
+                )?,
                 dead_lettered: count(&ledger, &format!("{dead_letters} AND identity NOT LIKE '%/%'"))?,
                 dead_events: count(&ledger, &format!("{dead_letters} AND identity LIKE '%/%'"))?,
                 notifications: count(&ledger, &format!("{events} 'notification'"))?,
@@ -48,11 +54,28 @@ impl Progress {
         read().unwrap_or_default()
     }
 
-    /// Whether all orders are processed or dead-lettered, and all events recorded: those published, and those that orderd
+    /// Some orders that are processed, from different times.
+    pub fn some_processed(directory: &Path, prefix: &str, count: usize) -> Outcome<HashSet<String>> {
+        let ledger = open(directory)?;
+        let mut query = ledger.prepare("SELECT id FROM orders WHERE status = 'processed'")?;
+        let ids = query.query_map([], |row| row.get::<_, String>(0))?.collect::<rusqlite::Result<Vec<_>>>()?;
+        let ids: Vec<String> = ids.into_iter().filter(|id| id.starts_with(prefix)).collect();
+        let step = (ids.len() / count.max(1)).max(1);
+        Ok(ids.into_iter().step_by(step).take(count).collect())
+    }
+
+    /// Orders that are processed, cancelled or dead-lettered.
+    pub fn settled_orders(&self) -> u64 {
+        self.processed + self.cancelled + self.dead_lettered
+    }
+
+    /// Whether all orders are processed or dead-lettered, those cancelled that were to be, and all events recorded: those published, and those that orderd
     /// emits: a notification and an analytics event for each processed order, an analytics event for each dead-lettered one.
     pub fn is_settled(&self, published: &Published) -> bool {
-        let events = 2 * self.processed + self.dead_lettered + published.notifications + published.analytics;
-        self.processed + self.dead_lettered >= published.orders
+        let own = 2 * self.processed + 4 * self.cancelled + self.dead_lettered;
+        let events = own + published.notifications + published.analytics;
+        self.settled_orders() >= published.orders
+            && self.cancelled >= published.cancelled.len() as u64
             && self.notifications + self.analytics + self.dead_events >= events
     }
 }

@@ -12,6 +12,8 @@ pub const MAX_LISTED_IDS: usize = 5;
 pub struct Records {
     /// Processed orders in the ledger.
     pub processed: HashSet<String>,
+    /// Cancelled orders in the ledger.
+    pub cancelled: HashSet<String>,
     /// Events in the ledger.
     pub events: HashSet<String>,
     /// Dead letters in the ledger.
@@ -25,7 +27,7 @@ pub struct Records {
 impl Records {
     /// Whether an id is in the ledger, or in the dead letter queue.
     fn is_settled(&self, id: &String) -> bool {
-        [&self.processed, &self.events, &self.dead_letters].iter().any(|ids| ids.contains(id))
+        [&self.processed, &self.cancelled, &self.events, &self.dead_letters].iter().any(|ids| ids.contains(id))
     }
 
     /// Orders and events that are unrouted and nowhere else: the first number counts orders, the second one events.
@@ -54,10 +56,13 @@ impl Records {
         let Published { prefix, orders, unroutable, .. } = published;
         let routable: HashSet<String> = (1..=*orders).map(|number| format!("{prefix}ord-{number}")).collect();
         let unroutable: HashSet<String> = (1..=*unroutable).map(|number| format!("{prefix}typo-{number}")).collect();
-        let settled: HashSet<String> = self.processed.union(&self.dead_letters).cloned().collect();
+        let settled = [&self.processed, &self.dead_letters, &self.cancelled];
+        let settled: HashSet<String> = settled.into_iter().flatten().cloned().collect();
         let lost = routable.iter().filter(|id| !settled.contains(*id) && !self.unrouted.contains(*id));
         problems.add("orders are missing: neither processed nor dead-lettered nor unrouted", lost);
         problems.add("orders were both processed and dead-lettered", self.processed.intersection(&self.dead_letters));
+        problems.add("orders were not cancelled", published.cancelled.difference(&self.cancelled));
+        problems.add("orders were cancelled by nobody", self.cancelled.difference(&published.cancelled));
         problems.add("orders exist that were never published", settled.difference(&routable));
         problems.add("unroutable orders are not in the unrouted queue", unroutable.difference(&self.unrouted));
         let unexplained = self
@@ -75,12 +80,15 @@ impl Records {
         );
     }
 
-    /// Checks that a notification and an analytics event are recorded for each processed order, an analytics event for each
-    /// dead-lettered one, and each event that others published.
+    /// Checks that a notification and an analytics event are recorded for each processed order, the same once more for each that was
+    /// cancelled after that, an analytics event for each dead-lettered one, and each event that others published.
     fn compare_events(&self, published: &Published, problems: &mut Problems) {
         let emitted = |id: &String| [format!("{id}/notification/processed"), format!("{id}/analytics/processed")];
         let failed = self.dead_letters.iter().map(|id| format!("{id}/analytics/failed"));
-        let expected: HashSet<String> = self.processed.iter().flat_map(emitted).chain(failed).collect();
+        let revoked = |id: &String| [format!("{id}/notification/cancelled"), format!("{id}/analytics/cancelled")];
+        let processed = self.processed.iter().chain(&self.cancelled).flat_map(emitted);
+        let cancelled = self.cancelled.iter().flat_map(revoked);
+        let expected: HashSet<String> = processed.chain(cancelled).chain(failed).collect();
         let missing: HashSet<&String> = expected.difference(&self.events).collect();
         let lost = missing.iter().filter(|id| !self.unrouted.contains(**id)).copied();
         problems.add("events about orders are neither recorded nor unrouted", lost);

@@ -80,7 +80,13 @@ impl Books {
     }
 
     /// Compares what was done with what became of the orders.
-    pub fn audit(self, processed: &HashSet<String>, dead_lettered: &HashSet<String>) -> BooksAudit {
+    pub fn audit(
+        self,
+        processed: &HashSet<String>,
+        dead_lettered: &HashSet<String>,
+        cancelled: &HashSet<String>,
+    ) -> BooksAudit {
+        let ended: HashSet<String> = dead_lettered.union(cancelled).cloned().collect();
         let mut problems = Problems::default();
         for (what, undo, doing, undoing) in [
             ("charged", "refunded", Action::Charge, Action::Refund),
@@ -93,11 +99,21 @@ impl Books {
             problems.add(&format!("orders were {undo} twice"), repeated(self.done(undoing)));
             problems.add(&format!("orders are {what}, and neither processed nor {undo}"), kept.difference(processed));
             problems.add(&format!("processed orders are not {what}, or were {undo}"), processed.difference(&kept));
-            problems.add(&format!("orders were {undo}, and not dead-lettered"), undone.difference(dead_lettered));
+            problems.add(
+                &format!("orders were {undo}, and neither dead-lettered nor cancelled"),
+                undone.difference(&ended),
+            );
         }
         let charged = set(self.done(Action::Charge));
         let failed_after_charge = charged.intersection(dead_lettered).count();
-        BooksAudit { processed: processed.len(), failed_after_charge, problems: problems.0, books: self }
+        let cancelled_after_charge = charged.intersection(cancelled).count();
+        BooksAudit {
+            processed: processed.len(),
+            failed_after_charge,
+            cancelled_after_charge,
+            problems: problems.0,
+            books: self,
+        }
     }
 }
 
@@ -129,6 +145,7 @@ pub struct BooksAudit {
     books: Books,
     processed: usize,
     failed_after_charge: usize,
+    cancelled_after_charge: usize,
     problems: Vec<String>,
 }
 
@@ -159,9 +176,11 @@ impl fmt::Display for BooksAudit {
         writeln!(f, "  {:<34} {:>9}\n", "calls answered from the key", self.books.repeated)?;
         let (kept, processed, failed) = (charged.saturating_sub(refunded), self.processed, self.failed_after_charge);
         if self.passed() {
+            let cancelled = self.cancelled_after_charge;
             return write!(
                 f,
-                "  {kept} charged and not refunded = {processed} processed; {refunded} refunded = {failed} failed after the charge"
+                "  {kept} charged and not refunded = {processed} processed; {refunded} refunded = {failed} failed + {cancelled} \
+                 cancelled after the charge"
             );
         }
         writeln!(
@@ -198,7 +217,15 @@ mod tests {
     }
 
     fn passes(books: Books, processed: &[&str], dead: &[&str]) -> bool {
-        books.audit(&ids(processed), &ids(dead)).passed()
+        books.audit(&ids(processed), &ids(dead), &ids(&[])).passed()
+    }
+
+    #[test]
+    fn the_charge_of_a_cancelled_order_is_refunded() {
+        let audit = |cancelled: &[&str]| books().audit(&ids(&["a-2"]), &ids(&[]), &ids(cancelled)).passed();
+        assert!(audit(&["a-90"]));
+        assert!(!audit(&[]));
+        assert!(!audit(&["a-90", "a-2"]), "it is still charged");
     }
 
     #[test]
