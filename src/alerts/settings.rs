@@ -128,7 +128,7 @@ mod tests {
     use crate::config::{Config, LoadError, Loaded, Sources};
     use crate::handlers;
 
-    const SMTP: &str = "type = \"smtp\"\naddress = \"localhost\"\ntls = \"none\"\nfrom = \"a@example.com\"\n";
+    const SMTP: &str = "type = \"smtp\"\naddress = \"localhost\"\ntls = \"none\"\nfrom = \"Lamps <a@example.com>\"\n";
     const CHAT: &str = "type = \"webhook\"\npreset = \"slack\"\nhttp = { url = \"http://127.0.0.1:1/\" }\n";
 
     fn load(file: &str) -> Result<Loaded, Vec<String>> {
