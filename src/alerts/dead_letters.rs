@@ -11,13 +11,22 @@ pub(super) type DeadLetterKey = (String, String);
 /// How finely times are kept: the window has this many parts, so its memory is limited.
 const PARTS: u32 = 60;
 
+/// One moment on both clocks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Moment {
+    /// For display, and for what instances share.
+    pub wall: Timestamp,
+    /// The time since the process began to observe: for what only it remembers, because the other clock may be set.
+    pub uptime: Duration,
+}
+
 /// The growth within the window.
 #[derive(Debug, Default)]
 pub(super) struct DeadLetterWindow {
-    /// The counters at the last observation; `None` before the first.
-    counters: Option<BTreeMap<DeadLetterKey, u64>>,
+    /// The counters at the last observation.
+    counters: BTreeMap<DeadLetterKey, u64>,
     /// When they grew, and by how much.
-    growth: BTreeMap<DeadLetterKey, VecDeque<(Timestamp, u64)>>,
+    growth: BTreeMap<DeadLetterKey, VecDeque<(Moment, u64)>>,
 }
 
 /// What was dead-lettered within the window.
@@ -29,41 +38,41 @@ pub(super) struct Growth {
 }
 
 impl DeadLetterWindow {
-    /// Takes the counters' present values. What they had before the first call does not count: it happened before.
-    pub fn observe(&mut self, counters: BTreeMap<DeadLetterKey, u64>, now: Timestamp, window: Duration) {
-        let former = self.counters.replace(counters.clone());
-        if let Some(former) = former {
-            for (key, count) in counters {
-                let more = count.saturating_sub(former.get(&key).copied().unwrap_or(0));
-                if more > 0 {
-                    self.add(key, more, now, window / PARTS);
-                }
+    /// What these counters have already does not count.
+    pub fn skip(&mut self, counters: BTreeMap<DeadLetterKey, u64>) {
+        *self = DeadLetterWindow { counters, growth: BTreeMap::new() };
+    }
+
+    /// Takes the counters' present values. They begin at 0 with the process.
+    pub fn observe(&mut self, counters: BTreeMap<DeadLetterKey, u64>, now: Moment, window: Duration) {
+        let former = std::mem::replace(&mut self.counters, counters.clone());
+        for (key, count) in counters {
+            let more = count.saturating_sub(former.get(&key).copied().unwrap_or(0));
+            if more > 0 {
+                self.add(key, more, now, window / PARTS);
             }
         }
-        let begin = now.checked_sub(window).unwrap_or(Timestamp::MIN);
         for growth in self.growth.values_mut() {
-            while growth.front().is_some_and(|(at, _)| *at <= begin) {
+            while growth.front().is_some_and(|(at, _)| at.uptime.saturating_add(window) <= now.uptime) {
                 growth.pop_front();
             }
         }
         self.growth.retain(|_, growth| !growth.is_empty());
     }
 
-    fn add(&mut self, key: DeadLetterKey, more: u64, now: Timestamp, part: Duration) {
+    fn add(&mut self, key: DeadLetterKey, more: u64, now: Moment, part: Duration) {
         let growth = self.growth.entry(key).or_default();
-        let is_within = |at: Timestamp| now.duration_since(at).unsigned_abs() < part;
         match growth.back_mut() {
-            Some((at, count)) if is_within(*at) => *count += more,
+            Some((at, count)) if now.uptime.saturating_sub(at.uptime) < part => *count += more,
             Some(_) | None => growth.push_back((now, more)),
         }
     }
 
-    /// The counts within the window that are at least `limit`.
-    pub fn at_least(&self, limit: u64) -> impl Iterator<Item = (&DeadLetterKey, Growth)> {
-        self.growth.iter().filter_map(move |(key, growth)| {
+    /// The counts within the window.
+    pub fn grown(&self) -> impl Iterator<Item = (&DeadLetterKey, Growth)> {
+        self.growth.iter().filter_map(|(key, growth)| {
             let count = growth.iter().map(|(_, count)| count).sum();
-            let since = growth.front()?.0;
-            (count >= limit).then_some((key, Growth { count, since }))
+            Some((key, Growth { count, since: growth.front()?.0.wall }))
         })
     }
 }
@@ -74,39 +83,49 @@ mod tests {
 
     const WINDOW: Duration = Duration::from_secs(600);
 
-    fn at(second: i64) -> Timestamp {
-        Timestamp::from_second(second).unwrap()
+    /// The wall clock is set back by an hour at second 300.
+    fn at(second: u64) -> Moment {
+        let wall = if second < 300 { 10_000 + second } else { 6_400 + second };
+        Moment { wall: Timestamp::from_second(wall.cast_signed()).unwrap(), uptime: Duration::from_secs(second) }
     }
 
     fn counters(count: u64) -> BTreeMap<DeadLetterKey, u64> {
         [(("order".to_owned(), "permanent".to_owned()), count)].into()
     }
 
-    fn counts(window: &DeadLetterWindow, limit: u64) -> Vec<(u64, i64)> {
-        window.at_least(limit).map(|(_, growth)| (growth.count, growth.since.as_second())).collect()
+    fn counts(window: &DeadLetterWindow) -> Vec<(u64, i64)> {
+        window.grown().map(|(_, growth)| (growth.count, growth.since.as_second() - 10_000)).collect()
     }
 
     #[test]
-    fn only_what_is_dead_lettered_while_the_daemon_runs_and_within_the_window_counts() {
+    fn what_is_dead_lettered_before_the_first_observation_counts_and_only_within_the_window() {
         let mut window = DeadLetterWindow::default();
-        window.observe(counters(7), at(0), WINDOW);
-        assert!(counts(&window, 1).is_empty(), "before the first observation");
-        window.observe(counters(9), at(10), WINDOW);
-        window.observe(counters(12), at(100), WINDOW);
-        assert_eq!((counts(&window, 5), counts(&window, 6)), (vec![(5, 10)], vec![]));
-        window.observe(counters(12), at(611), WINDOW);
-        assert_eq!(counts(&window, 1), [(3, 100)]);
-        window.observe(counters(12), at(701), WINDOW);
-        assert!(counts(&window, 1).is_empty());
+        window.observe(counters(2), at(10), WINDOW);
+        window.observe(counters(5), at(100), WINDOW);
+        assert_eq!(counts(&window), [(5, 10)]);
+        window.observe(counters(5), at(611), WINDOW);
+        assert_eq!(counts(&window), [(3, 100)], "although the clock was set back");
+        window.observe(counters(5), at(701), WINDOW);
+        assert!(counts(&window).is_empty());
+    }
+
+    #[test]
+    fn what_was_dead_lettered_before_alerts_were_configured_does_not_count() {
+        let mut window = DeadLetterWindow::default();
+        window.skip(counters(7));
+        window.observe(counters(7), at(10), WINDOW);
+        assert!(counts(&window).is_empty());
+        window.observe(counters(8), at(20), WINDOW);
+        assert_eq!(counts(&window), [(1, 20)]);
     }
 
     #[test]
     fn a_stream_of_dead_letters_takes_limited_memory() {
         let mut window = DeadLetterWindow::default();
         for second in 0..5_000 {
-            window.observe(counters(second), at(second.cast_signed()), WINDOW);
+            window.observe(counters(second), at(second), WINDOW);
         }
         assert!(window.growth.values().all(|growth| growth.len() <= PARTS as usize + 1));
-        assert!((580..=600).contains(&counts(&window, 1)[0].0), "{:?}", counts(&window, 1));
+        assert!((580..=600).contains(&counts(&window)[0].0), "{:?}", counts(&window));
     }
 }

@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use super::observation::runbook_entry;
+use super::observation::{CauseKind, is_event, runbook_entry};
 use super::tracker::Due;
 use crate::config::duration;
 use crate::ledger::AlertRecord;
@@ -32,8 +32,9 @@ pub(super) fn message(due: &Due, number: u64) -> Message {
     let alerts = &due.alerts;
     let mut hash = Sha256::new();
     for alert in alerts {
-        let resolved = if alert.resolved_at.is_some() { "resolved" } else { "open" };
-        for part in [&alert.scope, &alert.cause, &alert.opened_at.to_string(), resolved] {
+        // As precise as the ledger records it, so that the id is the same after a restart.
+        let opened_at = alert.opened_at.as_millisecond().to_string();
+        for part in [&alert.scope, &alert.cause, &opened_at, state(alert)] {
             hash.update(part.as_bytes());
             hash.update([0]);
         }
@@ -69,12 +70,12 @@ fn body(alerts: &[AlertRecord]) -> Value {
         count => format!("{first}, and {} more", count - 1),
     };
     let text = match alerts {
-        [alert] => alert.detail.clone(),
+        [alert] => detail(alert).to_owned(),
         alerts => {
             let shown = alerts.iter().take(MAX_LISTED);
             let shown: Vec<String> = shown
                 .map(|alert| match alert.resolved_at {
-                    Some(_) => format!("resolved: {}", alert.title),
+                    Some(_) => format!("{}: {}", state(alert), alert.title),
                     None => alert.title.clone(),
                 })
                 .collect();
@@ -91,16 +92,37 @@ fn body(alerts: &[AlertRecord]) -> Value {
     })
 }
 
+/// What has happened is not resolved by not happening again.
+fn state(alert: &AlertRecord) -> &'static str {
+    match alert.resolved_at {
+        None => "open",
+        Some(_) if is_event(&alert.cause) => "ended",
+        Some(_) => "resolved",
+    }
+}
+
+fn detail(alert: &AlertRecord) -> &str {
+    match (state(alert), CauseKind::of(&alert.cause)) {
+        ("ended", Some(CauseKind::DeadLetters)) => {
+            "No more are dead-lettered for now. Those that were still have to be dealt with, as the runbook says"
+        }
+        ("ended", _) => {
+            "It has not happened again. What has happened may still have to be dealt with, as the runbook says"
+        }
+        _ => &alert.detail,
+    }
+}
+
 fn listed(alert: &AlertRecord) -> Value {
-    let AlertRecord { scope, cause, title, detail, instance, opened_at, observed_at: _, resolved_at, reported_at } =
+    let AlertRecord { scope, cause, title, detail: _, instance, opened_at, observed_at: _, resolved_at, reported_at } =
         alert;
     let lasted = resolved_at.map(|at| duration::format(whole_seconds(at.duration_since(*opened_at))));
     json!({
-        "state": if resolved_at.is_some() { "resolved" } else { "open" },
+        "state": state(alert),
         "repeated": resolved_at.is_none() && reported_at.is_some(),
         "cause": cause,
         "title": title,
-        "detail": detail,
+        "detail": detail(alert),
         "since": opened_at,
         "resolved_at": resolved_at,
         "lasted": lasted,
@@ -158,6 +180,22 @@ mod tests {
         assert_eq!((body["alerts"].as_array().unwrap().len(), &body["more"]), (MAX_LISTED, &json!(80)));
         assert_eq!(body["resolved"], json!(false));
         assert!(body.to_string().len() < 10_000);
+    }
+
+    #[test]
+    fn the_end_of_what_has_happened_does_not_say_that_it_is_resolved() {
+        for cause in ["dead_letters/order/undo_failed", "dead_letters/order/permanent", "finding/redeclared/orders"] {
+            let (_, body) = built(vec![alert(cause, Some(90))]);
+            assert_eq!(body["alerts"][0]["state"], "ended", "{cause}");
+            assert_ne!(body["text"], "Details", "{cause}");
+        }
+    }
+
+    #[test]
+    fn a_message_that_is_sent_again_after_a_restart_has_the_same_id() {
+        let precise = AlertRecord { opened_at: Timestamp::new(60, 12_345_678).unwrap(), ..alert("a", None) };
+        let recorded = AlertRecord { opened_at: Timestamp::new(60, 12_000_000).unwrap(), ..alert("a", None) };
+        assert_eq!(built(vec![precise]).0, built(vec![recorded]).0);
     }
 
     #[test]

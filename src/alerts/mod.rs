@@ -23,4 +23,4 @@ pub use message::test_message;
 pub use observation::{AlertScopes, LocalState};
 pub use settings::AlertSettings;
 pub use status::{AlertsStatus, OpenAlert};
-pub use task::{AlertDeps, run};
+pub use task::{AlertDeps, AlertHistory, run};

@@ -3,12 +3,12 @@
 //! Names and conditions are those of `config/prometheus/orderd.rules.yml` where it has them. It never decides whether a cause is an
 //! alert: it may have begun just now.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::dead_letters::{DeadLetterKey, DeadLetterWindow, Growth};
+use super::dead_letters::{DeadLetterKey, DeadLetterWindow, Growth, Moment};
 use super::settings::DeadLetterLimit;
 use crate::config::duration;
 use crate::control::{ReloadOutcome, ReloadReport};
@@ -19,6 +19,8 @@ use crate::steps::{BreakerKind, BreakerReading, BreakerState};
 /// The longest title and the longest explanation, in characters.
 const MAX_TITLE_CHARS: usize = 160;
 const MAX_DETAIL_CHARS: usize = 1_000;
+/// The reason of dead letters whose steps could not be undone. One is enough for an alert.
+const UNDO_FAILED: &str = "undo_failed";
 /// How long a consumer with waiting messages must have been paused.
 const PAUSED_FOR: Duration = Duration::from_secs(15 * 60);
 
@@ -55,16 +57,18 @@ pub(super) struct Cause {
     pub title: String,
     pub detail: String,
     pub since: Timestamp,
-    /// How long it must last at least, whatever is configured.
+    /// How long it must have been seen before it is an alert. Zero for what has happened, and so cannot pass.
     pub wait: Duration,
 }
 
 /// All causes at one moment.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Observation {
     pub causes: Vec<Cause>,
-    /// The scopes of which every cause is seen. Causes of another scope may last although they are not seen.
-    pub complete: BTreeSet<String>,
+    /// Where this instance sees causes.
+    pub scopes: AlertScopes,
+    /// Whether it sees all findings. If not, findings may last although they are not seen.
+    pub sees_findings: bool,
 }
 
 /// The kinds of causes; also the values of a metric label.
@@ -95,17 +99,54 @@ impl CauseKind {
     }
 }
 
+/// Whether a cause is something that has happened. Then its alert ends once it has not happened again for some time, which
+/// corrects nothing.
+pub(super) fn is_event(id: &str) -> bool {
+    match CauseKind::of(id) {
+        Some(CauseKind::DeadLetters) => true,
+        Some(CauseKind::Finding) => finding_kind(id).is_some_and(is_event_finding),
+        Some(CauseKind::Breaker | CauseKind::Reload) | None => false,
+    }
+}
+
+/// Whether findings of this kind are events, which are shown for some time after they have happened.
+fn is_event_finding(kind: FindingKind) -> bool {
+    match kind {
+        FindingKind::Redeclared
+        | FindingKind::AckedByOthers
+        | FindingKind::AcksMissing
+        | FindingKind::DeliveriesMissing
+        | FindingKind::PublishesMissing
+        | FindingKind::TakenByOthers
+        | FindingKind::UndoFailed => true,
+        FindingKind::ExchangeMissing
+        | FindingKind::QueueMissing
+        | FindingKind::BindingMissing
+        | FindingKind::ExchangeMismatch
+        | FindingKind::QueueMismatch
+        | FindingKind::DangerousPolicy
+        | FindingKind::ShortConsumerTimeout
+        | FindingKind::NoConsumer
+        | FindingKind::ConsumerPaused
+        | FindingKind::UnackedNotHeld
+        | FindingKind::DeadLettersHeld
+        | FindingKind::RetriesOverdue => false,
+    }
+}
+
+fn finding_kind(id: &str) -> Option<FindingKind> {
+    let word = id.split('/').nth(1).unwrap_or_default();
+    FindingKind::ALL.into_iter().find(|kind| kind.as_str() == word)
+}
+
 /// The entry of the runbook about a cause.
 pub(super) fn runbook_entry(id: &str) -> &'static str {
     match CauseKind::of(id) {
+        Some(CauseKind::DeadLetters) if id.ends_with("/undo_failed") => "OrderdUndoFailed",
         Some(CauseKind::DeadLetters) => "OrderdDeadLettersGrowing",
         Some(CauseKind::Breaker) => "OrderdStepUnavailable",
         Some(CauseKind::Reload) => "OrderdConfigRejected",
-        Some(CauseKind::Finding) => {
-            let word = id.split('/').nth(1).unwrap_or_default();
-            let kind = FindingKind::ALL.into_iter().find(|kind| kind.as_str() == word);
-            kind.map_or("Alerts", finding_entry)
-        }
+        Some(CauseKind::Finding) => finding_kind(id).map_or("Alerts", finding_entry),
         None => "Alerts",
     }
 }
@@ -132,34 +173,34 @@ fn finding_entry(kind: FindingKind) -> &'static str {
     }
 }
 
-/// Every cause at this moment.
+/// Every cause at this moment. States that may pass are to be seen for `open_after`.
 pub(super) fn observe(
     state: &LocalState,
     scopes: &AlertScopes,
     dead_letters: &mut DeadLetterWindow,
     limit: DeadLetterLimit,
-    now: Timestamp,
+    open_after: Duration,
+    moment: Moment,
 ) -> Observation {
-    dead_letters.observe(state.dead_letters.clone(), now, limit.window);
-    // Messages that orderd does not hold are acked by themselves, or become another finding.
-    let findings = state.findings.iter().filter(|finding| finding.kind != FindingKind::UnackedNotHeld);
-    let open = [BreakerState::Open, BreakerState::HalfOpen];
-    let breakers = state.breakers.iter().filter(|breaker| open.contains(&breaker.state));
+    dead_letters.observe(state.dead_letters.clone(), moment, limit.window);
+    // Messages that orderd does not hold are acked by themselves, or become another finding. An undo that failed is an alert about
+    // dead letters.
+    let is_alert = |kind| !matches!(kind, FindingKind::UnackedNotHeld | FindingKind::UndoFailed);
+    let findings = state.findings.iter().filter(|finding| is_alert(finding.kind));
+    // Trials and the ramp-up are part of the time in which the service is unavailable.
+    let breakers = state.breakers.iter().filter(|breaker| breaker.state != BreakerState::Closed);
     let rejected = state.last_reload.iter().filter(|(_, report)| report.outcome == ReloadOutcome::Rejected);
     let causes = findings
-        .map(|finding| finding_cause(finding, &scopes.broker))
+        .map(|finding| finding_cause(finding, &scopes.broker, open_after))
         .chain(
             dead_letters
-                .at_least(limit.count)
+                .grown()
+                .filter(|((_, reason), growth)| growth.count >= limit.count || reason == UNDO_FAILED)
                 .map(|(key, growth)| dead_letter_cause(key, &growth, limit, &scopes.broker)),
         )
-        .chain(breakers.map(|breaker| breaker_cause(breaker, &scopes.instance)))
+        .chain(breakers.map(|breaker| breaker_cause(breaker, &scopes.instance, open_after)))
         .chain(rejected.map(|(at, report)| reload_cause(*at, report, &scopes.instance)));
-    let mut complete = BTreeSet::from([scopes.instance.clone()]);
-    if state.api == ApiState::Fresh {
-        complete.insert(scopes.broker.clone());
-    }
-    Observation { causes: causes.collect(), complete }
+    Observation { causes: causes.collect(), scopes: scopes.clone(), sees_findings: state.api == ApiState::Fresh }
 }
 
 fn cause(scope: &str, id: &[&str], title: &str, detail: &str, since: Timestamp) -> Cause {
@@ -182,7 +223,7 @@ fn limited(text: &str, max: usize) -> String {
     }
 }
 
-fn finding_cause(finding: &Finding, scope: &str) -> Cause {
+fn finding_cause(finding: &Finding, scope: &str, open_after: Duration) -> Cause {
     let subject = finding.subject();
     let what = match finding.kind {
         FindingKind::ExchangeMissing => format!("Exchange {subject:?} does not exist"),
@@ -213,26 +254,40 @@ fn finding_cause(finding: &Finding, scope: &str) -> Cause {
     let id = ["finding", finding.kind.as_str(), subject, routing_key];
     let id = if routing_key.is_empty() { &id[..3] } else { &id };
     let cause = cause(scope, id, &what, &format!("{count}{}", finding.detail), finding.since);
-    let wait = if finding.kind == FindingKind::ConsumerPaused { PAUSED_FOR } else { Duration::ZERO };
+    let wait = match finding.kind {
+        FindingKind::ConsumerPaused => open_after.max(PAUSED_FOR),
+        kind if is_event_finding(kind) => Duration::ZERO,
+        _ => open_after,
+    };
     Cause { wait, ..cause }
 }
 
 fn dead_letter_cause(key: &DeadLetterKey, growth: &Growth, limit: DeadLetterLimit, scope: &str) -> Cause {
     let (consumer, reason) = key;
-    let title = format!("Messages of consumer {consumer:?} are dead-lettered ({reason})");
+    let title = match reason.as_str() {
+        UNDO_FAILED => format!("Steps of dead-lettered messages of consumer {consumer:?} could not be undone"),
+        reason => format!("Messages of consumer {consumer:?} are dead-lettered ({reason})"),
+    };
     let detail = format!("{} in the last {}", growth.count, duration::format(limit.window));
     cause(scope, &["dead_letters", consumer, reason], &title, &detail, growth.since)
 }
 
-fn breaker_cause(breaker: &BreakerReading, scope: &str) -> Cause {
-    let BreakerReading { consumer, kind, name, since, waiting, last_failure, .. } = breaker;
+/// Without what the service has answered, which may be about customers: alerts leave the shop's machines.
+fn breaker_cause(breaker: &BreakerReading, scope: &str, open_after: Duration) -> Cause {
+    let BreakerReading { consumer, kind, name, state, since, waiting, last_code, .. } = breaker;
     let title = match kind {
         BreakerKind::Channel => format!("Notification channel {name:?} is unavailable"),
         BreakerKind::Step => format!("Step {name:?} of consumer {consumer:?} is unavailable"),
     };
-    let failure = last_failure.as_deref().map_or_else(String::new, |failure| format!(", last failure: {failure}"));
-    let detail = format!("The circuit breaker is open{failure}; {waiting} deliveries wait besides those in the queue");
-    cause(scope, &["breaker", consumer, name], &title, &detail, *since)
+    let state = match state {
+        BreakerState::Open | BreakerState::HalfOpen => "open",
+        BreakerState::RampUp | BreakerState::Closed => "about to close, and lets few calls through",
+    };
+    let failure = last_code.as_deref().map_or_else(String::new, |code| format!(", last failure: {code}"));
+    let detail = format!(
+        "The circuit breaker is {state}{failure}; {waiting} deliveries wait besides those in the queue. `orderd status` has more"
+    );
+    Cause { wait: open_after, ..cause(scope, &["breaker", consumer, name], &title, &detail, *since) }
 }
 
 fn reload_cause(at: Timestamp, report: &ReloadReport, scope: &str) -> Cause {
@@ -276,7 +331,8 @@ mod tests {
             calls: 10,
             failures: 10,
             waiting: 4,
-            last_failure: Some("x".repeat(5_000)),
+            last_failure: Some("transient (http_503): ada@example.com".to_owned()),
+            last_code: Some("http_503".to_owned()),
         }
     }
 
@@ -287,30 +343,41 @@ mod tests {
         ReloadReport { outcome, generation, changes, applied_after_ms: None, problems, temporary: false, notes }
     }
 
+    const OPEN_AFTER: Duration = Duration::from_secs(60);
+
+    fn observed(state: &LocalState) -> Observation {
+        let moment = Moment { wall: at(10), uptime: Duration::from_secs(10) };
+        observe(state, &scopes(), &mut DeadLetterWindow::default(), LIMIT, OPEN_AFTER, moment)
+    }
+
     fn ids(state: &LocalState) -> Vec<String> {
-        let observation = observe(state, &scopes(), &mut DeadLetterWindow::default(), LIMIT, at(10));
-        observation.causes.into_iter().map(|cause| cause.id).collect()
+        observed(state).causes.into_iter().map(|cause| cause.id).collect()
     }
 
     #[test]
     fn every_kind_of_cause_has_an_id_that_does_not_change_and_one_line_of_limited_text() {
-        let mut state = LocalState {
+        let state = LocalState {
             api: ApiState::Fresh,
             findings: FindingKind::ALL.map(finding).to_vec(),
-            breakers: vec![breaker(BreakerState::Open, "charge"), breaker(BreakerState::HalfOpen, "email")],
+            breakers: vec![breaker(BreakerState::Open, "charge"), breaker(BreakerState::RampUp, "email")],
             last_reload: Some((at(3), report(ReloadOutcome::Rejected))),
-            dead_letters: [(("order".to_owned(), "permanent".to_owned()), 0)].into(),
+            dead_letters: [("order", "permanent", 5), ("order", "undo_failed", 1), ("order", "malformed", 1)]
+                .map(|(consumer, reason, count)| ((consumer.to_owned(), reason.to_owned()), count))
+                .into(),
         };
-        let mut window = DeadLetterWindow::default();
-        observe(&state, &scopes(), &mut window, LIMIT, at(9));
-        *state.dead_letters.values_mut().next().unwrap() = 5;
-        let observation = observe(&state, &scopes(), &mut window, LIMIT, at(10));
+        let observation = observed(&state);
         let mut ids: Vec<&str> = observation.causes.iter().map(|cause| cause.id.as_str()).collect();
         assert!(ids.contains(&"finding/queue_missing/a\\r\\nBcc: eve"), "{ids:?}");
-        for id in ["dead_letters/order/permanent", "breaker/order/charge", "breaker/order/email", "reload"] {
+        for id in [
+            "dead_letters/order/permanent",
+            "dead_letters/order/undo_failed",
+            "breaker/order/charge",
+            "breaker/order/email",
+            "reload",
+        ] {
             assert!(ids.contains(&id), "{id}");
         }
-        assert_eq!(ids.len(), FindingKind::ALL.len() - 1 + 4);
+        assert_eq!(ids.len(), FindingKind::ALL.len() - 2 + 5);
         ids.sort_unstable();
         ids.dedup();
         assert_eq!(ids.len(), observation.causes.len(), "two causes have one id");
@@ -318,14 +385,23 @@ mod tests {
             assert!(!cause.title.contains(char::is_control) && !cause.detail.contains(char::is_control), "{cause:?}");
             assert!(cause.detail.chars().count() <= MAX_DETAIL_CHARS + 1, "{cause:?}");
             assert!(runbook_entry(&cause.id).starts_with("Orderd"), "{cause:?}");
+            let must_last = !is_event(&cause.id) && cause.id != "reload";
+            assert_eq!(cause.wait >= OPEN_AFTER, must_last, "what has happened is an alert at once: {cause:?}");
         }
-        assert_eq!(observation.complete.len(), 2);
+        assert!(observation.sees_findings);
+    }
+
+    #[test]
+    fn what_a_service_answers_is_in_no_alert() {
+        let state = LocalState { breakers: vec![breaker(BreakerState::Open, "charge")], ..LocalState::default() };
+        let cause = observed(&state).causes.remove(0);
+        assert!(cause.detail.contains("http_503") && !cause.detail.contains("ada"), "{cause:?}");
     }
 
     #[test]
     fn closed_breakers_and_accepted_reloads_are_no_causes_and_without_the_management_api_findings_may_last() {
         let mut state = LocalState {
-            breakers: vec![breaker(BreakerState::Closed, "charge"), breaker(BreakerState::RampUp, "email")],
+            breakers: vec![breaker(BreakerState::Closed, "charge")],
             last_reload: Some((at(3), report(ReloadOutcome::Applied))),
             ..LocalState::default()
         };
@@ -333,7 +409,6 @@ mod tests {
             state.last_reload = Some((at(3), report(outcome)));
             assert!(ids(&state).is_empty());
         }
-        let observation = observe(&state, &scopes(), &mut DeadLetterWindow::default(), LIMIT, at(10));
-        assert_eq!(observation.complete, [scopes().instance].into());
+        assert!(!observed(&state).sees_findings);
     }
 }

@@ -14,7 +14,8 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::observation::{Cause, Observation};
+use super::dead_letters::Moment;
+use super::observation::{AlertScopes, Cause, CauseKind, Observation};
 use super::settings::AlertTimes;
 use crate::ledger::{AlertBook, AlertRecord};
 
@@ -22,32 +23,42 @@ use crate::ledger::{AlertBook, AlertRecord};
 const MAX_ALERTS: usize = 200;
 /// How old the recorded time of an observation may become at most while a cause lasts.
 const MAX_REFRESH: Duration = Duration::from_secs(60);
-/// After this time, an alert ends of which this process cannot know whether its cause lasts: that of an instance which has stopped.
-const ABANDONED_AFTER: Duration = Duration::from_secs(86_400);
+/// How long findings are not seen at most although they last, after the poller has begun: some need a minute, and the details of each
+/// queue.
+const FINDINGS_DELAY: Duration = Duration::from_secs(120);
+/// After this time, the alert about a finding ends that no instance can see: without the management API, it may last.
+const UNSEEN_FINDING: Duration = Duration::from_secs(86_400);
+/// After this time, an alert ends of an instance that has stopped. Its cause ended with it, and while it ran it refreshed the alert.
+const STOPPED_INSTANCE: Duration = Duration::from_secs(15 * 60);
+
+/// The longest time for which a process may send while others do not.
+pub(super) const MAX_LEASE: Duration = Duration::from_secs(3_600);
 
 type AlertKey = (String, String);
 
-/// What this process remembers about causes.
+/// What this process remembers about causes. Times are since it began to observe, so that no clock can be set.
 #[derive(Debug, Default)]
 pub(super) struct Tracker {
+    now: Duration,
+    /// Since when it observes.
+    begun: Option<Duration>,
     /// Since when each cause has been seen without a gap.
-    seen_since: BTreeMap<AlertKey, Timestamp>,
-    /// Since when every cause of a scope has been seen without a gap.
-    complete_since: BTreeMap<String, Timestamp>,
+    seen_since: BTreeMap<AlertKey, Duration>,
+    /// Since when all findings have been seen without a gap.
+    findings_since: Option<Duration>,
 }
 
 impl Tracker {
     /// Takes an observation. To be called once for each, before [`Tracker::next`].
-    pub fn observe(&mut self, observation: &Observation, now: Timestamp) {
+    pub fn observe(&mut self, observation: &Observation, now: Moment) {
+        self.now = now.uptime;
+        self.begun.get_or_insert(now.uptime);
         let keys: BTreeSet<AlertKey> = observation.causes.iter().map(key).collect();
         self.seen_since.retain(|key, _| keys.contains(key));
         for key in keys {
-            self.seen_since.entry(key).or_insert(now);
+            self.seen_since.entry(key).or_insert(now.uptime);
         }
-        self.complete_since.retain(|scope, _| observation.complete.contains(scope));
-        for scope in &observation.complete {
-            self.complete_since.entry(scope.clone()).or_insert(now);
-        }
+        self.findings_since = observation.sees_findings.then(|| self.findings_since.unwrap_or(now.uptime));
     }
 
     /// What is to be recorded after this observation, in place of `book`; equal to it if nothing changes.
@@ -65,15 +76,19 @@ impl Tracker {
         for alert in &mut next.alerts {
             match causes.remove(&(alert.scope.clone(), alert.cause.clone())) {
                 Some(cause) => continues(alert, cause, times, now),
-                None if alert.resolved_at.is_none() && self.has_ended(alert, times, now) => {
+                // The clock was set back.
+                None if alert.observed_at > now && elapsed(now, alert.observed_at) > MAX_REFRESH => {
+                    alert.observed_at = now;
+                }
+                None if alert.resolved_at.is_none() && self.has_ended(alert, &observation.scopes, times, now) => {
                     alert.resolved_at = Some(alert.observed_at.max(alert.opened_at));
                 }
                 None => {}
             }
         }
         for (key, cause) in causes {
-            let seen = self.seen_since.get(&key).map_or(Duration::ZERO, |since| elapsed(*since, now));
-            if next.alerts.len() < MAX_ALERTS && seen >= times.open_after.max(cause.wait) {
+            let seen = self.seen_since.get(&key).map_or(Duration::ZERO, |since| self.now.saturating_sub(*since));
+            if next.alerts.len() < MAX_ALERTS && seen >= cause.wait {
                 next.alerts.push(opened(cause, instance, now));
             }
         }
@@ -81,10 +96,23 @@ impl Tracker {
         next
     }
 
-    fn has_ended(&self, alert: &AlertRecord, times: &AlertTimes, now: Timestamp) -> bool {
-        let complete = self.complete_since.get(&alert.scope).map(|since| elapsed(*since, now));
-        let is_certain = complete.is_some_and(|complete| complete >= times.resolved_after);
-        elapsed(alert.observed_at, now) >= if is_certain { times.resolved_after } else { ABANDONED_AFTER }
+    /// Whether the cause of an alert that is not seen has ended.
+    fn has_ended(&self, alert: &AlertRecord, scopes: &AlertScopes, times: &AlertTimes, now: Timestamp) -> bool {
+        let unseen = elapsed(alert.observed_at, now);
+        let seen_by_this = |after: Duration, since: Option<Duration>| {
+            unseen >= after && since.is_some_and(|since| self.now.saturating_sub(since) >= after)
+        };
+        let is_own = alert.scope == scopes.broker || alert.scope == scopes.instance;
+        match CauseKind::of(&alert.cause) {
+            Some(CauseKind::Finding) => {
+                let after = times.resolved_after.max(FINDINGS_DELAY);
+                unseen >= UNSEEN_FINDING || is_own && seen_by_this(after, self.findings_since)
+            }
+            Some(CauseKind::DeadLetters | CauseKind::Breaker | CauseKind::Reload) | None => {
+                let stopped = unseen >= times.resolved_after.max(STOPPED_INSTANCE);
+                stopped || is_own && seen_by_this(times.resolved_after, self.begun)
+            }
+        }
     }
 }
 
@@ -141,10 +169,14 @@ pub(super) fn unsent<'b>(
     })
 }
 
-/// The message that may be sent now, if any. `owner` is this process.
+/// The message that may be sent now, if any. `owner` is this process. A time further ahead than `MAX_LEASE` was written before the clock
+/// was set back.
 pub(super) fn due(book: &AlertBook, times: &AlertTimes, owner: &str, now: Timestamp) -> Option<Due> {
     let is_early = book.sent_at.is_some_and(|sent| sent <= now && elapsed(sent, now) < times.interval);
-    let is_taken = book.sender.as_ref().is_some_and(|(sender, until)| sender != owner && *until > now);
+    let is_taken = book
+        .sender
+        .as_ref()
+        .is_some_and(|(sender, until)| sender != owner && *until > now && elapsed(now, *until) <= MAX_LEASE);
     if is_early || is_taken {
         return None;
     }

@@ -6,10 +6,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::Timestamp;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::error;
 
-use crate::alerts::{self, AlertDeps, AlertScopes, AlertSettings, LocalState};
+use crate::alerts::{self, AlertDeps, AlertHistory, AlertScopes, AlertSettings, LocalState};
 use crate::config::Config;
 use crate::instance;
 use crate::ledger::Ledger;
@@ -28,7 +30,10 @@ pub(super) struct Alerting {
     /// The file of notifications.
     log: Arc<dyn Channel>,
     shutdown: Shutdown,
-    task: Option<AbortOnDropHandle<()>>,
+    /// What the tasks one after another have counted.
+    history: Arc<AlertHistory>,
+    /// Stops the task; aborting it would send again what it is sending.
+    task: Option<(CancellationToken, AbortOnDropHandle<()>)>,
 }
 
 impl Alerting {
@@ -41,17 +46,22 @@ impl Alerting {
         shutdown: &Shutdown,
     ) -> Self {
         let (registry, ledger, shutdown) = (Arc::clone(registry), Arc::clone(ledger), shutdown.clone());
-        let mut this = Alerting { registry, ledger, log, shutdown, task: None };
-        this.set(config).await;
+        let mut this = Alerting { registry, ledger, log, shutdown, history: Arc::default(), task: None };
+        // What has been dead-lettered since the start of the process counts.
+        this.replace(config).await;
         this
     }
 
     /// Replaces the task by one for this configuration. What is open is in the ledger, so nothing is sent again.
     pub async fn set(&mut self, config: &Config) {
-        if let Some(former) = self.task.take() {
-            former.abort();
-            let _ = former.await;
+        if self.task.is_none() {
+            self.history.skip(dead_letters(&self.registry));
         }
+        self.replace(config).await;
+    }
+
+    async fn replace(&mut self, config: &Config) {
+        self.stop().await;
         let Some(settings) = config.alerts.constructor::<AlertSettings>() else {
             self.registry.alerts().send_replace(None);
             return;
@@ -64,18 +74,26 @@ impl Alerting {
             ledger: self.ledger.clone(),
             channel: Arc::new(channel),
             status: self.registry.alerts().clone(),
-            shutdown: self.shutdown.clone(),
+            clock: Timestamp::now,
+            history: Arc::clone(&self.history),
+            stop: CancellationToken::new(),
         };
-        self.task = Some(AbortOnDropHandle::new(tokio::spawn(run_supervised(settings.clone(), deps))));
+        let stop = deps.stop.clone();
+        let running = tokio::spawn(run_supervised(settings.clone(), deps, self.shutdown.clone()));
+        self.task = Some((stop, AbortOnDropHandle::new(running)));
     }
 
-    /// Waits for the task to end. Call it only once a shutdown has begun.
-    pub async fn finish(self) {
-        if let Some(task) = self.task
-            && let Err(died) = task.await
-        {
+    async fn stop(&mut self) {
+        let Some((stop, task)) = self.task.take() else { return };
+        stop.cancel();
+        if let Err(died) = task.await {
             error!(error = %died, "the task that sends alerts died");
         }
+    }
+
+    /// Stops the task. It records what was dead-lettered until now, so call it once all deliveries are settled.
+    pub async fn finish(mut self) {
+        self.stop().await;
     }
 }
 
@@ -87,28 +105,37 @@ fn scopes(config: &Config, path: &str) -> AlertScopes {
 
 fn local_state(registry: &StatusRegistry) -> LocalState {
     let view = registry.broker_view();
+    LocalState {
+        api: view.api.clone(),
+        findings: view.findings.clone(),
+        breakers: registry.breakers().read(),
+        last_reload: registry.last_reload().map(|reload| (reload.at, reload.report)),
+        dead_letters: dead_letters(registry),
+    }
+}
+
+/// Since the start, by consumer and reason.
+fn dead_letters(registry: &StatusRegistry) -> BTreeMap<(String, String), u64> {
     let mut dead_letters = BTreeMap::new();
     for counters in registry.all_counters().values() {
         for ((consumer, reason), count) in counters.read().dead_letters {
             *dead_letters.entry((consumer.to_string(), reason.as_str().to_owned())).or_insert(0) += count;
         }
     }
-    LocalState {
-        api: view.api.clone(),
-        findings: view.findings.clone(),
-        breakers: registry.breakers().read(),
-        last_reload: registry.last_reload().map(|reload| (reload.at, reload.report)),
-        dead_letters,
-    }
+    dead_letters
 }
 
-async fn run_supervised(settings: AlertSettings, deps: AlertDeps) {
-    let shutdown = deps.shutdown.clone();
+async fn run_supervised(settings: AlertSettings, deps: AlertDeps, shutdown: Shutdown) {
     let start = || alerts::run(settings.clone(), deps.clone());
     while let Err(exceeded) = supervise("alerts", RestartPolicy::DEFAULT, &shutdown, || {}, start).await {
         error!(error = %exceeded, pause = ?COOL_DOWN, "the task that sends alerts keeps dying; pausing it");
         deps.status.send_modify(|status| status.get_or_insert_default().problem = Some(exceeded.to_string()));
-        if !shutdown.sleep(COOL_DOWN).await {
+        // Cancel-safe: both only wait.
+        let is_over = tokio::select! {
+            has_slept = shutdown.sleep(COOL_DOWN) => !has_slept,
+            () = deps.stop.cancelled() => true,
+        };
+        if is_over {
             return;
         }
     }

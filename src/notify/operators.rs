@@ -158,12 +158,6 @@ impl OperatorChannel {
         if self.to.is_empty() { vec![self.name.clone()] } else { self.to.clone() }
     }
 
-    /// How long sending to these recipients may take.
-    pub fn longest(&self, recipients: usize) -> std::time::Duration {
-        let count = u32::try_from(recipients).unwrap_or(u32::MAX);
-        self.chain.iter().map(|provider| provider.timeout() * if provider.is_smtp() { count } else { 1 }).sum()
-    }
-
     /// Sends a message to the recipients that are `left`, and removes those that have it or never will. A fallback is used while a
     /// server is certainly not reached.
     pub async fn send(&self, id: &str, body: &str, left: &mut Vec<String>) -> SendOutcome {

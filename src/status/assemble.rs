@@ -155,6 +155,7 @@ fn breaker_status(breaker: &BreakerReading) -> BreakerStatus {
         failures,
         waiting,
         last_failure,
+        last_code: _,
     } = breaker;
     BreakerStatus {
         state: state.as_str().to_owned(),

@@ -65,6 +65,7 @@ struct SharedState {
     since: Timestamp,
     openings: u64,
     last_failure: Option<String>,
+    last_code: Option<String>,
 }
 
 /// What the status shows about a breaker.
@@ -90,6 +91,8 @@ pub struct BreakerReading {
     pub waiting: usize,
     /// The last failure that it has counted.
     pub last_failure: Option<String>,
+    /// Its code, without what the service has answered.
+    pub last_code: Option<String>,
 }
 
 impl CircuitBreakers {
@@ -139,6 +142,7 @@ impl CircuitBreaker {
             since: Timestamp::now(),
             openings: 0,
             last_failure: None,
+            last_code: None,
         };
         let gate = GateControl::open(match kind {
             BreakerKind::Step => format!("the service of step {name:?}"),
@@ -207,6 +211,7 @@ impl CircuitBreaker {
             failures,
             waiting: state.waiting,
             last_failure: state.last_failure.clone(),
+            last_code: state.last_code.clone(),
         }
     }
 
@@ -268,7 +273,10 @@ impl BreakerPermit {
     pub fn ended(mut self, failure: Option<&StepFailure>) {
         let unavailable = failure.filter(|failure| failure.is_unavailable());
         if let Some(failure) = unavailable {
-            self.breaker.change(|state, _| state.last_failure = Some(failure.to_string()));
+            self.breaker.change(|state, _| {
+                state.last_failure = Some(failure.to_string());
+                state.last_code = Some(failure.failure.code.clone());
+            });
         }
         self.result = if unavailable.is_some() { CallResult::Failed } else { CallResult::Answered };
     }

@@ -1,7 +1,6 @@
 //! The whole task with a ledger in memory and a file that can fail.
 
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use futures_util::future::BoxFuture;
 use serde_json::Value;
@@ -29,11 +28,13 @@ const CONFIG: &str = r#"
 struct FakeFile {
     lines: Mutex<Vec<(String, Value)>>,
     is_down: AtomicBool,
+    takes_seconds: AtomicU64,
 }
 
 impl Channel for FakeFile {
     fn write<'a>(&'a self, notice: Notice<'a>) -> BoxFuture<'a, Result<(), HandlerError>> {
         Box::pin(async move {
+            sleep(Duration::from_secs(self.takes_seconds.load(Ordering::SeqCst))).await;
             if self.is_down.load(Ordering::SeqCst) {
                 return Err(HandlerError::Interrupted(Interruption::EventFileClosed));
             }
@@ -48,6 +49,7 @@ struct Env {
     file: Arc<FakeFile>,
     ledger: Arc<MemoryLedger>,
     state: Arc<Mutex<LocalState>>,
+    history: Arc<AlertHistory>,
     status: watch::Sender<Option<AlertsStatus>>,
 }
 
@@ -55,7 +57,8 @@ impl Env {
     fn new() -> Self {
         let state = LocalState { api: ApiState::Fresh, ..LocalState::default() };
         let state = Arc::new(Mutex::new(state));
-        Env { file: Arc::default(), ledger: Arc::default(), state, status: watch::Sender::default() }
+        let (file, history) = (Arc::default(), Arc::default());
+        Env { file, ledger: Arc::default(), state, history, status: watch::Sender::default() }
     }
 
     /// A process that has just started.
@@ -73,7 +76,9 @@ impl Env {
             ledger: self.ledger.clone(),
             channel: Arc::new(OperatorChannel::new(&settings.channel, &log, &CircuitBreakers::default())),
             status: self.status.clone(),
-            shutdown: Shutdown::new(),
+            clock,
+            history: Arc::clone(&self.history),
+            stop: CancellationToken::new(),
         };
         AlertTask { owner: owner.to_owned(), ..AlertTask::new(settings, deps) }
     }
@@ -102,6 +107,20 @@ impl Env {
     }
 }
 
+/// Follows the paused clock of the test, which has a thread of its own.
+fn clock() -> Timestamp {
+    thread_local!(static BEGUN: Instant = Instant::now());
+    at(0) + jiff::SignedDuration::try_from(BEGUN.with(Instant::elapsed)).unwrap()
+}
+
+/// One round each second.
+async fn rounds(task: &mut AlertTask, count: u32) {
+    for _ in 0..count {
+        task.round().await;
+        tokio::time::advance(Duration::from_secs(1)).await;
+    }
+}
+
 fn at(second: i64) -> Timestamp {
     Timestamp::from_second(1_000_000 + second).unwrap()
 }
@@ -110,22 +129,13 @@ fn at(second: i64) -> Timestamp {
 async fn an_alert_is_sent_once_over_restarts_and_its_end_too() {
     let env = Env::new();
     env.see(&["a"]);
-    let mut task = env.start("me");
-    for second in 0..3 {
-        task.round(at(second)).await;
-    }
+    rounds(&mut env.start("me"), 3).await;
     assert_eq!(env.sent(), [(1, 0)]);
-    let mut task = env.start("me again");
-    for second in 3..30 {
-        task.round(at(second)).await;
-    }
+    rounds(&mut env.start("me again"), 200).await;
     assert_eq!(env.sent(), [(1, 0)]);
     assert_eq!((env.status().open.len(), env.status().unsent), (1, 0));
     env.see(&[]);
-    let mut task = env.start("me once more");
-    for second in 30..60 {
-        task.round(at(second)).await;
-    }
+    rounds(&mut env.start("me once more"), 200).await;
     assert_eq!(env.sent(), [(1, 0), (0, 1)]);
     assert!(env.status().open.is_empty());
 }
@@ -136,18 +146,15 @@ async fn while_the_channel_is_down_the_status_says_so_and_then_one_message_has_e
     env.file.is_down.store(true, Ordering::SeqCst);
     let mut task = env.start("me");
     env.see(&["a"]);
-    task.round(at(0)).await;
+    rounds(&mut task, 1).await;
     env.see(&["b", "c"]);
-    for second in 1..40 {
-        tokio::time::advance(Duration::from_secs(1)).await;
-        task.round(at(second)).await;
-    }
+    rounds(&mut task, 200).await;
     let status = env.status();
     assert_eq!((status.unsent, status.open.len(), status.sent), (3, 2, 0));
     assert!(status.problem.is_some() && (2..20).contains(&status.failed), "{status:?}");
     env.file.is_down.store(false, Ordering::SeqCst);
     tokio::time::advance(RETRY_BACKOFF.max).await;
-    task.round(at(40)).await;
+    task.round().await;
     assert_eq!(env.sent(), [(2, 1)]);
     let status = env.status();
     assert_eq!((status.unsent, status.sent, status.problem), (0, 1, None));
@@ -158,8 +165,8 @@ async fn of_two_instances_with_one_ledger_one_sends() {
     let env = Env::new();
     env.see(&["a", "b"]);
     let (mut first, mut second) = (env.start("first"), env.start("second"));
-    for time in 0..5 {
-        tokio::join!(first.round(at(time)), second.round(at(time)));
+    for _ in 0..5 {
+        tokio::join!(first.round(), second.round());
     }
     assert_eq!(env.sent(), [(2, 0)]);
 }
@@ -170,10 +177,78 @@ async fn an_outage_of_the_ledger_is_waited_for_and_shown() {
     env.see(&["a"]);
     let mut task = env.start("me");
     env.ledger.begin_outage(crate::ledger::OutageCause::DiskFull);
-    let mut round = std::pin::pin!(task.round(at(0)));
+    let mut round = pin!(task.round());
     assert!(timeout(LEDGER_TIMEOUT * 3, &mut round).await.is_err());
     assert!(env.status().problem.is_some() && env.sent().is_empty());
     env.ledger.end_outage();
     round.await;
     assert_eq!((env.sent(), env.status().problem), (vec![(1, 0)], None));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_that_takes_minutes_neither_ends_what_lasts_nor_lets_another_instance_send_it() {
+    let env = Env::new();
+    env.file.takes_seconds.store(300, Ordering::SeqCst);
+    env.see(&["a"]);
+    let (mut first, mut second) = (env.start("first"), env.start("second"));
+    let other = async {
+        sleep(Duration::from_secs(1)).await;
+        env.file.takes_seconds.store(0, Ordering::SeqCst);
+        rounds(&mut second, 250).await;
+    };
+    tokio::join!(first.round(), other);
+    assert_eq!(env.sent(), [(1, 0)]);
+    assert_eq!(env.status().open.len(), 1);
+    assert!(env.ledger.exchange_alerts(None).await.unwrap().book.sender.is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_finishes_a_message_or_leaves_it_at_once_to_the_next_process() {
+    for (seconds, sent) in [(2, 1), (300, 0)] {
+        let env = Env::new();
+        env.file.takes_seconds.store(seconds, Ordering::SeqCst);
+        env.see(&["a"]);
+        let task = env.start("me");
+        let (settings, deps) = (task.settings, task.deps);
+        let stop = deps.stop.clone();
+        let running = tokio::spawn(run(settings, deps));
+        sleep(Duration::from_secs(1)).await;
+        stop.cancel();
+        timeout(Duration::from_secs(10), running).await.unwrap().unwrap().unwrap();
+        assert_eq!(env.sent().len(), sent);
+        env.file.takes_seconds.store(0, Ordering::SeqCst);
+        rounds(&mut env.start("next"), 1).await;
+        assert_eq!(env.sent(), [(1, 0)], "{seconds}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn dead_letters_shortly_before_a_stop_a_reload_or_the_first_observation_are_reported() {
+    let env = Env::new();
+    let dead_letters = |count| {
+        env.state.lock().unwrap().dead_letters = [(("order".to_owned(), "permanent".to_owned()), count)].into();
+    };
+    let opened = || env.status().open.len();
+    dead_letters(1);
+    rounds(&mut env.start("me"), 1).await;
+    assert_eq!((opened(), env.sent().len()), (1, 1), "before the first observation");
+    // Another task of the same process, after a reload, and a time in which it ended.
+    rounds(&mut env.start("me"), 700).await;
+    assert_eq!((opened(), env.sent().len()), (0, 2));
+    let mut task = env.start("me");
+    task.round().await;
+    dead_letters(2);
+    task.last_record().await;
+    assert_eq!((opened(), env.sent().len()), (1, 2), "recorded, and to be sent by the next process");
+    rounds(&mut env.start("next"), 1).await;
+    assert_eq!(env.sent().len(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn while_nothing_changes_the_ledger_is_left_alone() {
+    let env = Env::new();
+    let mut task = env.start("me");
+    task.round().await;
+    env.ledger.begin_outage(crate::ledger::OutageCause::DiskFull);
+    assert!(timeout(Duration::from_secs(1), task.round()).await.is_ok());
 }

@@ -14,19 +14,37 @@ fn at(second: i64) -> Timestamp {
     Timestamp::from_second(1_000_000 + second).unwrap()
 }
 
-fn cause(id: &str) -> Cause {
+fn moment(second: i64) -> Moment {
+    Moment { wall: at(second), uptime: Duration::from_secs(second.unsigned_abs()) }
+}
+
+/// The id of a finding, unless it is a whole one.
+fn id(name: &str) -> String {
+    if name.contains('/') { name.to_owned() } else { format!("finding/queue_missing/{name}") }
+}
+
+fn scopes() -> AlertScopes {
+    AlertScopes { broker: SCOPE.to_owned(), instance: "shop-1, orderd.toml".to_owned() }
+}
+
+fn cause(name: &str) -> Cause {
     Cause {
         scope: SCOPE.to_owned(),
-        id: id.to_owned(),
-        title: format!("Cause {id}"),
+        id: id(name),
+        title: format!("Cause {name}"),
         detail: String::new(),
         since: at(0),
-        wait: Duration::ZERO,
+        wait: TIMES.open_after,
     }
 }
 
 fn seen(ids: &[&str]) -> Observation {
-    Observation { causes: ids.iter().map(|id| cause(id)).collect(), complete: [SCOPE.to_owned()].into() }
+    Observation { causes: ids.iter().map(|id| cause(id)).collect(), scopes: scopes(), sees_findings: true }
+}
+
+/// As [`seen`], without the management API.
+fn seen_without_api(ids: &[&str]) -> Observation {
+    Observation { sees_findings: false, ..seen(ids) }
 }
 
 /// What is recorded, and what was sent: `(second, alerts that opened, alerts that ended)`.
@@ -44,7 +62,7 @@ impl Shop {
 
     fn round_with(&mut self, tracker: &mut Tracker, observation: &Observation, second: i64, times: AlertTimes) {
         let now = at(second);
-        tracker.observe(observation, now);
+        tracker.observe(observation, moment(second));
         self.book = tracker.next(&self.book, observation, &times, "shop-1:7", now);
         if let Some(due) = due(&self.book, &times, "me", now).filter(|_| !self.is_down) {
             let ended = due.alerts.iter().filter(|alert| alert.resolved_at.is_some()).count();
@@ -114,7 +132,7 @@ fn a_restart_repeats_nothing_and_reports_what_ended_meanwhile() {
     assert_eq!(shop.sent, [(60, 2, 0)]);
     let mut tracker = Tracker::default();
     // The management API answers only after a while.
-    let unknown = Observation::default();
+    let unknown = seen_without_api(&[]);
     shop.rounds(&mut tracker, &unknown, 5_000..5_400);
     shop.rounds(&mut tracker, &seen(&["a"]), 5_400..9_000);
     assert_eq!(shop.sent.len(), 2, "{:?}", shop.sent);
@@ -154,11 +172,84 @@ fn a_cause_that_another_instance_sees_does_not_end_and_one_of_a_stopped_instance
         shop.round(&mut second, &seen(&[]), time + 1);
     }
     assert_eq!(shop.sent, [(60, 1, 0)]);
-    let other = Observation { causes: Vec::new(), complete: ["shop-2".to_owned()].into() };
+    let other = Observation {
+        scopes: AlertScopes { broker: "virtual host /other".to_owned(), ..scopes() },
+        ..seen_without_api(&[])
+    };
     shop.rounds(&mut second, &other, 3_000..80_000);
     assert_eq!(shop.sent.len(), 1);
     shop.rounds(&mut second, &other, 80_000..100_000);
     assert_eq!(shop.sent[1..], [(89_340, 0, 1)], "{:?}", shop.sent);
+}
+
+#[test]
+fn what_has_happened_is_an_alert_at_once_even_if_it_is_seen_only_once() {
+    let (mut shop, mut tracker) = (Shop::default(), Tracker::default());
+    let mut burst = seen(&["dead_letters/order/permanent"]);
+    burst.causes[0].wait = Duration::ZERO;
+    shop.round(&mut tracker, &burst, 0);
+    shop.rounds(&mut tracker, &seen(&[]), 10..200);
+    assert_eq!(shop.sent, [(0, 1, 0)]);
+}
+
+#[test]
+fn without_the_management_api_a_second_burst_of_dead_letters_is_reported_too() {
+    let (mut shop, mut tracker) = (Shop::default(), Tracker::default());
+    let burst = seen_without_api(&["dead_letters/order/permanent"]);
+    for begin in [0, 3_600] {
+        shop.rounds(&mut tracker, &burst, begin..begin + 600);
+        shop.rounds(&mut tracker, &seen_without_api(&[]), begin + 600..begin + 3_600);
+    }
+    let opened: usize = shop.sent.iter().map(|(_, opened, _)| opened).sum();
+    assert_eq!((shop.sent.len(), opened), (4, 2), "{:?}", shop.sent);
+}
+
+#[test]
+fn the_alerts_of_a_host_that_is_gone_end_after_minutes_and_those_of_one_that_runs_last() {
+    let (mut shop, mut first, mut second) = (Shop::default(), Tracker::default(), Tracker::default());
+    let mut broken = seen(&["breaker/order/charge"]);
+    broken.causes[0].scope = "shop-2, orderd.toml".to_owned();
+    broken.scopes.instance = "shop-2, orderd.toml".to_owned();
+    for time in (0..3_000).step_by(10) {
+        shop.round(&mut first, &broken, time);
+        shop.round(&mut second, &seen(&[]), time + 1);
+    }
+    assert_eq!(shop.sent, [(60, 1, 0)]);
+    shop.rounds(&mut second, &seen(&[]), 3_000..6_000);
+    assert!(shop.sent.len() == 2 && shop.sent[1].0 < 3_000 + 1_000, "{:?}", shop.sent);
+}
+
+#[test]
+fn findings_that_a_restart_has_to_find_again_do_not_end_however_short_resolved_after_is() {
+    let (mut shop, mut tracker) = (Shop::default(), Tracker::default());
+    let times = AlertTimes { resolved_after: Duration::from_secs(10), ..TIMES };
+    for second in (0..500).step_by(10) {
+        shop.round_with(&mut tracker, &seen(&["a"]), second, times);
+    }
+    let mut tracker = Tracker::default();
+    for second in (500..1_000).step_by(10) {
+        shop.round_with(&mut tracker, &seen(if second < 600 { &[] } else { &["a"] }), second, times);
+    }
+    assert_eq!(shop.sent, [(60, 1, 0)]);
+}
+
+#[test]
+fn a_clock_that_is_set_back_neither_delays_an_alert_nor_its_end_nor_any_message() {
+    let (mut book, mut tracker, day) = (AlertBook::default(), Tracker::default(), 86_400);
+    let mut round = |book: &mut AlertBook, observation: &Observation, second: i64, wall: i64| {
+        tracker.observe(observation, moment(second));
+        *book = tracker.next(book, observation, &TIMES, "shop-1:7", at(wall));
+    };
+    round(&mut book, &seen(&["a"]), 0, day);
+    round(&mut book, &seen(&["a"]), 60, 60);
+    round(&mut book, &seen(&[]), 70, 70);
+    book.alerts[0].observed_at = at(day);
+    for second in (80..1_000).step_by(10) {
+        round(&mut book, &seen(&[]), second, second);
+    }
+    assert!(book.alerts.len() == 1 && book.alerts[0].resolved_at.is_some(), "{book:?}");
+    let book = AlertBook { sender: Some(("other".to_owned(), at(365 * day))), sent_at: Some(at(day)), ..book };
+    assert!(due(&book, &TIMES, "me", at(1_000)).is_some());
 }
 
 #[test]
@@ -185,9 +276,11 @@ fn an_alert_that_stays_open_is_repeated_only_if_that_is_configured() {
 #[test]
 fn what_changes_while_a_message_is_sent_is_not_lost() {
     let (mut tracker, empty) = (Tracker::default(), AlertBook::default());
-    let times = AlertTimes { open_after: Duration::ZERO, ..TIMES };
-    tracker.observe(&seen(&["a"]), at(0));
-    let book = tracker.next(&empty, &seen(&["a"]), &times, "shop-1:7", at(0));
+    let mut now = seen(&["a"]);
+    now.causes[0].wait = Duration::ZERO;
+    let times = TIMES;
+    tracker.observe(&now, moment(0));
+    let book = tracker.next(&empty, &now, &times, "shop-1:7", at(0));
     let message = due(&book, &times, "me", at(0)).unwrap();
     // Meanwhile another instance records one more, and the end of the first.
     let mut changed = book.clone();
@@ -197,7 +290,7 @@ fn what_changes_while_a_message_is_sent_is_not_lost() {
     let next = due(&after, &times, "me", at(400)).unwrap();
     let states: Vec<(&str, bool)> =
         next.alerts.iter().map(|alert| (alert.cause.as_str(), alert.resolved_at.is_some())).collect();
-    assert_eq!(states, [("b", false), ("a", true)]);
+    assert_eq!(states, [(&*id("b"), false), (&*id("a"), true)]);
     // One that was reported as ended, and has come back, is reported as open again.
     let ended = Due { alerts: vec![AlertRecord { resolved_at: Some(at(1)), ..book.alerts[0].clone() }] };
     let after = sent(&AlertBook { sent_at: None, ..book }, &ended, at(2));

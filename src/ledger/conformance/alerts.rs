@@ -7,6 +7,7 @@ rules! {
     the_alerts_of_a_new_ledger_are_empty_and_reading_them_changes_nothing,
     alerts_are_read_as_they_were_recorded,
     of_two_instances_that_replace_the_same_alerts_one_has_to_read_them_again,
+    a_replacement_is_answered_as_it_is_read_later,
 }
 
 fn alert(cause: &str) -> AlertRecord {
@@ -56,4 +57,12 @@ async fn of_two_instances_that_replace_the_same_alerts_one_has_to_read_them_agai
     assert_eq!(second.book, first.book);
     let again = AlertBook { version: second.book.version, ..with("second") };
     assert!(ledger.exchange_alerts(Some(again)).await.unwrap().replaced);
+}
+
+async fn a_replacement_is_answered_as_it_is_read_later(ledger: &dyn Ledger) {
+    let precise = at(1_000).checked_add(jiff::SignedDuration::from_nanos(12_345_678)).unwrap();
+    let alerts = vec![AlertRecord { opened_at: precise, observed_at: precise, ..alert("a") }];
+    let book = AlertBook { sent_at: Some(precise), alerts, ..AlertBook::default() };
+    let answer = ledger.exchange_alerts(Some(book)).await.unwrap();
+    assert_eq!(answer.book, ledger.exchange_alerts(None).await.unwrap().book);
 }

@@ -12,7 +12,8 @@ pub(super) fn exchange(connection: &Connection, replacement: Option<&AlertBook>)
         Some(replacement) if replacement.version == recorded.version => {
             let book = AlertBook { version: recorded.version + 1, ..replacement.clone() };
             write(connection, &book)?;
-            Ok(AlertAnswer { replaced: true, book })
+            // Times as precise as they are recorded.
+            Ok(AlertAnswer { replaced: true, book: read(connection)? })
         }
         Some(_) | None => Ok(AlertAnswer { replaced: false, book: recorded }),
     }

@@ -33,6 +33,9 @@ pub(in crate::notify) fn samples(event: &str) -> Vec<Content> {
             {"state": "resolved", "repeated": false, "cause": "reload", "title": "A reload was rejected", "detail": "",
              "since": "2026-11-22T08:00:00Z", "resolved_at": "2026-11-22T09:00:00Z", "lasted": "1h",
              "scope": "shop-1, /etc/orderd/orderd.toml", "instance": "shop-1:7", "runbook": "OrderdConfigRejected"},
+            {"state": "ended", "repeated": false, "cause": "dead_letters/order/permanent", "title": "Messages are dead-lettered",
+             "detail": "No more", "since": "2026-11-22T08:00:00Z", "resolved_at": "2026-11-22T09:00:00Z", "lasted": "1h",
+             "scope": "virtual host /", "instance": "shop-1:7", "runbook": "OrderdDeadLettersGrowing"},
         ]);
     }
     let always = if event == "operator" { &["event", "title", "text", "resolved"][..] } else { &["event"][..] };
