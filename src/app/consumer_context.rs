@@ -24,6 +24,7 @@ pub(super) fn origin_consumers(consumers: &BTreeMap<String, Consumer>) -> BTreeM
             policy: consumer.retry.clone(),
             format: consumer.format.clone(),
             has_steps: consumer.handler_settings.has_key("steps"),
+            is_configured: true,
         };
         (consumer.queue.clone(), origin_consumer)
     })

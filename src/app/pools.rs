@@ -112,7 +112,10 @@ impl Pools {
             starting.push((name, settings, context));
         }
         // Before the new pools start: once a delivery of theirs fails, the failed-order consumer needs its origin.
-        self.deps.origin_consumers.send_modify(|known| known.extend(origin_consumers(consumers)));
+        self.deps.origin_consumers.send_modify(|known| {
+            known.values_mut().for_each(|consumer| consumer.is_configured = false);
+            known.extend(origin_consumers(consumers));
+        });
         let is_stopped = |name: &&String| !consumers.contains_key(*name) || pauses.since(name).is_some();
         let stopped: Vec<_> = self.running.keys().filter(is_stopped).cloned().collect();
         stopped.iter().for_each(|name| self.drain(name));

@@ -16,4 +16,6 @@ pub struct OriginConsumer {
     pub format: Option<Format>,
     /// Whether its handler calls steps, which are undone before a message is dead-lettered.
     pub has_steps: bool,
+    /// Whether it is in the present configuration. One that a reload has removed is still known, because its messages may fail.
+    pub is_configured: bool,
 }

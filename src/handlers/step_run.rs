@@ -26,7 +26,12 @@ pub(super) struct StepRunInput<'a> {
     pub order: Option<OrderInput<'a>>,
     /// The order to accept together with the claim of the run.
     pub accept: Option<Box<NewOrder>>,
+    /// Whether the consumer of this queue, which has called the order's steps, is not configured any more.
+    pub may_take_over: &'a (dyn Fn(&str) -> bool + Send + Sync),
 }
+
+/// No consumer takes over steps that another one has called.
+pub(super) const TAKES_OVER_NONE: &(dyn Fn(&str) -> bool + Send + Sync) = &|_| false;
 
 /// Calls the steps that are not done, with the handler's deadline suspended: each call has its own.
 pub(super) async fn run_steps(
@@ -41,7 +46,7 @@ pub(super) async fn run_steps(
     let calls = async {
         let _claim = claim_in_process(claims, run.key, services).await?;
         let publisher = StepPublisher(services);
-        let access = access(services, &publisher, names);
+        let access = access(services, &publisher, names, run.may_take_over);
         let message = run_message(input, services);
         engine.run(run_input(input, &run, &message), accept, access).await.map_err(handler_error)
     };
@@ -61,7 +66,7 @@ pub(super) async fn cancel_steps(
     let calls = async {
         let _claim = claim_in_process(claims, run.key, services).await?;
         let publisher = StepPublisher(services);
-        let access = access(services, &publisher, names);
+        let access = access(services, &publisher, names, run.may_take_over);
         let message = run_message(input, services);
         engine.cancel(run_input(input, &run, &message), access).await.map_err(handler_error)
     };
@@ -94,6 +99,7 @@ fn access<'a>(
     services: &'a dyn StepServices,
     publisher: &'a StepPublisher<'a>,
     names: &'a ExchangeNames,
+    may_take_over: &'a (dyn Fn(&str) -> bool + Send + Sync),
 ) -> RunAccess<'a> {
     RunAccess {
         ledger: services.ledger(),
@@ -103,6 +109,7 @@ fn access<'a>(
         names,
         waits: services.waits(),
         max_hold: services.max_hold(),
+        may_take_over,
     }
 }
 

@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use super::claim::Claims;
 use super::order::ID_CONFLICT;
-use super::step_run::{StepRunInput, message_run, run_steps};
+use super::step_run::{StepRunInput, TAKES_OVER_NONE, message_run, run_steps};
 use super::{HandlerConsumer, HandlerDeps, HandlerFactory, body_failure};
 use crate::config::{MessageKind, Section};
 use crate::message::ExchangeNames;
@@ -88,7 +88,7 @@ impl StepsHandler {
         let claimed =
             ClaimedRun::read(input.delivery, *input.provenance).filter(|claimed| !claimed.key.scope.is_empty());
         let key = claimed.map_or_else(|| message_run(input.consumer, input.identity()), |claimed| claimed.key);
-        let run = StepRunInput { key: &key, text, order: None, accept: None };
+        let run = StepRunInput { key: &key, text, order: None, accept: None, may_take_over: TAKES_OVER_NONE };
         let outcome = match run_steps(&self.engine, &self.claims, &self.names, input, run).await? {
             RunOutcome::Done => HandlerOutcome::Completed,
             RunOutcome::WasDone => HandlerOutcome::Duplicate,

@@ -180,7 +180,11 @@ impl LedgerWriter for MemoryLedger {
                 Some(answer) => return Ok(ClaimAnswer::NotAccepted(answer)),
             }
             let order = tables.run_order(&claim.key);
-            Ok(tables.runs.claim(&claim, order))
+            let answer = tables.runs.claim(&claim, order);
+            if matches!(answer, ClaimAnswer::OtherQueue { .. }) && tables.runs.is_dead_lettered(&claim.key) {
+                tables.fail_order(&claim.key);
+            }
+            Ok(answer)
         })
     }
 
@@ -192,9 +196,7 @@ impl LedgerWriter for MemoryLedger {
                 tables.dead_letters_undone(&record.key);
             }
             if record.dead_lettered && recorded == RunRecorded::Recorded && order == RunOrder::Open {
-                let id = OrderId::new(&*record.key.identity).filter(|_| record.key.scope.is_empty());
-                let stored = id.and_then(|id| tables.orders.get_mut(&id));
-                stored.into_iter().for_each(|stored| stored.has_failed = true);
+                tables.fail_order(&record.key);
             }
             Ok(recorded)
         })
@@ -210,6 +212,13 @@ fn refused<T>(action: &'static str, why: &'static str) -> Result<T, LedgerError>
 }
 
 impl Tables {
+    /// The order that a run belongs to is dead-lettered.
+    fn fail_order(&mut self, key: &RunKey) {
+        let id = OrderId::new(&*key.identity).filter(|_| key.scope.is_empty());
+        let stored = id.and_then(|id| self.orders.get_mut(&id));
+        stored.into_iter().for_each(|stored| stored.has_failed = true);
+    }
+
     /// The order that a run belongs to, if it is recorded.
     fn order_of(&self, key: &RunKey) -> Option<&StoredOrder> {
         let id = OrderId::new(&*key.identity).filter(|_| key.scope.is_empty())?;

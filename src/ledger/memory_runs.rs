@@ -39,6 +39,7 @@ impl MemoryRuns {
             ClaimEffect::Held { until } => return ClaimAnswer::Held { until },
             ClaimEffect::NotConcerned => return ClaimAnswer::NotConcerned,
             ClaimEffect::Conflict => return ClaimAnswer::NotAccepted(Recorded::Conflict(OtherOrder::InProgress)),
+            ClaimEffect::OtherQueue { queue } => return ClaimAnswer::OtherQueue { queue },
             ClaimEffect::Unchanged => {}
             ClaimEffect::Begin(stored) => {
                 let mut run = MemoryRun { stored, steps: Vec::new(), calls: BTreeMap::new() };
@@ -101,6 +102,11 @@ impl MemoryRuns {
     pub(super) fn state(&self, order: &str) -> Option<RunState> {
         let key = RunKey { scope: String::new(), identity: order.to_owned() };
         self.0.get(&key).map(|run| run.stored.state)
+    }
+
+    /// Whether the message was dead-lettered and its run has not begun anew since.
+    pub(super) fn is_dead_lettered(&self, key: &RunKey) -> bool {
+        self.0.get(key).is_some_and(|run| run.stored.dead_lettered_at.is_some())
     }
 
     /// The queue of the consumer that has called an order's steps.

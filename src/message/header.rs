@@ -146,6 +146,8 @@ pub mod names {
     pub const UNDO: &str = "x-undo";
     /// The run of steps that the message has claimed.
     pub const RUN: &str = "x-run";
+    /// On a cancellation that another consumer has passed on: the id of the order that it cancels.
+    pub const CANCELS: &str = "x-cancels";
     /// When the message first failed (timestamp).
     pub const FIRST_FAILED_AT: &str = "x-first-failed-at";
     /// When the message last failed (timestamp).
@@ -174,6 +176,7 @@ pub mod names {
         RETRY_AFTER,
         UNDO,
         RUN,
+        CANCELS,
         FIRST_FAILED_AT,
         FAILED_AT,
         REPLAYED_AT,

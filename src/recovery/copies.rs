@@ -8,6 +8,7 @@ use jiff::Timestamp;
 
 use super::history::{read_origin, read_time};
 use super::{ClaimedRun, DeadLetterReason, Delay, Failure, History, Origin, trusted_retry_count};
+use crate::domain::OrderId;
 use crate::message::{
     Delivery, ExchangeNames, HeaderValue, Headers, Message, Provenance, Publication, STRIPPED, names,
 };
@@ -17,8 +18,9 @@ use crate::message::{
 const MAX_PROPERTIES_BYTES: usize = 126 * 1024;
 
 /// The headers that are believed on copies and that a new copy may not set itself. What others send under these names is removed.
-const NOT_OVERWRITTEN: [&str; 6] = [
+const NOT_OVERWRITTEN: [&str; 7] = [
     names::UNDO,
+    names::CANCELS,
     names::RUN,
     names::REPLAYED_AT,
     names::IDENTITY,
@@ -109,11 +111,18 @@ pub fn copy_for_return(
     Publication { exchange: Arc::clone(&names.requeue), routing_key: queue.to_owned(), message }
 }
 
-/// The copy for another queue. The message has not failed.
-pub fn copy_for_queue(
+/// The order that a message cancels, if it is a copy that [`copy_of_cancellation`] has built, or one of that.
+pub fn cancelled_order(delivery: &Delivery, provenance: Provenance<'_>) -> Option<OrderId> {
+    let stated = delivery.message.headers.get(names::CANCELS).filter(|_| provenance.is_copy)?;
+    OrderId::new(stated.as_text()?)
+}
+
+/// The copy of a cancellation for another queue. It has not failed. It states the order that it cancels, because the consumer of that
+/// queue may read other ids from messages.
+pub fn copy_of_cancellation(
     delivery: &Delivery,
     provenance: Provenance<'_>,
-    queue: &str,
+    (order, queue): (&OrderId, &str),
     names: &ExchangeNames,
 ) -> Publication {
     let mut message = copy(delivery, provenance);
@@ -127,6 +136,7 @@ pub fn copy_for_queue(
         set(&mut message.headers, names::ORIGIN_EXCHANGE, delivery.exchange.as_str().into());
         set(&mut message.headers, names::ORIGIN_ROUTING_KEY, delivery.routing_key.as_str().into());
     }
+    set(&mut message.headers, names::CANCELS, order.as_str().into());
     message.cut_headers(MAX_PROPERTIES_BYTES);
     Publication { exchange: Arc::clone(&names.requeue), routing_key: queue.to_owned(), message }
 }

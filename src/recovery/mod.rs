@@ -15,7 +15,8 @@ mod tests;
 pub use crate::delay::Delay;
 pub use claimed_run::{ClaimNote, ClaimedRun};
 pub use copies::{
-    ReturnReason, copy_for_dead_letter, copy_for_failure, copy_for_queue, copy_for_retry, copy_for_return,
+    ReturnReason, cancelled_order, copy_for_dead_letter, copy_for_failure, copy_for_retry, copy_for_return,
+    copy_of_cancellation,
 };
 pub use decide::{Action, DeadLetterReason, DecisionPoint, decide};
 pub use failure::{BODY_TOO_LARGE, Failure, FailureKind, MAX_REASON_BYTES};

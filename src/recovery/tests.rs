@@ -3,6 +3,7 @@
 use jiff::Timestamp;
 
 use super::*;
+use crate::domain::OrderId;
 use crate::ledger::RunKey;
 use crate::message::{
     Delivery, DeliveryId, ExchangeNames, HeaderValue, Headers, Message, Provenance, Publication, TrustedUsers, names,
@@ -214,10 +215,11 @@ fn a_copy_says_who_sent_the_message_even_if_the_sender_claims_another() {
 }
 
 #[test]
-fn what_a_sender_claims_of_a_replay_or_an_undo_is_in_no_copy_of_its_message() {
+fn what_a_sender_claims_of_a_replay_an_undo_or_a_cancellation_is_in_no_copy_of_its_message() {
     let claims = [
         (names::REPLAYED_AT, HeaderValue::Timestamp(1)),
         (names::UNDO, HeaderValue::Bool(true)),
+        (names::CANCELS, "ord-2".into()),
         (names::RUN, HeaderValue::Text(format!("1/{}//ord-2", "00".repeat(32)))),
     ];
     let headers: Headers = claims.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
@@ -230,12 +232,37 @@ fn what_a_sender_claims_of_a_replay_or_an_undo_is_in_no_copy_of_its_message() {
     assert!(claims.iter().all(|(name, _)| !forged.message.headers.contains_key(*name)), "{forged:?}");
     assert!(!History::read(&forged, provenance(&forged), now()).is_undo);
     assert_eq!(ClaimedRun::read(&forged, provenance(&forged)), None);
+    assert_eq!(cancelled_order(&forged, provenance(&forged)), None);
     // orderd's user says so.
     let mut replayed = delivery("orders.requeue", "order_queue", headers);
     replayed.message.properties.user_id = Some("orderd".to_owned());
     let copy = failed_copy(&replayed);
     assert!(claims.iter().all(|(name, value)| copy.message.headers.get(*name) == Some(value)), "{copy:?}");
     assert_eq!(ClaimedRun::read(&copy, provenance(&copy)).map(|run| run.key.identity), Some("ord-2".to_owned()));
+}
+
+#[test]
+fn a_cancellation_that_was_passed_on_states_its_order_until_and_after_it_is_dead_lettered() {
+    let orders = ExchangeNames::new("orders");
+    let first = delivery("orders", "order.normal.cancelled", [(names::CANCELS.to_owned(), "forged".into())].into());
+    assert_eq!(cancelled_order(&first, provenance(&first)), None);
+    let order = OrderId::new("web-17").unwrap();
+    let queue = "webshop_queue";
+    let passed_on = received(copy_of_cancellation(&first, provenance(&first), (&order, queue), &orders));
+    let failure = (Failure::new(FailureKind::Permanent, "http_409", "paid out"), None);
+    let failed =
+        received(copy_for_failure(&passed_on, provenance(&passed_on), ("webshop", queue), failure, &orders, now()));
+    let history = History::read(&failed, provenance(&failed), now());
+    let delay = "1s".parse().unwrap();
+    let retry = copy_for_retry(&failed, provenance(&failed), &history, queue, delay, &orders);
+    let reason = DeadLetterReason::Permanent;
+    let dead = copy_for_dead_letter(&failed, provenance(&failed), &history, reason, &orders);
+    for copy in [retry, dead] {
+        assert_eq!(copy.message.headers.get(names::CANCELS), Some(&"web-17".into()), "{copy:?}");
+    }
+    for copy in [passed_on, failed] {
+        assert_eq!(cancelled_order(&copy, provenance(&copy)).as_ref(), Some(&order), "{copy:?}");
+    }
 }
 
 #[test]

@@ -31,6 +31,8 @@ pub enum Claimed {
     NotConcerned,
     /// The order is a duplicate or a conflict.
     NotAccepted(Recorded),
+    /// The consumer of this queue has called the order's steps, and they are not all done.
+    OtherQueue(Arc<str>),
 }
 
 /// Claims a run for the time of one call. Waits while another instance works on it, within the delivery's budget; before that it
@@ -42,7 +44,7 @@ pub async fn claim(
     ledger: &dyn LedgerWriter,
     key: &RunKey,
     mut purpose: ClaimPurpose,
-    order: Option<Box<NewOrder>>,
+    order: Option<&NewOrder>,
     lease: Duration,
     waits: &WaitBudget,
     mut gives_way: impl FnMut(),
@@ -56,12 +58,13 @@ pub async fn claim(
             owner: Arc::clone(&owner),
             at,
             until: after(at, lease + LEASE_MARGIN),
-            order: order.clone(),
+            order: order.cloned().map(Box::new),
         };
         match ledger.claim_run(claim).await? {
             ClaimAnswer::Granted(run) => return Ok(Claimed::Run(run, asked_at)),
             ClaimAnswer::NotConcerned => return Ok(Claimed::NotConcerned),
             ClaimAnswer::NotAccepted(answer) => return Ok(Claimed::NotAccepted(answer)),
+            ClaimAnswer::OtherQueue { queue } => return Ok(Claimed::OtherQueue(queue)),
             ClaimAnswer::Held { until } => {
                 gives_way();
                 if let ClaimPurpose::Work { first, .. } = &mut purpose {

@@ -12,7 +12,6 @@ mod records;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 use serde_json::Value as Json;
 use tokio::time::timeout;
@@ -20,7 +19,7 @@ use tracing::error;
 
 use super::claim::{Claimed, MAX_LEASE_DELAY, claim};
 use super::engine_step::{Admission, CallPermit, EngineStep, StepResources};
-use super::events;
+use super::events::{self, EventPublisher};
 use super::plan::{idempotency_key, next_step, next_undo};
 use super::request::{RunInput, body, message_json};
 use super::run_error::RunError;
@@ -31,7 +30,7 @@ use crate::ledger::{
     CallOutcome, ClaimPurpose, EndedCall, LedgerWriter, NewOrder, Recorded, RecordedStep, RunRecord, RunRecorded,
     RunState, StepAction, StepCallEntry, StepRun, StepStatus,
 };
-use crate::message::{ExchangeNames, Publication, PublishError};
+use crate::message::{ExchangeNames, PublishError};
 use crate::metrics::{CallEnd, StepCounters};
 use crate::recovery::{ClaimNote, ClaimedRun, Failure, FailureKind};
 use crate::wait_budget::WaitBudget;
@@ -58,15 +57,8 @@ pub struct RunAccess<'a> {
     pub waits: &'a WaitBudget,
     /// How long the publishing of events may take.
     pub max_hold: Duration,
-}
-
-/// Publishes the events of a step's answer.
-pub trait EventPublisher: Send + Sync {
-    /// Publishes them, and resolves once the broker has confirmed all of them.
-    ///
-    /// # Errors
-    /// Another attempt cannot help.
-    fn publish(&self, events: Arc<[Publication]>) -> BoxFuture<'_, Result<(), PublishError>>;
+    /// Whether the consumer of this queue, which has called an order's steps, is not configured any more.
+    pub may_take_over: &'a (dyn Fn(&str) -> bool + Send + Sync),
 }
 
 /// How a run ended without a failure.
@@ -114,15 +106,23 @@ impl Engine {
         };
         let entry = first.as_ref().map(|(index, _)| self.entry(*index, StepAction::Do, &input, &[]));
         let lease = first.as_ref().map_or(Duration::ZERO, |(index, _)| self.steps[*index].settings.timeout);
-        let message = input.message.clone();
-        let purpose =
-            ClaimPurpose::Work { message, is_new: input.is_new, replayed_at: input.replayed_at, first: entry };
+        let purpose = |first, takes_over| {
+            let RunInput { message, is_new, replayed_at, .. } = input;
+            ClaimPurpose::Work { message: message.clone(), is_new, replayed_at, takes_over, first }
+        };
         // The run of one that waits for another instance exists, and does not begin with this claim: others may call the step.
-        let gives_way = || first = None;
-        let claimed = claim(access.ledger, input.key, purpose, order, lease, access.waits, gives_way).await?;
+        let mut gives_way = || first = None;
+        let (ledger, key, order) = (access.ledger, input.key, order.as_deref());
+        let mut claimed = claim(ledger, key, purpose(entry, false), order, lease, access.waits, &mut gives_way).await?;
+        if let Claimed::OtherQueue(queue) = &claimed
+            && (access.may_take_over)(queue)
+        {
+            claimed = claim(ledger, key, purpose(None, true), order, lease, access.waits, &mut gives_way).await?;
+        }
         let (run, leased_at) = match claimed {
             Claimed::Run(run, leased_at) => (*run, leased_at),
             Claimed::NotAccepted(answer) => return Ok(RunOutcome::NotAccepted(answer)),
+            Claimed::OtherQueue(_) => return Ok(RunOutcome::NotAccepted(Recorded::InProgress)),
             // Only a claim for a failed message is answered so.
             Claimed::NotConcerned => return Err(RunError::Lost),
         };

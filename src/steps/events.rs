@@ -1,13 +1,14 @@
-//! The publications of the events that a step's answer asks for. Pure.
+//! The publications of the events that a step's answer asks for, and the trait to publish them. Pure.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use sha2::{Digest, Sha256};
 
 use super::request::RunInput;
 use super::service::StepEvent;
-use crate::message::{ExchangeNames, HeaderValue, Headers, Message, Properties, Publication};
+use crate::message::{ExchangeNames, HeaderValue, Headers, Message, Properties, Publication, PublishError};
 use crate::topology::pattern;
 
 /// Longest message id, in bytes: AMQP's limit.
@@ -16,6 +17,15 @@ const MAX_ID_BYTES: usize = 255;
 /// Keys that a step never uses: failures, and the events about orders that only orderd itself publishes.
 const RESERVED: [&str; 4] =
     ["order.failed.#", "order.analytics.processed", "order.analytics.failed", "order.analytics.cancelled"];
+
+/// Publishes the events of a step's answer.
+pub trait EventPublisher: Send + Sync {
+    /// Publishes them, and resolves once the broker has confirmed all of them.
+    ///
+    /// # Errors
+    /// Another attempt cannot help.
+    fn publish(&self, events: Arc<[Publication]>) -> BoxFuture<'_, Result<(), PublishError>>;
+}
 
 /// Whether only orderd itself publishes with this routing key.
 pub(super) fn is_reserved(routing_key: &str) -> bool {

@@ -176,6 +176,7 @@ impl Env {
             names: &self.names,
             waits: &WaitBudget::new(self.max_hold),
             max_hold: self.max_hold,
+            may_take_over: &|queue| queue == "former_queue",
         };
         self.engine.run(input, None, access).await
     }
@@ -435,7 +436,8 @@ async fn what_another_instance_works_on_is_waited_for_and_then_released() {
 async fn claim_as_another(ledger: &MemoryLedger, key: &RunKey) {
     let at = jiff::Timestamp::now();
     let until = at.checked_add(Duration::from_secs(600)).unwrap();
-    let purpose = ClaimPurpose::Work { message: message(), is_new: true, replayed_at: None, first: None };
+    let purpose =
+        ClaimPurpose::Work { message: message(), is_new: true, replayed_at: None, takes_over: false, first: None };
     let other = RunClaim { key: key.clone(), purpose, owner: "other".into(), at, until, order: None };
     ledger.claim_run(other).await.unwrap();
 }
@@ -459,5 +461,21 @@ async fn orders_that_wait_for_another_instance_keep_no_place_of_a_step_with_one_
     tokio::select! {
         _ = &mut waiting => panic!("they wait"),
         done = free => assert_eq!(done.unwrap(), (RunOutcome::Done, true)),
+    }
+}
+
+#[tokio::test]
+async fn steps_that_the_consumer_of_another_queue_has_called_are_continued_only_once_that_queue_has_no_consumer() {
+    for (queue, expected) in
+        [("former_queue", RunOutcome::Done), ("priority_order_queue", RunOutcome::NotAccepted(Recorded::InProgress))]
+    {
+        let env = Env::new();
+        let at = jiff::Timestamp::now();
+        let message = RunMessage { queue: queue.into(), ..message() };
+        let purpose = ClaimPurpose::Work { message, is_new: true, replayed_at: None, takes_over: false, first: None };
+        let claim = RunClaim { key: env.key.clone(), purpose, owner: "other".into(), at, until: at, order: None };
+        env.ledger.claim_run(claim).await.unwrap();
+        assert_eq!(env.run().await.unwrap(), expected);
+        assert_eq!(env.happened().is_empty(), expected != RunOutcome::Done, "{queue}");
     }
 }

@@ -48,7 +48,7 @@ fn claim(n: usize) -> RunClaim {
     let message = RunMessage { queue: "order_queue".into(), hash: [0; 32] };
     RunClaim {
         key: key(n),
-        purpose: ClaimPurpose::Work { message, is_new: true, replayed_at: None, first: Some(first) },
+        purpose: ClaimPurpose::Work { message, is_new: true, replayed_at: None, takes_over: false, first: Some(first) },
         owner: "a".into(),
         at,
         until: at,

@@ -21,7 +21,7 @@ use self::subject::FailedSubject;
 use self::undo::Decision;
 use super::claim::Claims;
 use super::event_publication::event;
-use super::order::{ID_CONFLICT, new_order};
+use super::order::{ID_CONFLICT, STEPS_IN_PROGRESS, new_order};
 use super::step_run::claimed_order_id;
 use super::{HandlerConsumer, HandlerDeps, HandlerFactory, OriginConsumer};
 use crate::config::{MessageKind, Section};
@@ -33,7 +33,7 @@ use crate::metrics::HandlerOutcome;
 use crate::pipeline::{DeferredLog, FAILED_MESSAGES, Handler, HandlerError, HandlerInput, HandlerOutput};
 use crate::recovery::{
     Action, BODY_TOO_LARGE, ClaimedRun, DeadLetterReason, DecisionPoint, Delay, Failure, FailureKind, History,
-    ReturnReason, copy_for_dead_letter, copy_for_retry, copy_for_return, decide,
+    ReturnReason, cancelled_order, copy_for_dead_letter, copy_for_retry, copy_for_return, decide,
 };
 use crate::telemetry::{MessageLine, RepeatedLog};
 
@@ -143,9 +143,12 @@ impl FailedHandler {
     ) -> FailedMessage<'a> {
         let consumer =
             history.origin.as_ref().and_then(|origin| self.origin_consumers.borrow().get(&origin.queue).cloned());
-        let subject = match &consumer {
-            Some(OriginConsumer { name, format: Some(format), .. }) => self.order_subject(name, format, delivery, now),
-            Some(OriginConsumer { format: None, .. }) | None => FailedSubject::Other,
+        let subject = match (cancelled_order(delivery, provenance), &consumer) {
+            (Some(id), _) => FailedSubject::Cancellation(id),
+            (None, Some(OriginConsumer { name, format: Some(format), .. })) => {
+                self.order_subject(name, format, delivery, now)
+            }
+            (None, Some(OriginConsumer { format: None, .. }) | None) => FailedSubject::Other,
         };
         let claimed = ClaimedRun::read(delivery, provenance);
         let subject = match claimed.as_ref().and_then(claimed_order_id) {
@@ -203,8 +206,10 @@ impl FailedHandler {
         let copy = failed.can_copy.then(|| copy_for_dead_letter(delivery, *provenance, history, reason, &self.names));
         let carries_orders = failed.consumer.as_ref().is_some_and(|consumer| consumer.format.is_some());
         let is_cancellation = matches!(failed.subject, FailedSubject::Cancellation(_));
-        let report =
-            (carries_orders && !is_cancellation).then(|| Box::new(failed.dead_lettered_event(reason, &self.names)));
+        // The order itself is in progress, so it has not failed.
+        let is_in_progress = history.failure.code == STEPS_IN_PROGRESS;
+        let report = (carries_orders && !is_cancellation && !is_in_progress)
+            .then(|| Box::new(failed.dead_lettered_event(reason, &self.names)));
         let dead = NewDeadLetter {
             attempt: failed.attempt(None),
             order: failed.whole_order(),
@@ -340,10 +345,14 @@ impl FailedMessage<'_> {
         decide(policy, &self.history.failure, DecisionPoint::FailedOrderQueue(&self.history), self.now)
     }
 
-    /// The order that the message is, if it may be the one that the ledger has with this id.
+    /// The order that the message is, if it is the one that the ledger has with this id and has failed.
     fn whole_order(&self) -> Option<Box<NewOrder>> {
         match &self.subject {
-            FailedSubject::Order { whole, .. } if self.history.failure.code != ID_CONFLICT => whole.clone(),
+            FailedSubject::Order { whole, .. }
+                if ![ID_CONFLICT, STEPS_IN_PROGRESS].contains(&&*self.history.failure.code) =>
+            {
+                whole.clone()
+            }
             FailedSubject::Order { .. } | FailedSubject::Cancellation(_) | FailedSubject::Other => None,
         }
     }

@@ -40,7 +40,8 @@ static FAILED: std::sync::LazyLock<Arc<str>> = std::sync::LazyLock::new(|| "fail
 /// Of no retries, for orders with steps.
 fn handler() -> FailedHandler {
     let policy = RetryPolicy { immediate: 0, delays: Vec::new(), max_age: std::time::Duration::from_secs(3600) };
-    let order = OriginConsumer { name: "order".into(), policy, format: Some(Format::Own), has_steps: true };
+    let (format, has_steps, is_configured) = (Some(Format::Own), true, true);
+    let order = OriginConsumer { name: "order".into(), policy, format, has_steps, is_configured };
     let (_sender, origin_consumers) = watch::channel(BTreeMap::from([("order_queue".to_owned(), order)]));
     let names = Arc::new(ExchangeNames::new("orders"));
     FailedHandler { names, origin_consumers, claims: Arc::default(), max_body: 1 << 20 }
@@ -179,7 +180,11 @@ impl StepServices for TestServices<'_> {
 
 /// A copy that orderd published after a failure in the order queue with this code, which is that of its kind for most.
 fn failed_copy(body: &str, code: &str) -> Delivery {
-    let kind = if code == ID_CONFLICT { "permanent" } else { code };
+    let kind = match code {
+        ID_CONFLICT => "permanent",
+        STEPS_IN_PROGRESS => "transient",
+        kind => kind,
+    };
     let mut copy = delivery(0);
     copy.message.body = body.to_owned().into();
     for (name, text) in [
@@ -271,7 +276,7 @@ async fn charge_for(memory: &MemoryLedger, id: &str, hash: MessageHash) {
         retries: 0,
     });
     let message = RunMessage { queue: "order_queue".into(), hash };
-    let purpose = ClaimPurpose::Work { message, is_new: true, replayed_at: None, first };
+    let purpose = ClaimPurpose::Work { message, is_new: true, replayed_at: None, takes_over: false, first };
     let (owner, accepted) = ("another".into(), Some(Box::new(order(id))));
     let claim = RunClaim { key: key.clone(), purpose, owner, at: at(3_000), until: at(4_000), order: accepted };
     assert!(matches!(memory.claim_run(claim).await.unwrap(), ClaimAnswer::Granted(_)));
@@ -311,6 +316,11 @@ async fn a_cancellation_that_is_dead_lettered_before_it_could_undo_anything_says
         let reason = header(&output, "x-failure-reason");
         assert!(reason.starts_with("left to be undone: charge; delivery_limit: "), "{reason}");
     }
+    // The format of the consumer that it was passed on to reads another id.
+    let mut passed_on = cancellation("web-cancelled");
+    passed_on.message.headers.insert(names::CANCELS.to_owned(), "cancelled".into());
+    let output = handle(&handler, &memory, &passed_on).await;
+    assert!(header(&output, "x-failure-reason").starts_with("left to be undone: charge; "));
     // It has not reached the ledger, so nothing is to be undone.
     for id in ["unreached", "without steps", "never seen"] {
         let output = handle(&handler, &memory, &cancellation(id)).await;
@@ -345,6 +355,18 @@ async fn a_message_that_was_refused_before_it_called_steps_undoes_nothing_of_an_
     let own = handle(&handler, &memory, &own).await;
     assert_eq!(own.outcome, HandlerOutcome::Returned);
     assert_eq!(own.emit[0].message.headers["x-undo"], HeaderValue::Bool(true));
+}
+
+#[tokio::test]
+async fn a_copy_of_an_order_whose_steps_another_consumer_calls_is_dead_lettered_and_the_order_has_not_failed() {
+    let (handler, memory) = (handler(), MemoryLedger::default());
+    charge(&memory, "o").await;
+    for (code, is_reported, status) in [(STEPS_IN_PROGRESS, false, "accepted"), ("transient", true, "failed")] {
+        let output = handle(&handler, &memory, &failed_copy(&body("o", "7"), code)).await;
+        assert!(matches!(output.outcome, HandlerOutcome::DeadLettered { .. }), "{code}: {output:?}");
+        let found = memory.trace("o").await.unwrap().order.unwrap().status;
+        assert_eq!((output.report.is_some(), &*found), (is_reported, status));
+    }
 }
 
 /// Whatever the configuration reads from the message now.

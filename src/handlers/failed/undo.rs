@@ -53,11 +53,11 @@ fn run_keys(failed: &FailedMessage<'_>, order_ids: impl FnOnce() -> Vec<String>)
     if let Some(claimed) = &failed.claimed {
         return vec![claimed.key.clone()];
     }
+    if let FailedSubject::Order { id, .. } | FailedSubject::Cancellation(id) = &failed.subject {
+        return vec![order_run(id.as_str())];
+    }
     match &failed.consumer {
-        Some(consumer) if consumer.format.is_some() => match &failed.subject {
-            FailedSubject::Order { id, .. } | FailedSubject::Cancellation(id) => vec![order_run(id.as_str())],
-            FailedSubject::Other => vec![order_run(&failed.identity)],
-        },
+        Some(consumer) if consumer.format.is_some() => vec![order_run(&failed.identity)],
         Some(consumer) => vec![message_run(&consumer.name, failed.identity.clone())],
         None => {
             let consumer = failed.delivery.routing_key.strip_prefix(ExchangeNames::FAILED_KEY);

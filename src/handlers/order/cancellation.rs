@@ -17,12 +17,12 @@ use super::OrderHandler;
 use super::step_order::step_order;
 use crate::domain::{CancelledEvent, Notification, Order, OrderId};
 use crate::handlers::event_publication::event;
-use crate::handlers::step_run::{StepRunInput, cancel_steps, order_run, services};
+use crate::handlers::step_run::{StepRunInput, TAKES_OVER_NONE, cancel_steps, order_run, services};
 use crate::ledger::{CancelAnswer, CancelledOrder, LedgerEntry, NewCancellation, NewOrder};
 use crate::message::Publication;
 use crate::metrics::HandlerOutcome;
 use crate::pipeline::{HandlerError, HandlerInput, HandlerOutput};
-use crate::recovery::{Failure, FailureKind, copy_for_queue};
+use crate::recovery::{Failure, FailureKind, copy_of_cancellation};
 use crate::steps::{OrderFacts, OrderInput};
 use crate::telemetry::RepeatedLog;
 
@@ -54,7 +54,7 @@ impl OrderHandler {
         let order = stored_order(&cancelled.order);
         if let Some(queue) = &cancelled.steps_queue {
             if **services(input)?.queue() != **queue {
-                return self.hand_over(input, queue);
+                return self.hand_over(input, &id, queue);
             }
             self.undo(input, &cancelled.order, &order, text).await?;
         }
@@ -68,15 +68,15 @@ impl OrderHandler {
 
     /// Sends the cancellation to the queue of the consumer that has called the steps: only its configuration says what undoes them.
     /// Another consumer may have steps of the same names.
-    fn hand_over(&self, input: HandlerInput<'_>, queue: &str) -> Result<HandlerOutput, HandlerError> {
-        let is_known = self.consumers.borrow().get(queue).is_some_and(|consumer| consumer.format.is_some());
-        if !is_known {
+    fn hand_over(&self, input: HandlerInput<'_>, id: &OrderId, queue: &str) -> Result<HandlerOutput, HandlerError> {
+        if !self.has_consumer(queue) {
             let reason = format!(
-                "the order's steps were called by the consumer of queue {queue:?}, which is not configured any more"
+                "the order's steps were called by the consumer of queue {queue:?}, which this instance does not have"
             );
-            return Err(Failure::new(FailureKind::Permanent, "undo_not_configured", reason).into());
+            // Another instance may have it, or this one after a reload.
+            return Err(Failure::new(FailureKind::Transient, "undo_not_configured", reason).into());
         }
-        let copy = copy_for_queue(input.delivery, *input.provenance, queue, &self.names);
+        let copy = copy_of_cancellation(input.delivery, *input.provenance, (id, queue), &self.names);
         Ok(HandlerOutput { emit: Arc::new([copy]), ..HandlerOutput::finished(HandlerOutcome::Returned) })
     }
 
@@ -91,7 +91,7 @@ impl OrderHandler {
         let facts = OrderFacts { priority: order.priority, total: amounts.total, currency: amounts.currency };
         let key = order_run(order.id.as_str());
         let order = Some(OrderInput { json: &json, facts });
-        let run = StepRunInput { key: &key, text, order, accept: None };
+        let run = StepRunInput { key: &key, text, order, accept: None, may_take_over: TAKES_OVER_NONE };
         cancel_steps(&self.steps.engine, &self.steps.claims, &self.names, input, run).await
     }
 

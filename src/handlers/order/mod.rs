@@ -35,11 +35,13 @@ use crate::ledger::{LedgerEntry, NewOrder, OtherOrder, Recorded};
 use crate::message::{ExchangeNames, HeaderValue, Publication, names};
 use crate::metrics::HandlerOutcome;
 use crate::pipeline::{Handler, HandlerError, HandlerInput, HandlerOutput, IntakeGate};
-use crate::recovery::{ClaimedRun, Failure, FailureKind};
+use crate::recovery::{ClaimedRun, Failure, FailureKind, cancelled_order};
 use crate::steps::{Engine, OrderFacts, OrderInput, RunOutcome, StepsSettings};
 
 /// The failure's code of an order with the id of another.
 pub(super) const ID_CONFLICT: &str = "id_conflict";
+/// The failure's code of an order whose steps another consumer has called, or this one with another configuration.
+pub(super) const STEPS_IN_PROGRESS: &str = "steps_in_progress";
 
 /// `handler = "order"`
 pub(super) struct OrderFactory;
@@ -142,6 +144,10 @@ impl OrderHandler {
     async fn process(&self, input: HandlerInput<'_>) -> Result<HandlerOutput, HandlerError> {
         let message = &input.delivery.message;
         let text = message.document(self.max_body).map_err(|error| body_failure(&error))?;
+        // The consumer that passed it on has read it, perhaps in another format.
+        if let Some(id) = cancelled_order(input.delivery, *input.provenance) {
+            return self.cancel(input, id, text).boxed().await;
+        }
         let stated = message.order_event(self.max_body);
         let document = self.format.read(&text, stated).map_err(|faults| invalid(&faults))?;
         let claimed = ClaimedRun::read(input.delivery, *input.provenance).as_ref().and_then(claimed_order_id);
@@ -169,7 +175,9 @@ impl OrderHandler {
         let has_steps = self.steps.are_configured;
         let accepted = if has_steps {
             // Boxed, because this future is large and most shops have no steps.
-            self.steps.run(&self.names, input, &order, text, accepted, &amounts).boxed().await?
+            let may_take_over = |queue: &str| !self.has_consumer(queue);
+            let accept = (accepted, &amounts);
+            self.steps.run(&self.names, input, (&order, text), accept, &may_take_over).boxed().await?
         } else if is_sent_back_to_be_undone(input) {
             Recorded::Undone
         } else {
@@ -185,8 +193,9 @@ impl OrderHandler {
                 return Ok(HandlerOutput::finished(HandlerOutcome::Duplicate));
             }
             Recorded::InProgress => {
-                let reason = "the consumer of another queue calls its steps; it is not processed without them";
-                return Err(Failure::new(FailureKind::Transient, "steps_in_progress", reason).into());
+                let reason = "its steps were called by the consumer of another queue, or by this one with other steps, and are not all done; \
+                              it is not processed without them";
+                return Err(Failure::new(FailureKind::Transient, STEPS_IN_PROGRESS, reason).into());
             }
             Recorded::Undone => {
                 let reason =
@@ -203,6 +212,12 @@ impl OrderHandler {
             record: Some(LedgerEntry::FinishOrder { id: order.id, at: now }),
             ..HandlerOutput::finished(HandlerOutcome::Completed)
         })
+    }
+
+    /// Whether orders of this queue are processed here.
+    fn has_consumer(&self, queue: &str) -> bool {
+        let consumers = self.consumers.borrow();
+        consumers.get(queue).is_some_and(|consumer| consumer.is_configured && consumer.format.is_some())
     }
 
     fn events(&self, order: &Order, amounts: &Amounts, now: Timestamp) -> Arc<[Publication]> {
@@ -230,16 +245,15 @@ impl OrderSteps {
         &self,
         names: &ExchangeNames,
         input: HandlerInput<'_>,
-        order: &Order,
-        text: Cow<'_, str>,
-        accept: Box<NewOrder>,
-        amounts: &Amounts,
+        (order, text): (&Order, Cow<'_, str>),
+        (accept, amounts): (Box<NewOrder>, &Amounts),
+        may_take_over: &(dyn Fn(&str) -> bool + Send + Sync),
     ) -> Result<Recorded, HandlerError> {
         let json = step_order(order, amounts);
         let facts = OrderFacts { priority: order.priority, total: amounts.total, currency: amounts.currency };
         let key = order_run(order.id.as_str());
         let order = Some(OrderInput { json: &json, facts });
-        let run = StepRunInput { key: &key, text, order, accept: Some(accept) };
+        let run = StepRunInput { key: &key, text, order, accept: Some(accept), may_take_over };
         Ok(match run_steps(&self.engine, &self.claims, names, input, run).await? {
             RunOutcome::Done | RunOutcome::WasDone => Recorded::Unfinished,
             RunOutcome::NotAccepted(answer) => answer,

@@ -347,8 +347,13 @@ fn call(step: &str) -> StepCallEntry {
 
 /// A claim at this millisecond, for 100 ms, that accepts the order.
 fn work(order_id: &str, owner: &str, millis: i64) -> RunClaim {
-    let purpose =
-        ClaimPurpose::Work { message: message(), is_new: true, replayed_at: None, first: Some(call("charge")) };
+    let purpose = ClaimPurpose::Work {
+        message: message(),
+        is_new: true,
+        replayed_at: None,
+        takes_over: false,
+        first: Some(call("charge")),
+    };
     let order = Some(Box::new(order(order_id)));
     RunClaim { key: key(order_id), purpose, owner: owner.into(), at: at(millis), until: at(millis + 100), order }
 }

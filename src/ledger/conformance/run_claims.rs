@@ -13,6 +13,7 @@ rules! {
     another_message_with_the_identity_of_a_run_is_a_conflict_unless_that_one_was_dead_lettered,
     a_lease_that_is_longer_than_any_call_has_ended,
     an_order_whose_steps_are_called_is_not_accepted_without_them,
+    only_the_queue_whose_consumer_has_called_the_steps_of_an_order_continues_them,
     an_order_has_failed_once_the_message_that_called_its_steps_is_dead_lettered,
 }
 
@@ -51,7 +52,7 @@ async fn another_message_with_the_identity_of_a_run_is_a_conflict_unless_that_on
     let key = RunKey { scope: "invoices".to_owned(), identity: "m-2".to_owned() };
     let other = |millis| {
         let message = RunMessage { hash: [8; 32], ..message() };
-        let purpose = ClaimPurpose::Work { message, is_new: true, replayed_at: None, first: None };
+        let purpose = ClaimPurpose::Work { message, is_new: true, replayed_at: None, takes_over: false, first: None };
         RunClaim { purpose, ..work(&key, "a", millis, None) }
     };
     let conflict = ClaimAnswer::NotAccepted(Recorded::Conflict(OtherOrder::InProgress));
@@ -84,6 +85,49 @@ async fn an_order_whose_steps_are_called_is_not_accepted_without_them(ledger: &d
     assert_eq!(ledger.record(accept(order("o-9"))).await.unwrap(), Recorded::InProgress);
     recorded(ledger, RunRecord { state: Some(RunState::Done), ..record_of(&key, 1, 10) }).await;
     assert_eq!(ledger.record(accept(order("o-9"))).await.unwrap(), Recorded::Unfinished);
+}
+
+async fn only_the_queue_whose_consumer_has_called_the_steps_of_an_order_continues_them(ledger: &dyn Ledger) {
+    let key = key("o-10");
+    let from = |queue: &str, is_new, takes_over, millis| {
+        let message = RunMessage { queue: queue.into(), ..message() };
+        let purpose = ClaimPurpose::Work { message, is_new, replayed_at: None, takes_over, first: Some(charge()) };
+        RunClaim { purpose, order: Some(Box::new(order("o-10"))), ..work(&key, "a", millis, None) }
+    };
+    let status = async || ledger.trace("o-10").await.unwrap().order.unwrap().status;
+    let refused = ClaimAnswer::OtherQueue { queue: "order_queue".into() };
+    granted(ledger, from("order_queue", true, false, 0)).await;
+    // A lease of another process is waited for first: the order may be processed then.
+    let other_process = RunClaim { owner: "b".into(), ..from("priority_order_queue", true, false, 1) };
+    assert!(matches!(ledger.claim_run(other_process).await.unwrap(), ClaimAnswer::Held { .. }));
+    for (millis, state, dead_lettered, expected) in [
+        (10, RunState::Running, false, "accepted"),
+        (20, RunState::Undoing, false, "accepted"),
+        (30, RunState::UndoFailed, true, "failed"),
+    ] {
+        let fence = granted(ledger, decide(&key, "a", millis)).await.fence;
+        recorded(ledger, RunRecord { state: Some(state), dead_lettered, ..record_of(&key, fence, millis) }).await;
+        let answer = ledger.claim_run(from("priority_order_queue", true, false, millis + 1)).await.unwrap();
+        assert_eq!((answer, &*status().await), (refused.clone(), expected), "{state:?}");
+        // Its own failure still counts.
+        granted(ledger, decide(&key, "a", millis + 2)).await;
+    }
+    // All is undone, so any consumer may begin anew; but not for a message that was delivered before.
+    let fence = granted(ledger, decide(&key, "a", 40)).await.fence;
+    recorded(ledger, RunRecord { state: Some(RunState::Undone), dead_lettered: true, ..record_of(&key, fence, 40) })
+        .await;
+    assert_eq!(ledger.claim_run(from("priority_order_queue", false, false, 41)).await.unwrap(), refused);
+    let run = granted(ledger, from("priority_order_queue", true, false, 42)).await;
+    assert_eq!((run.round, run.state, &*status().await), (2, RunState::Running, "accepted"));
+    assert!(matches!(
+        ledger.claim_run(from("order_queue", true, false, 43)).await.unwrap(),
+        ClaimAnswer::OtherQueue { .. }
+    ));
+    // The queue has no consumer any more.
+    let fence = granted(ledger, from("order_queue", true, true, 44)).await.fence;
+    // No call is left to make.
+    recorded(ledger, RunRecord { state: Some(RunState::Done), ..record_of(&key, fence, 45) }).await;
+    assert_eq!(granted(ledger, from("priority_order_queue", true, false, 46)).await.state, RunState::Done);
 }
 
 async fn an_order_has_failed_once_the_message_that_called_its_steps_is_dead_lettered(ledger: &dyn Ledger) {

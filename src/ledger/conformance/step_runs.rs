@@ -48,7 +48,7 @@ pub(in crate::ledger) fn charge() -> StepCallEntry {
 
 /// A claim at this millisecond, for 100 ms.
 pub(in crate::ledger) fn work(key: &RunKey, owner: &str, millis: i64, first: Option<StepCallEntry>) -> RunClaim {
-    let purpose = ClaimPurpose::Work { message: message(), is_new: true, replayed_at: None, first };
+    let purpose = ClaimPurpose::Work { message: message(), is_new: true, replayed_at: None, takes_over: false, first };
     RunClaim { key: key.clone(), purpose, owner: owner.into(), at: at(millis), until: at(millis + 100), order: None }
 }
 
@@ -289,12 +289,23 @@ async fn a_replayed_message_begins_anew_what_was_undone_and_nothing_else(ledger:
     recorded(ledger, RunRecord { dead_lettered: true, ..record_of(&key, run.fence, 33) }).await;
     assert_eq!(granted(ledger, decide(&key, "a", 34)).await.state, RunState::Undone);
     // The broker delivers it again, because the ack of its first delivery was lost.
-    let purpose = ClaimPurpose::Work { message: message(), is_new: false, replayed_at: None, first: Some(charge()) };
+    let purpose = ClaimPurpose::Work {
+        message: message(),
+        is_new: false,
+        replayed_at: None,
+        takes_over: false,
+        first: Some(charge()),
+    };
     let again = RunClaim { purpose, ..work(&key, "a", 34, None) };
     assert_eq!(granted(ledger, again).await.state, RunState::Undone);
     // Nor does a mark of an earlier replay count, or one that is not true.
-    let replayed =
-        |replayed_at| ClaimPurpose::Work { message: message(), is_new: false, replayed_at, first: Some(charge()) };
+    let replayed = |replayed_at| ClaimPurpose::Work {
+        message: message(),
+        is_new: false,
+        replayed_at,
+        takes_over: false,
+        first: Some(charge()),
+    };
     for replayed_at in [-1_000, 61_000].map(|millis| Some(at(millis))) {
         let again = RunClaim { purpose: replayed(replayed_at), ..work(&key, "a", 34, None) };
         assert_eq!(granted(ledger, again).await.state, RunState::Undone);
@@ -441,7 +452,13 @@ async fn an_order_is_accepted_with_its_claim_and_a_conflict_or_duplicate_claims_
     let key = key("o-3");
     let of = |hash: u8| RunMessage { hash: [hash; 32], ..message() };
     let with = |order: NewOrder, hash, millis| RunClaim {
-        purpose: ClaimPurpose::Work { message: of(hash), is_new: true, replayed_at: None, first: Some(charge()) },
+        purpose: ClaimPurpose::Work {
+            message: of(hash),
+            is_new: true,
+            replayed_at: None,
+            takes_over: false,
+            first: Some(charge()),
+        },
         order: Some(Box::new(order)),
         ..work(&key, "a", millis, None)
     };

@@ -27,6 +27,15 @@ pub(super) fn claim(connection: &Connection, claim: &RunClaim) -> rusqlite::Resu
     let run = match (effect, stored) {
         (ClaimEffect::Held { until }, _) => return Ok(ClaimAnswer::Held { until }),
         (ClaimEffect::Conflict, _) => return Ok(ClaimAnswer::NotAccepted(Recorded::Conflict(OtherOrder::InProgress))),
+        (ClaimEffect::OtherQueue { queue }, stored) => {
+            // The order was accepted again with the claim.
+            if let Some(order) =
+                order_id(&claim.key).filter(|_| stored.is_some_and(|run| run.dead_lettered_at.is_some()))
+            {
+                cancellation::fail(connection, &order)?;
+            }
+            return Ok(ClaimAnswer::OtherQueue { queue });
+        }
         (ClaimEffect::NotConcerned, _) | (ClaimEffect::Unchanged, None) => return Ok(ClaimAnswer::NotConcerned),
         (ClaimEffect::Unchanged, Some(stored)) => stored,
         (ClaimEffect::Begin(run), _) => {
@@ -76,12 +85,16 @@ pub(super) fn record(connection: &Connection, record: &RunRecord) -> rusqlite::R
     Ok(recorded)
 }
 
+/// The order that a run is of.
+fn order_id(key: &RunKey) -> Option<OrderId> {
+    OrderId::new(&*key.identity).filter(|_| key.scope.is_empty())
+}
+
 /// What the end of a run means for its order and its dead letters.
 fn ended(connection: &Connection, record: &RunRecord, run: &StoredRun) -> rusqlite::Result<()> {
-    let order = OrderId::new(&*record.key.identity).filter(|_| record.key.scope.is_empty());
-    if let Some(order) = order.as_ref().filter(|_| record.dead_lettered) {
+    if let Some(order) = order_id(&record.key).filter(|_| record.dead_lettered) {
         // Also if its content cannot be compared, because it is read in another way now.
-        cancellation::fail(connection, order)?;
+        cancellation::fail(connection, &order)?;
     }
     if record.state == Some(RunState::Undone)
         && let Some(failure) = &run.failure

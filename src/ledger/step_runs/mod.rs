@@ -69,6 +69,9 @@ pub enum ClaimPurpose {
         is_new: bool,
         /// When it was replayed, if it says so. It counts like a new one if it was dead-lettered before that.
         replayed_at: Option<Timestamp>,
+        /// Whether the run of an order is also claimed if the consumer of another queue has called its steps, because that queue has
+        /// no consumer any more.
+        takes_over: bool,
         /// The call to record if the run begins with this claim.
         first: Option<StepCallEntry>,
     },
@@ -105,6 +108,12 @@ pub enum ClaimAnswer {
     /// The order is a duplicate or a conflict, so its run is not claimed. `Conflict` also of a message that is no order: the run is
     /// that of another message with this identity.
     NotAccepted(Recorded),
+    /// Of a claim for work on an order: the consumer of another queue has called its steps, and they are not all done. Only that
+    /// consumer's configuration says what continues and what undoes them.
+    OtherQueue {
+        /// That queue.
+        queue: Arc<str>,
+    },
 }
 
 /// A claimed run: everything that is recorded about it.

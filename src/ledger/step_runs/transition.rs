@@ -80,6 +80,8 @@ pub(in crate::ledger) enum ClaimEffect {
     NotConcerned,
     /// Refused: it is the run of another message with the same identity.
     Conflict,
+    /// Refused: the consumer of this queue has called the order's steps.
+    OtherQueue { queue: Arc<str> },
 }
 
 /// How far the order of a run is.
@@ -129,6 +131,9 @@ pub(in crate::ledger) fn claim(stored: Option<&StoredRun>, claim: &RunClaim, ord
         Some(until) if until > claim.at && until <= longest && has_lease => return ClaimEffect::Held { until },
         Some(_) | None => {}
     }
+    if stored.belongs_to_other_queue(claim, is_replayed) {
+        return ClaimEffect::OtherQueue { queue: Arc::clone(&stored.queue) };
+    }
     let mut run = StoredRun {
         fence: stored.fence + 1,
         owner: Arc::clone(&claim.owner),
@@ -155,6 +160,14 @@ impl StoredRun {
     /// Whether its message has succeeded. An order has only once it is processed.
     fn has_succeeded(&self, key: &RunKey, order: RunOrder) -> bool {
         order == RunOrder::Processed || !key.scope.is_empty() && self.state == RunState::Done
+    }
+
+    /// Whether the consumer of another queue than the one that claims it to work on an order must continue or undo its steps: another
+    /// consumer may have steps of the same names. Once all is undone and dead-lettered, any consumer may begin anew.
+    fn belongs_to_other_queue(&self, claim: &RunClaim, is_replayed: bool) -> bool {
+        let ClaimPurpose::Work { message, takes_over: false, .. } = &claim.purpose else { return false };
+        let begins_anew = is_replayed && self.state == RunState::Undone;
+        claim.key.scope.is_empty() && self.queue != message.queue && !begins_anew
     }
 
     /// Whether the message that claims it was dead-lettered, and has come back since. A replay is marked in whole seconds.

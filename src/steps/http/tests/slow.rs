@@ -60,6 +60,7 @@ async fn an_answer_that_comes_too_slowly_is_a_timeout_after_which_the_step_is_un
             names: &names,
             waits: &WaitBudget::new(DEADLINE),
             max_hold: DEADLINE,
+            may_take_over: &|_| false,
         };
         let input = RunInput {
             key: &key,
