@@ -146,6 +146,7 @@ fn event_text(event: &TraceEvent) -> String {
         }
         TraceEvent::Processed => "processed: its events are confirmed".to_owned(),
         TraceEvent::Cancelled => "cancelled".to_owned(),
+        TraceEvent::CancellationFinished => "complete: steps are undone, and its events are confirmed".to_owned(),
         TraceEvent::Prevented => "arrived after its cancellation: not processed".to_owned(),
         TraceEvent::DeliveryFailed { channel, provider, recipient, kind, code, reason } => {
             let route = route(channel, Some(provider), recipient.as_deref());

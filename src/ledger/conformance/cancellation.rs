@@ -159,6 +159,17 @@ async fn a_processed_order_is_subtracted_in_the_period_of_its_cancellation(ledge
     assert_eq!(answer(ledger, finish("a")).await, Recorded::Duplicate);
     let states = ledger.trace("a").await.unwrap().message_states(at(9 * MINUTE));
     assert_eq!(states[0], (TracedMessage::Order, MessageState::Cancelled { since: at(5 * MINUTE) }));
+    // A cancellation whose undo was retried is done once it is complete.
+    let retried = NewAttempt {
+        delay: Some("10s".to_owned()),
+        failed_at: at(6 * MINUTE),
+        ..attempt("a/cancellation", "order", 0)
+    };
+    answer(ledger, LedgerEntry::Attempt(Box::new(retried))).await;
+    assert_eq!(complete(ledger, "a", at(8 * MINUTE)).await, Recorded::New);
+    let states = ledger.trace("a").await.unwrap().message_states(at(9 * MINUTE));
+    let done = MessageState::Done { since: at(8 * MINUTE) };
+    assert!(states.contains(&(TracedMessage::Cancellation, done)), "{states:?}");
 }
 
 async fn an_order_cancelled_while_it_is_announced_counts_as_processed_and_cancelled(ledger: &dyn Ledger) {

@@ -72,6 +72,15 @@ impl Tables {
             processed_at.iter().for_each(|at| step(*at, TraceEvent::Processed));
             cancellation.iter().for_each(|cancellation| step(cancellation.at, TraceEvent::Cancelled));
         }
+        let cancellation = stored.and_then(|stored| stored.cancellation.as_ref());
+        let finished_later =
+            cancellation.and_then(|cancellation| cancellation.finished_at.filter(|at| *at > cancellation.at));
+        steps.extend(finished_later.map(|at| TraceStep {
+            at,
+            message: TracedMessage::Cancellation,
+            event: TraceEvent::CancellationFinished,
+        }));
+        let mut step = |at, event| steps.push(TraceStep { at, message: TracedMessage::Order, event });
         let kept = OrderId::new(id).and_then(|id| self.cancellations.get(&id));
         kept.iter().for_each(|kept| step(kept.at, TraceEvent::Cancelled));
         if stored.is_some() {

@@ -37,7 +37,8 @@ fn trace(connection: &Connection, id: &str) -> rusqlite::Result<Trace> {
 fn read_order(snapshot: &Connection, id: &str, steps: &mut Vec<TraceStep>) -> rusqlite::Result<Option<TracedOrder>> {
     let mut query = snapshot.prepare(
         "SELECT status, consumer, quantity, goods_total, shipping, tax, discount, total, currency, priority, customer_id,
-                placed_at, accepted_at, processed_at, product, price, fees, tax_included, cancelled_at, prevented_at
+                placed_at, accepted_at, processed_at, product, price, fees, tax_included, cancelled_at, prevented_at,
+                cancellation_finished_at
          FROM orders WHERE id = ?1",
     )?;
     let found = query.query_row([id], |row| {
@@ -66,9 +67,9 @@ fn read_order(snapshot: &Connection, id: &str, steps: &mut Vec<TraceStep>) -> ru
             placed_at: row.get::<_, Option<i64>>(11)?.map(timestamp),
         };
         let optional_time = |column| row.get::<_, Option<i64>>(column).map(|at| at.map(timestamp));
-        Ok((order, time(row, 12)?, [optional_time(13)?, optional_time(18)?, optional_time(19)?]))
+        Ok((order, time(row, 12)?, [optional_time(13)?, optional_time(18)?, optional_time(19)?, optional_time(20)?]))
     });
-    let Some((order, accepted_at, [processed_at, cancelled_at, prevented_at])) = found.optional()? else {
+    let Some((order, accepted_at, [processed_at, cancelled_at, prevented_at, finished_at])) = found.optional()? else {
         return Ok(None);
     };
     let step = |at, event| TraceStep { at, message: TracedMessage::Order, event };
@@ -83,6 +84,12 @@ fn read_order(snapshot: &Connection, id: &str, steps: &mut Vec<TraceStep>) -> ru
     }
     steps.extend(processed_at.map(|at| step(at, TraceEvent::Processed)));
     steps.extend(cancelled_at.map(|at| step(at, TraceEvent::Cancelled)));
+    let finished_later = finished_at.filter(|at| Some(*at) > cancelled_at);
+    steps.extend(finished_later.map(|at| TraceStep {
+        at,
+        message: TracedMessage::Cancellation,
+        event: TraceEvent::CancellationFinished,
+    }));
     Ok(is_known.then_some(order))
 }
 

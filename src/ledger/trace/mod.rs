@@ -163,6 +163,8 @@ pub enum TraceEvent {
     Processed,
     /// The order was cancelled.
     Cancelled,
+    /// The cancellation is complete: steps are undone, and its events are confirmed. Only if that was later than the cancellation.
+    CancellationFinished,
     /// The order arrived after it was cancelled, and was not processed.
     Prevented,
     /// A provider of a channel did not accept the notification.
@@ -295,6 +297,7 @@ impl Trace {
             | TraceEvent::StepCalled { .. }
             | TraceEvent::Processed
             | TraceEvent::Cancelled
+            | TraceEvent::CancellationFinished
             | TraceEvent::Prevented
             | TraceEvent::DeliveryFailed { .. }
             | TraceEvent::Notified { .. }
@@ -344,7 +347,11 @@ impl Trace {
         let done = |step: &&TraceStep| {
             matches!(
                 step.event,
-                TraceEvent::Processed | TraceEvent::Notified { .. } | TraceEvent::Skipped { .. } | TraceEvent::Counted
+                TraceEvent::Processed
+                    | TraceEvent::CancellationFinished
+                    | TraceEvent::Notified { .. }
+                    | TraceEvent::Skipped { .. }
+                    | TraceEvent::Counted
             )
         };
         if let Some(step) = steps().find(done) {
@@ -368,9 +375,11 @@ impl Trace {
             | TraceEvent::DeliveryFailed { .. }
             | TraceEvent::Cancelled
             | TraceEvent::Prevented => MessageState::UnderWay { since: last.at },
-            TraceEvent::Processed | TraceEvent::Notified { .. } | TraceEvent::Skipped { .. } | TraceEvent::Counted => {
-                MessageState::Done { since: last.at }
-            }
+            TraceEvent::Processed
+            | TraceEvent::CancellationFinished
+            | TraceEvent::Notified { .. }
+            | TraceEvent::Skipped { .. }
+            | TraceEvent::Counted => MessageState::Done { since: last.at },
         })
     }
 }
