@@ -29,7 +29,7 @@ fn each_cause_is_one_e_mail_and_its_end_another_also_over_a_restart() {
     let (mails, service) = (SmtpServer::start(&[]), StepServer::start());
     service.answer(|_| reply("503 Service Unavailable", "<b>busy</b>"));
     let step = format!(
-        "[{{ name = \"charge\", http = {{ url = {:?} }}, circuit_breaker = {{ window = \"2s\", open = \"300ms\" }} }}]",
+        "[{{ name = \"charge\", http = {{ url = {:?} }}, circuit_breaker = {{ window = \"10s\", open = \"300ms\" }} }}]",
         service.url("/charge")
     );
     let address = format!("localhost:{}", mails.port);
