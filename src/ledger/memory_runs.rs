@@ -115,9 +115,10 @@ impl MemoryRuns {
         self.0.get(&key).map(|run| run.stored.queue.to_string())
     }
 
-    /// Why a message's steps are undone.
-    pub(super) fn failure(&self, key: &RunKey) -> Option<&RunFailure> {
-        self.0.get(key)?.stored.failure.as_ref()
+    /// Why a message's steps are undone, and the queue of the consumer that has called them.
+    pub(super) fn failure(&self, key: &RunKey) -> Option<(&RunFailure, &str)> {
+        let stored = &self.0.get(key)?.stored;
+        Some((stored.failure.as_ref()?, &*stored.queue))
     }
 
     /// Whether an order's steps are being undone or were.

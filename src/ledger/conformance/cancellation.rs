@@ -288,6 +288,20 @@ async fn no_dead_letter_says_that_something_is_left_to_undo_once_all_is_undone(l
     assert_eq!(letters().await, [("permanent".to_owned(), 2), ("undo_failed".to_owned(), 1)].into());
     let trace = serde_json::to_string(&ledger.trace("o").await.unwrap().steps).unwrap();
     assert!(trace.contains("http_404") && !trace.contains("undo_failed"), "{trace}");
+    // The consumer of another message was renamed after its steps were called.
+    let key = RunKey { scope: "former".to_owned(), identity: "m".to_owned() };
+    let claim = RunClaim { key: key.clone(), order: None, ..work("m", "a", 0) };
+    assert!(matches!(claimed(ledger, claim).await, ClaimAnswer::Granted(_)));
+    let failed = RunRecord { failure: Some(failure(9)), ..record("m", 1, 10, Some(RunState::UndoFailed)) };
+    ledger.record_run(RunRecord { key: key.clone(), ..failed }).await.unwrap();
+    for queue in ["order_queue", "other_queue"] {
+        let attempt = NewAttempt { failed_at: at(5_000), ..attempt("m", &["of ", queue].concat(), 0) };
+        let (reason, order, origin_queue) = ("undo_failed", None, Some(queue.to_owned()));
+        let letter = NewDeadLetter { attempt, order, reason, origin_queue, at: at(5_000) };
+        assert_eq!(answer(ledger, LedgerEntry::DeadLetter(Box::new(letter))).await, Recorded::New);
+    }
+    ledger.record_run(RunRecord { key, ..record("m", 1, 20, Some(RunState::Undone)) }).await.unwrap();
+    assert_eq!(letters().await, [("permanent".to_owned(), 3), ("undo_failed".to_owned(), 2)].into());
 }
 
 async fn an_order_whose_steps_are_done_counts_as_announced_even_if_a_copy_of_it_is_dead_lettered(ledger: &dyn Ledger) {

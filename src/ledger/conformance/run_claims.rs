@@ -14,6 +14,7 @@ rules! {
     a_lease_that_is_longer_than_any_call_has_ended,
     an_order_whose_steps_are_called_is_not_accepted_without_them,
     only_the_queue_whose_consumer_has_called_the_steps_of_an_order_continues_them,
+    the_mark_of_a_replay_which_all_its_copies_keep_counts_once,
     an_order_has_failed_once_the_message_that_called_its_steps_is_dead_lettered,
 }
 
@@ -128,6 +129,31 @@ async fn only_the_queue_whose_consumer_has_called_the_steps_of_an_order_continue
     // No call is left to make.
     recorded(ledger, RunRecord { state: Some(RunState::Done), ..record_of(&key, fence, 45) }).await;
     assert_eq!(granted(ledger, from("priority_order_queue", true, false, 46)).await.state, RunState::Done);
+}
+
+async fn the_mark_of_a_replay_which_all_its_copies_keep_counts_once(ledger: &dyn Ledger) {
+    let key = key("o-11");
+    let undone = |fence, millis| RunRecord {
+        state: Some(RunState::Undone),
+        dead_lettered: true,
+        ..record_of(&key, fence, millis)
+    };
+    granted(ledger, work(&key, "a", 0, Some(charge()))).await;
+    recorded(ledger, undone(1, 2)).await;
+    // All within the second of the dead letter, and with a clock that is ahead.
+    for (mark, round, state) in [
+        (0, 2, RunState::Running),
+        (0, 2, RunState::Undone),
+        (1_000, 3, RunState::Running),
+        (1_000, 3, RunState::Undone),
+    ] {
+        let replayed_at = Some(at(mark));
+        let purpose =
+            ClaimPurpose::Work { message: message(), is_new: false, replayed_at, takes_over: false, first: None };
+        let run = granted(ledger, RunClaim { purpose, ..work(&key, "a", 3, None) }).await;
+        assert_eq!((run.round, run.state), (round, state), "{mark}");
+        recorded(ledger, undone(run.fence, 4)).await;
+    }
 }
 
 async fn an_order_has_failed_once_the_message_that_called_its_steps_is_dead_lettered(ledger: &dyn Ledger) {

@@ -65,10 +65,11 @@ impl Tables {
 
     /// All is undone, so no dead letter says any more that something is left to undo.
     pub(super) fn dead_letters_undone(&mut self, key: &RunKey) {
-        let Some(failure) = self.runs.failure(key).cloned() else { return };
+        let Some((failure, queue)) = self.runs.failure(key) else { return };
         let identities = [key.identity.clone(), [&*key.identity, CANCELLATION_SUFFIX].concat()];
         for ((identity, consumer), letter) in &mut self.dead_letters {
-            let is_meant = identities.contains(identity) && (key.scope.is_empty() || *consumer == key.scope);
+            let is_meant = identities.contains(identity)
+                && (key.scope.is_empty() || *consumer == key.scope || letter.origin_queue.as_deref() == Some(queue));
             if is_meant && letter.reason == "undo_failed" {
                 letter.reason = "permanent";
                 letter.attempt.code.clone_from(&failure.code);

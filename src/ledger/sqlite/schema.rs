@@ -219,6 +219,7 @@ const VERSION_4: &str = "
         started_at         INTEGER NOT NULL,
         finished_at        INTEGER,
         dead_lettered_at   INTEGER,
+        replayed_at        INTEGER,           -- the last x-replayed-at with which it was claimed: each counts once
         erasure            TEXT,              -- of results and texts: NULL | requested (when it ends) | done
         PRIMARY KEY (scope, identity)
     ) STRICT;

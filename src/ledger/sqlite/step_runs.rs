@@ -99,27 +99,34 @@ fn ended(connection: &Connection, record: &RunRecord, run: &StoredRun) -> rusqli
     if record.state == Some(RunState::Undone)
         && let Some(failure) = &run.failure
     {
-        dead_letters_undone(connection, &record.key, failure)?;
+        dead_letters_undone(connection, &record.key, &run.queue, failure)?;
     }
     Ok(())
 }
 
-/// All is undone, so no dead letter of the message, or of its order's cancellation, says any more that something is left to undo.
-fn dead_letters_undone(connection: &Connection, key: &RunKey, failure: &RunFailure) -> rusqlite::Result<()> {
+/// All is undone, so no dead letter of the message, or of its order's cancellation, says any more that something is left to undo. The
+/// consumer may have had another name when the run began, so the dead letter may have the run's queue instead.
+fn dead_letters_undone(
+    connection: &Connection,
+    key: &RunKey,
+    queue: &str,
+    failure: &RunFailure,
+) -> rusqlite::Result<()> {
     let mut update = connection.prepare_cached(
         "UPDATE dead_letters SET reason = ?4, failure_kind = ?5, failure_code = ?6, failure_reason = ?7
-         WHERE identity IN (?1, ?2) AND ?3 IN ('', consumer) AND reason = 'undo_failed'",
+         WHERE identity IN (?1, ?2) AND (?3 IN ('', consumer) OR origin_queue = ?8) AND reason = 'undo_failed'",
     )?;
     let cancellation = [&*key.identity, CANCELLATION_SUFFIX].concat();
     let RunFailure { kind, code, reason, dead_letter_reason, .. } = failure;
-    update.execute((&key.identity, cancellation, &key.scope, dead_letter_reason, kind, code, reason))?;
+    update.execute((&key.identity, cancellation, &key.scope, dead_letter_reason, kind, code, reason, queue))?;
     Ok(())
 }
 
 fn read_run(connection: &Connection, key: &RunKey) -> rusqlite::Result<Option<StoredRun>> {
     let mut select = connection.prepare_cached(
         "SELECT state, round, fence, owner, leased_until, message_hash, failure_kind, failure_code, failure_reason,
-                dead_letter_reason, retries, failed_at, undo_from, started_at, finished_at, dead_lettered_at, erasure, queue
+                dead_letter_reason, retries, failed_at, undo_from, started_at, finished_at, dead_lettered_at, erasure, queue,
+                replayed_at
          FROM step_runs WHERE scope = ?1 AND identity = ?2",
     )?;
     let read = |row: &Row<'_>| {
@@ -149,6 +156,7 @@ fn read_run(connection: &Connection, key: &RunKey) -> rusqlite::Result<Option<St
             started_at: time(row.get(13)?),
             finished_at: optional_time(14)?,
             dead_lettered_at: optional_time(15)?,
+            replayed_at: optional_time(18)?,
             erasure: optional_named(row, 16, Erasure::ALL, Erasure::as_str)?,
         })
     };
@@ -159,8 +167,9 @@ fn write_run(connection: &Connection, key: &RunKey, run: &StoredRun) -> rusqlite
     let mut upsert = connection.prepare_cached(
         "INSERT INTO step_runs (scope, identity, state, round, fence, owner, leased_until, message_hash, failure_kind,
                                 failure_code, failure_reason, dead_letter_reason, retries, failed_at, undo_from, started_at,
-                                finished_at, dead_lettered_at, erasure, queue)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20)
+                                finished_at, dead_lettered_at, erasure, queue, replayed_at)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20,
+                 ?21)
          ON CONFLICT (scope, identity) DO UPDATE SET
             state = excluded.state, round = excluded.round, fence = excluded.fence, owner = excluded.owner,
             leased_until = excluded.leased_until, queue = excluded.queue,
@@ -168,7 +177,7 @@ fn write_run(connection: &Connection, key: &RunKey, run: &StoredRun) -> rusqlite
             failure_code = excluded.failure_code, failure_reason = excluded.failure_reason,
             dead_letter_reason = excluded.dead_letter_reason, retries = excluded.retries, failed_at = excluded.failed_at,
             undo_from = excluded.undo_from, finished_at = excluded.finished_at,
-            dead_lettered_at = excluded.dead_lettered_at, erasure = excluded.erasure",
+            dead_lettered_at = excluded.dead_lettered_at, replayed_at = excluded.replayed_at, erasure = excluded.erasure",
     )?;
     let failure = run.failure.as_ref();
     upsert.execute(params![
@@ -192,6 +201,7 @@ fn write_run(connection: &Connection, key: &RunKey, run: &StoredRun) -> rusqlite
         run.dead_lettered_at.map(Timestamp::as_millisecond),
         run.erasure.map(Erasure::as_str),
         &*run.queue,
+        run.replayed_at.map(Timestamp::as_millisecond),
     ])?;
     Ok(())
 }

@@ -39,6 +39,8 @@ pub(in crate::ledger) struct StoredRun {
     /// When it became done, undone or `undo_failed`.
     pub finished_at: Option<Timestamp>,
     pub dead_lettered_at: Option<Timestamp>,
+    /// The last mark of a replay with which it was claimed. A mark counts once: it stays on all copies of the replay.
+    pub replayed_at: Option<Timestamp>,
     /// Whether its results and texts are erased, or will be.
     pub erasure: Option<Erasure>,
 }
@@ -147,6 +149,7 @@ pub(in crate::ledger) fn claim(stored: Option<&StoredRun>, claim: &RunClaim, ord
         }
         ClaimPurpose::Work { message, .. } => {
             (run.queue, run.message) = (Arc::clone(&message.queue), message.hash);
+            run.replayed_at = run.replayed_at.max(replay_mark(claim));
             if is_replayed {
                 replay(&mut run, claim.at);
             }
@@ -172,10 +175,10 @@ impl StoredRun {
 
     /// Whether the message that claims it was dead-lettered, and has come back since. A replay is marked in whole seconds.
     fn is_replayed(&self, claim: &RunClaim) -> bool {
-        let ClaimPurpose::Work { is_new, replayed_at, .. } = claim.purpose else { return false };
-        let latest = claim.at.saturating_add(MAX_SKEW).unwrap_or(Timestamp::MAX);
+        let ClaimPurpose::Work { is_new, .. } = claim.purpose else { return false };
+        let mark = replay_mark(claim).filter(|at| self.replayed_at.is_none_or(|earlier| *at > earlier));
         self.dead_lettered_at.is_some_and(|dead_lettered_at| {
-            is_new || replayed_at.is_some_and(|at| dead_lettered_at.as_second() <= at.as_second() && at <= latest)
+            is_new || mark.is_some_and(|at| dead_lettered_at.as_second() <= at.as_second())
         })
     }
 
@@ -184,6 +187,13 @@ impl StoredRun {
     fn may_be_finishing(&self, failed_at: Timestamp) -> bool {
         self.state == RunState::Done && self.finished_at.is_none_or(|done_at| failed_at <= done_at)
     }
+}
+
+/// When the message that claims a run was replayed, if it says so and that time may be true.
+fn replay_mark(claim: &RunClaim) -> Option<Timestamp> {
+    let ClaimPurpose::Work { replayed_at, .. } = claim.purpose else { return None };
+    let latest = claim.at.saturating_add(MAX_SKEW).unwrap_or(Timestamp::MAX);
+    replayed_at.filter(|at| *at <= latest)
 }
 
 fn begin(claim: &RunClaim, message: &RunMessage) -> StoredRun {
@@ -199,6 +209,7 @@ fn begin(claim: &RunClaim, message: &RunMessage) -> StoredRun {
         started_at: claim.at,
         finished_at: None,
         dead_lettered_at: None,
+        replayed_at: replay_mark(claim),
         erasure: None,
     }
 }
