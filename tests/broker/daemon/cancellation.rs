@@ -2,6 +2,8 @@
 //! performs and undoes; by two instances, and through a crash.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::Value;
 
@@ -230,21 +232,44 @@ fn no_order_is_both_processed_and_cancelled_without_its_steps_being_undone_throu
     assert_eq!((first.stop(), second.stop()), (0, 0));
 }
 
-/// Both consumers have a step of this name.
+/// Both consumers have a step of this name, and read other ids from the same documents.
 #[test]
-fn a_cancellation_in_the_queue_of_another_consumer_is_carried_out_by_the_one_that_called_the_steps() {
+fn only_the_consumer_that_called_the_steps_of_an_order_continues_and_undoes_them_whatever_its_format_reads() {
     let node = Node::shared();
-    let (own, other) = (StepServer::start(), StepServer::start());
-    let env = TestEnv::new(&node)
+    let (own, other, has_stock) = (StepServer::start(), StepServer::start(), Arc::new(AtomicBool::new(false)));
+    let in_stock = Arc::clone(&has_stock);
+    own.answer(move |call| match &*call.path {
+        "/ship" if !in_stock.load(Ordering::SeqCst) => reply("503 Service Unavailable", ""),
+        path => reply("200 OK", &format!("{{\"done\":{path:?}}}")),
+    });
+    let mut env = TestEnv::new(&node)
         .set("consumers.priority.steps", &own.steps(&STEPS, ""))
-        .set("consumers.order.steps", &other.steps(&["charge"], ""));
+        .set("consumers.priority.retry.delays", &["400ms"; 32].join(","))
+        .set("consumers.priority.format", "web")
+        .set("consumers.order.steps", &other.steps(&["charge"], ""))
+        .set("consumers.order.retry.delays", "200ms");
+    for field in ["product", "quantity", "price", "currency", "customer_id"] {
+        env.change(&format!("formats.web.{field}"), &format!("/{field}"));
+    }
+    let (env, mut file) = env.with_file();
+    file.set("formats.web.id", "{ pointer = \"/id\", prefix = \"web-\" }").save();
     let mut orderd = env.start();
     let (mut raw, ledger) = (env.raw(), env.ledger());
-    raw.publish_to("orders", "order.priority.created", &Properties::persistent(), &order("o"));
+    raw.publish_to("orders", "order.priority.created", &Properties::persistent(), &order("17"));
+    let retries = "SELECT count(*) FROM attempts WHERE consumer = 'priority' AND retry_count > 0";
+    wait_until("its second step is retried", || ledger.number(retries) > 0);
+    // A copy in the other queue.
+    send(&mut raw, "web-17");
+    wait_until("the copy is dead-lettered", || dead_letters(&ledger) == ["web-17|retries_exhausted"]);
+    assert_eq!(status(&ledger, "web-17"), ["accepted"]);
+    has_stock.store(true, Ordering::SeqCst);
     wait_until("it is processed", || ledger.processed() == 1);
-    cancel(&mut raw, "o");
-    wait_until("it is cancelled", || is_complete(&ledger, "o"));
-    assert_eq!(own.paths("o"), ["/charge", "/ship", "/ship/undo", "/charge/undo"]);
+    cancel(&mut raw, "web-17");
+    wait_until("it is cancelled", || is_complete(&ledger, "web-17"));
+    let mut paths = own.paths("web-17");
+    paths.dedup();
+    assert_eq!(paths, ["/charge", "/ship", "/ship/undo", "/charge/undo"]);
+    assert_eq!(ledger.rows("SELECT id FROM orders"), ["web-17"]);
     assert!(other.calls().is_empty(), "{:?}", other.calls());
     assert_eq!(orderd.stop(), 0);
 }
