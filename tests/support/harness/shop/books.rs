@@ -99,6 +99,7 @@ impl Books {
             problems.add(&format!("orders were {undo} twice"), repeated(self.done(undoing)));
             problems.add(&format!("orders are {what}, and neither processed nor {undo}"), kept.difference(processed));
             problems.add(&format!("processed orders are not {what}, or were {undo}"), processed.difference(&kept));
+            problems.add(&format!("cancelled orders are still {what}"), kept.intersection(cancelled));
             problems.add(
                 &format!("orders were {undo}, and neither dead-lettered nor cancelled"),
                 undone.difference(&ended),
