@@ -167,7 +167,7 @@ impl Reader {
                         self.push(Fault { field: String::new(), pointer: None, problem });
                     }
                 }
-                // A document of another kind may lack everything else, so that is only told to a person who asks.
+                // A document of another kind may lack everything else, so that is reported only by `orderd check --order`.
                 if self.fields.is_some() {
                     self.order(mapping, &found);
                 }

@@ -1,7 +1,7 @@
 //! The environment of a run: a broker with the topology declared, and the settings and directories of a daemon.
 //!
 //! The broker is a private node, unless `ORDERD_BROKER__ADDRESSES` names another, which is neither started nor stopped. What
-//! `make up` has told to export in this shell names no other.
+//! `make up` printed for this shell names no other.
 
 use std::env;
 use std::ffi::OsString;
@@ -21,7 +21,7 @@ use super::node::Node;
 /// The environment variable that names a broker to use instead of a private node.
 pub const ADDRESSES: &str = "ORDERD_BROKER__ADDRESSES";
 const ADMIN: &str = "ORDERD_ADMIN__LISTEN";
-/// The variables that `make up` has told to export, one `NAME=VALUE` a line; relative to the repository.
+/// The variables that `make up` printed for the shell to export, one `NAME=VALUE` a line; relative to the repository.
 const EXPORTS: &str = "target/up/exports";
 
 /// What happens to the data of an earlier run with the same name.
@@ -137,7 +137,7 @@ impl Environment {
         &self.settings
     }
 
-    /// Keeps the settings as those that a person is told to export.
+    /// Keeps the settings as those that `make up` prints for the shell to export.
     pub fn save_exports(&self) -> Outcome<()> {
         let lines: String = self.settings.iter().map(|(name, value)| format!("{name}={value}\n")).collect();
         Ok(fs::write(super::repository()?.join(EXPORTS), lines)?)

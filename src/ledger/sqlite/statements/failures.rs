@@ -42,7 +42,7 @@ impl Statements<'_> {
             match self.compare_stored(order)? {
                 Some(Compared::Cancelled | Compared::Revoked) => return Ok(Recorded::Cancelled),
                 Some(Compared::CancelledUnknown) => {
-                    // From now on, other orders with this id are told apart from it.
+                    // Other orders with this id are compared with it from now on.
                     cancellation::prevent(self.connection, &mut self.order_sums, order).map_err(RecordError::Batch)?;
                     return Ok(Recorded::Cancelled);
                 }
