@@ -144,6 +144,12 @@ impl Provider {
         }
     }
 
+    /// Attempts that may begin now, were its circuit breaker closed.
+    #[cfg(test)]
+    pub fn free_permits(&self) -> usize {
+        self.permits.available_permits().min(self.unrecorded.available_permits())
+    }
+
     /// Notifications that it delivers at the same time.
     pub fn max_connections(&self) -> usize {
         self.max_connections
@@ -183,16 +189,14 @@ impl Provider {
     /// channel whose own server works. Cancel-safe.
     pub async fn slot(&self) -> Slot {
         loop {
-            let breaker = match &self.breaker {
-                Some(breaker) => Some(breaker.begin().await),
-                None => None,
-            };
-            // An attempt that the breaker allows must be made at once: all others wait for its end.
-            if let Some((unrecorded, permit)) = self.permit_now() {
-                return Slot { breaker, _permit: permit, unrecorded };
+            // The permits first, then the breaker: an attempt that the breaker allows must be made at once. The other way round, each
+            // of many that wait would pass its permit on to the next, without end.
+            if let Some(slot) = self.try_slot().await {
+                return slot;
             }
-            drop(breaker);
-            drop(self.permit().await);
+            if let Some(breaker) = &self.breaker {
+                breaker.allows().await;
+            }
         }
     }
 
@@ -252,13 +256,6 @@ impl Provider {
             Transport::Log(_) => false,
         };
         has_none && self.without_address == WithoutAddress::Skip
-    }
-
-    /// The permits of an attempt, if they are free.
-    pub fn permit_now(&self) -> Option<(Unrecorded, OwnedSemaphorePermit)> {
-        let unrecorded = Arc::clone(&self.unrecorded).try_acquire_owned().ok()?;
-        let permit = Arc::clone(&self.permits).try_acquire_owned().ok()?;
-        Some((Unrecorded { _permit: unrecorded }, permit))
     }
 
     /// First the right to have one more that is not recorded: it does not wait for another right.

@@ -202,20 +202,30 @@ impl Breaker {
         }
     }
 
+    /// Whether a call may be made now; if not, when to ask again.
+    pub(super) fn allows(&mut self, now: Instant) -> Result<(), Wait> {
+        self.advance(now);
+        match self.phase {
+            Phase::Closed | Phase::HalfOpen { is_tried: false } => Ok(()),
+            Phase::Open { until } if now < until => Err(Wait::Until(until)),
+            Phase::Open { .. } => Ok(()),
+            Phase::HalfOpen { is_tried: true } => Err(Wait::ForChange),
+            Phase::RampUp { limit, in_flight, .. } if in_flight < limit => Ok(()),
+            Phase::RampUp { until, .. } => Err(Wait::Until(until)),
+        }
+    }
+
     /// Begins a call, if one may be made now.
     pub(super) fn begin(&mut self, now: Instant) -> Result<Ticket, Wait> {
-        self.advance(now);
+        self.allows(now)?;
         match &mut self.phase {
             Phase::Closed => {}
-            Phase::Open { until } if now < *until => return Err(Wait::Until(*until)),
             Phase::Open { .. } => {
                 self.generation += 1;
                 self.phase = Phase::HalfOpen { is_tried: true };
             }
-            Phase::HalfOpen { is_tried: true } => return Err(Wait::ForChange),
             Phase::HalfOpen { is_tried } => *is_tried = true,
-            Phase::RampUp { limit, in_flight, .. } if *in_flight < *limit => *in_flight += 1,
-            Phase::RampUp { until, .. } => return Err(Wait::Until(*until)),
+            Phase::RampUp { in_flight, .. } => *in_flight += 1,
         }
         Ok(Ticket { generation: self.generation })
     }

@@ -173,15 +173,23 @@ impl CircuitBreaker {
 
     /// Waits until a call may be made. Cancel-safe.
     pub async fn begin(self: &Arc<Self>) -> BreakerPermit {
+        let ticket = self.wait(Breaker::begin).await;
+        BreakerPermit { breaker: Arc::clone(self), ticket, result: CallResult::Abandoned }
+    }
+
+    /// Waits until a call may be made, which another delivery may begin first. Cancel-safe.
+    pub async fn allows(&self) {
+        self.wait(Breaker::allows).await;
+    }
+
+    async fn wait<T>(&self, attempt: impl Fn(&mut Breaker, Instant) -> Result<T, Wait>) -> T {
         let mut waiting = None;
         loop {
             // Before the state is read, so that no change is missed.
             let mut changed = std::pin::pin!(self.changed.notified());
             changed.as_mut().enable();
-            let wait = match self.change(|state, now| state.breaker.begin(now)) {
-                Ok(ticket) => {
-                    return BreakerPermit { breaker: Arc::clone(self), ticket, result: CallResult::Abandoned };
-                }
+            let wait = match self.change(|state, now| attempt(&mut state.breaker, now)) {
+                Ok(allowed) => return allowed,
                 Err(wait) => wait,
             };
             waiting.get_or_insert_with(|| WaitingGuard::new(self));
