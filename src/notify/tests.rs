@@ -113,7 +113,8 @@ async fn all_of_many_notifications_that_waited_for_a_server_are_delivered_when_i
     let settings = BreakerSettings { open: Duration::from_millis(200), ..BreakerSettings::default() };
     let _breaker = breakers.breaker(&"notification".into(), BreakerKind::Channel, &"news".into(), settings);
     let all = futures_util::future::join_all(waiting);
-    let ended = tokio::time::timeout(Duration::from_secs(60), all).await.expect("they pass their permits on to each other");
+    let ended =
+        tokio::time::timeout(Duration::from_secs(60), all).await.expect("they pass their permits on to each other");
     assert!(ended.iter().all(Result::is_ok));
 }
 
