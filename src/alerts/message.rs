@@ -101,6 +101,7 @@ fn state(alert: &AlertRecord) -> &'static str {
     }
 }
 
+/// What is so now. Of what has ended, never what was recorded while it lasted.
 fn detail(alert: &AlertRecord) -> &str {
     match (state(alert), CauseKind::of(&alert.cause)) {
         ("ended", Some(CauseKind::DeadLetters)) => {
@@ -109,6 +110,9 @@ fn detail(alert: &AlertRecord) -> &str {
         ("ended", _) => {
             "It has not happened again. What has happened may still have to be dealt with, as the runbook says"
         }
+        ("resolved", Some(CauseKind::Breaker)) => "The circuit breaker is closed: calls are made as usual again",
+        ("resolved", Some(CauseKind::Reload)) => "A later reload was not rejected, or orderd has started again",
+        ("resolved", Some(CauseKind::Finding | CauseKind::DeadLetters) | None) => "The cause is gone",
         _ => &alert.detail,
     }
 }
@@ -165,7 +169,7 @@ mod tests {
         let (_, body) = built(vec![alert("finding/queue_missing/a", Some(60 + 3_661))]);
         assert_eq!(
             (&body["title"], &body["text"], &body["resolved"]),
-            (&json!("Cause finding/queue_missing/a"), &json!("Details"), &json!(true))
+            (&json!("Cause finding/queue_missing/a"), &json!("The cause is gone"), &json!(true))
         );
         let listed = &body["alerts"][0];
         assert_eq!((&listed["state"], &listed["lasted"]), (&json!("resolved"), &json!("1h 1m 1s")));
@@ -187,7 +191,16 @@ mod tests {
         for cause in ["dead_letters/order/undo_failed", "dead_letters/order/permanent", "finding/redeclared/orders"] {
             let (_, body) = built(vec![alert(cause, Some(90))]);
             assert_eq!(body["alerts"][0]["state"], "ended", "{cause}");
+        }
+    }
+
+    #[test]
+    fn the_end_of_an_alert_does_not_tell_the_old_state_as_the_present_one() {
+        for cause in ["dead_letters/order/permanent", "finding/queue_missing/a", "breaker/channel/n/email", "reload"] {
+            let (_, body) = built(vec![alert(cause, Some(90))]);
             assert_ne!(body["text"], "Details", "{cause}");
+            assert_ne!(body["alerts"][0]["detail"], "Details", "{cause}");
+            assert_eq!(built(vec![alert(cause, None)]).1["text"], "Details", "{cause}");
         }
     }
 

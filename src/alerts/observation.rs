@@ -144,6 +144,7 @@ pub(super) fn runbook_entry(id: &str) -> &'static str {
     match CauseKind::of(id) {
         Some(CauseKind::DeadLetters) if id.ends_with("/undo_failed") => "OrderdUndoFailed",
         Some(CauseKind::DeadLetters) => "OrderdDeadLettersGrowing",
+        Some(CauseKind::Breaker) if id.starts_with("breaker/channel/") => "OrderdChannelUnavailable",
         Some(CauseKind::Breaker) => "OrderdStepUnavailable",
         Some(CauseKind::Reload) => "OrderdConfigRejected",
         Some(CauseKind::Finding) => finding_kind(id).map_or("Alerts", finding_entry),
@@ -275,19 +276,23 @@ fn dead_letter_cause(key: &DeadLetterKey, growth: &Growth, limit: DeadLetterLimi
 /// Without what the service has answered, which may be about customers: alerts leave the shop's machines.
 fn breaker_cause(breaker: &BreakerReading, scope: &str, open_after: Duration) -> Cause {
     let BreakerReading { consumer, kind, name, state, since, waiting, last_code, .. } = breaker;
-    let title = match kind {
-        BreakerKind::Channel => format!("Notification channel {name:?} is unavailable"),
-        BreakerKind::Step => format!("Step {name:?} of consumer {consumer:?} is unavailable"),
+    let (kind, title) = match kind {
+        BreakerKind::Channel => ("channel", format!("Notification channel {name:?} is unavailable")),
+        BreakerKind::Step => ("step", format!("Step {name:?} of consumer {consumer:?} is unavailable")),
     };
     let state = match state {
         BreakerState::Open | BreakerState::HalfOpen => "open",
         BreakerState::RampUp | BreakerState::Closed => "about to close, and lets few calls through",
     };
     let failure = last_code.as_deref().map_or_else(String::new, |code| format!(", last failure: {code}"));
+    let waiting = match waiting {
+        1 => "1 delivery waits".to_owned(),
+        waiting => format!("{waiting} deliveries wait"),
+    };
     let detail = format!(
-        "The circuit breaker is {state}{failure}; {waiting} deliveries wait besides those in the queue. `orderd status` has more"
+        "The circuit breaker is {state}{failure}; {waiting} besides those in the queue. `orderd status` has more"
     );
-    Cause { wait: open_after, ..cause(scope, &["breaker", consumer, name], &title, &detail, *since) }
+    Cause { wait: open_after, ..cause(scope, &["breaker", kind, consumer, name], &title, &detail, *since) }
 }
 
 fn reload_cause(at: Timestamp, report: &ReloadReport, scope: &str) -> Cause {
@@ -371,8 +376,8 @@ mod tests {
         for id in [
             "dead_letters/order/permanent",
             "dead_letters/order/undo_failed",
-            "breaker/order/charge",
-            "breaker/order/email",
+            "breaker/step/order/charge",
+            "breaker/channel/order/email",
             "reload",
         ] {
             assert!(ids.contains(&id), "{id}");
@@ -389,6 +394,16 @@ mod tests {
             assert_eq!(cause.wait >= OPEN_AFTER, must_last, "what has happened is an alert at once: {cause:?}");
         }
         assert!(observation.sees_findings);
+    }
+
+    #[test]
+    fn an_alert_about_a_notification_channel_names_the_runbook_entry_about_channels() {
+        let entry = |name| {
+            let state = LocalState { breakers: vec![breaker(BreakerState::Open, name)], ..LocalState::default() };
+            runbook_entry(&observed(&state).causes[0].id)
+        };
+        assert_eq!(entry("email"), "OrderdChannelUnavailable");
+        assert_eq!(entry("charge"), "OrderdStepUnavailable");
     }
 
     #[test]

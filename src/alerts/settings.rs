@@ -109,15 +109,22 @@ impl AlertSettings {
     fn check_lines(&self) -> Vec<String> {
         let to = &self.channel.to;
         let to = if to.is_empty() { String::new() } else { format!(" to {}", to.join(", ")) };
-        let AlertTimes { open_after, resolved_after, interval, repeat: _ } = self.times;
-        let line = format!(
-            "alerts go through channel {:?}{to}: once a cause has lasted {}, and again once it has been gone for {}; at most one \
-             message every {}",
+        let AlertTimes { open_after, resolved_after, interval, repeat } = self.times;
+        let DeadLetterLimit { count, window } = self.dead_letters;
+        let mut line = format!(
+            "alerts go through channel {:?}{to}: once a cause has lasted {}, and again once it has been gone for {}; dead letters: \
+             {count} with the same reason within {}",
             self.channel.name,
             duration::format(open_after),
             duration::format(resolved_after),
-            duration::format(interval)
+            duration::format(window)
         );
+        if !interval.is_zero() {
+            line.push_str(&format!("; at most one message every {}", duration::format(interval)));
+        }
+        if let Some(repeat) = repeat {
+            line.push_str(&format!("; what stays open is repeated every {}", duration::format(repeat)));
+        }
         self.channel.check_lines().into_iter().chain([line]).collect()
     }
 }

@@ -33,7 +33,7 @@ use output::Output;
 
 pub use exit::Exit;
 
-use crate::config::{Config, Loaded, Sources, load_ledger_directory};
+use crate::config::{Config, Loaded, MessageKind, Sources, load_ledger_directory};
 use crate::domain::DEFAULT_NOTIFY;
 use crate::escape::{escaped, is_escaped};
 use crate::ledger::LedgerLocation;
@@ -181,10 +181,17 @@ fn default_channel(config: &Config) -> &str {
     config.consumers.values().find_map(|consumer| consumer.default_channel.as_deref()).unwrap_or(DEFAULT_NOTIFY)
 }
 
+/// The notification channels that customers' notifications may choose; none if they are written to the file.
+fn customer_channels(config: &Config) -> NotifySettings {
+    let mut consumers = config.consumers.values();
+    let notifications = consumers.find(|consumer| consumer.messages == MessageKind::Notification);
+    let channels = notifications.map_or(&config.notify, |consumer| &consumer.notify);
+    channels.constructor().cloned().unwrap_or_default()
+}
+
 /// What the notification channels need of an order.
 fn recipient_check(config: &Config) -> RecipientCheck {
-    let none = NotifySettings::default();
-    RecipientCheck::new(config.notify.constructor::<NotifySettings>().unwrap_or(&none), default_channel(config))
+    RecipientCheck::new(&customer_channels(config), default_channel(config))
 }
 
 /// Writes a line about the command itself to standard error.

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use jiff::Timestamp;
 use serde_json::Value;
 
-use super::{Exit, check, default_channel};
+use super::{Exit, check, customer_channels, default_channel};
 use crate::alerts::{self, AlertSettings};
 use crate::config::Config;
 use crate::domain::{Notification, is_locale};
@@ -64,8 +64,7 @@ pub async fn run(args: &NotifyArgs, config: &Config, out: &mut dyn Write, err: &
             return Ok(Exit::Refused);
         }
     };
-    let none = NotifySettings::default();
-    let settings = config.notify.constructor::<NotifySettings>().unwrap_or(&none);
+    let settings = &customer_channels(config);
     if let Some(address) = &args.send_to
         && let Err(problem) = notify::check_recipient(settings, &channel, address)
     {

@@ -74,6 +74,22 @@ fn the_order_consumer_in_the_default_file_has_the_default_of_every_consumer_key(
 }
 
 #[test]
+fn a_consumer_without_retry_gets_the_delays_of_the_default_file() {
+    let config = valid(DEFAULT_FILE);
+    for (line, of) in [
+        ("delays = [\"10s\", \"1m\", \"10m\", \"1h\"]", "notification"),
+        ("delays = [\"10s\", \"1m\", \"10m\"]", "analytics"),
+    ] {
+        assert_eq!(valid(&default_with(&format!("\n{line}\n"), "\n")), config, "{of}");
+        let renamed = default_with(&format!("[consumers.{of}]\n"), &format!("[consumers.other]\nhandler = {of:?}\n"));
+        let renamed = renamed.replacen(&format!("\nhandler = {of:?}\n# The number"), "\n# The number", 1);
+        let renamed = renamed.replacen(&format!("[consumers.{of}.retry]"), "[consumers.other.retry]", 1);
+        let renamed = renamed.replacen(&format!("\n{line}\n"), "\n", 1);
+        assert_eq!(valid(&renamed).consumers["other"].retry, config.consumers[of].retry, "{of}");
+    }
+}
+
+#[test]
 fn every_key_is_in_the_default_file_with_a_comment() {
     let context = ReadContext::default();
     parse(DEFAULT_FILE.as_bytes(), &handlers::sources(), &context).expect("the default file is valid");

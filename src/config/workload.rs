@@ -115,14 +115,20 @@ fn timeout(value: &Value) -> Result<Duration, String> {
     value_parser::duration(MILLISECOND..=MAX_TIMEOUT)(value).map_err(with_reason)
 }
 
-/// The policy of a consumer without `[consumers.<name>.retry]`.
-pub(super) fn default_retry() -> RetryPolicy {
-    let delays = ["1s", "10s", "1m"].map(|delay| delay.parse().expect("the default delays are valid"));
-    RetryPolicy { immediate: 1, delays: delays.to_vec(), max_age: DAY }
+/// The policy of a consumer without `[consumers.<name>.retry]`. Customers are notified through servers that may be away for a while,
+/// or that ask to try again later.
+pub(super) fn default_retry(messages: MessageKind) -> RetryPolicy {
+    let delays: &[&str] = match messages {
+        MessageKind::Order | MessageKind::Failure | MessageKind::Other => &["1s", "10s", "1m"],
+        MessageKind::Notification => &["10s", "1m", "10m", "1h"],
+        MessageKind::Analytics => &["10s", "1m", "10m"],
+    };
+    let delays = delays.iter().map(|delay| delay.parse().expect("the default delays are valid")).collect();
+    RetryPolicy { immediate: 1, delays, max_age: DAY }
 }
 
 fn retry(section: &mut Section<'_>, messages: MessageKind) -> RetryPolicy {
-    let default = default_retry();
+    let default = default_retry(messages);
     if messages == MessageKind::Failure {
         if section.optional_section("retry").is_some() {
             section.problem("retry", "has no effect on the failed-order consumer: remove it");

@@ -19,20 +19,30 @@ pub(super) struct Style {
     symbol_first: bool,
     /// As in `strftime`.
     date: &'static str,
-    time: &'static str,
+    /// Between the day and the time, and after the time.
+    before_time: &'static str,
+    after_time: &'static str,
 }
 
+/// The time of day, in every language.
+const TIME: &str = "%H:%M";
+
 /// Of a language that is not known.
-const ISO: Style = Style { group: "", point: ".", symbol_first: false, date: "%Y-%m-%d", time: "%Y-%m-%d %H:%M %Z" };
+const ISO: Style =
+    Style { group: "", point: ".", symbol_first: false, date: "%Y-%m-%d", before_time: " ", after_time: "" };
 
 const STYLES: [(&str, Style); 6] = [
-    ("en", Style { group: ",", point: ".", symbol_first: true, date: "%-d %B %Y", time: "%-d %B %Y, %H:%M %Z" }),
-    ("de", Style { group: ".", point: ",", symbol_first: false, date: "%d.%m.%Y", time: "%d.%m.%Y, %H:%M Uhr %Z" }),
-    ("fr", Style { group: "\u{202f}", point: ",", symbol_first: false, date: "%d/%m/%Y", time: "%d/%m/%Y %H:%M %Z" }),
-    ("es", Style { group: ".", point: ",", symbol_first: false, date: "%d/%m/%Y", time: "%d/%m/%Y %H:%M %Z" }),
-    ("it", Style { group: ".", point: ",", symbol_first: false, date: "%d/%m/%Y", time: "%d/%m/%Y %H:%M %Z" }),
-    ("nl", Style { group: ".", point: ",", symbol_first: false, date: "%d-%m-%Y", time: "%d-%m-%Y %H:%M %Z" }),
+    ("en", Style { group: ",", symbol_first: true, date: "%-d %B %Y", before_time: ", ", ..ISO }),
+    ("de", Style { group: ".", point: ",", date: "%d.%m.%Y", before_time: ", ", after_time: " Uhr", ..ISO }),
+    ("fr", Style { group: "\u{202f}", point: ",", date: "%d/%m/%Y", ..ISO }),
+    ("es", Style { group: ".", point: ",", date: "%d/%m/%Y", ..ISO }),
+    ("it", Style { group: ".", point: ",", date: "%d/%m/%Y", ..ISO }),
+    ("nl", Style { group: ".", point: ",", date: "%d-%m-%Y", ..ISO }),
 ];
+
+/// The abbreviations of time zones that German has names of its own for. In the other languages, the international ones are usual.
+const GERMAN_ZONES: [(&str, &str); 6] =
+    [("CET", "MEZ"), ("CEST", "MESZ"), ("WET", "WEZ"), ("WEST", "WESZ"), ("EET", "OEZ"), ("EEST", "OESZ")];
 
 const SYMBOLS: [(&str, &str); 4] = [("EUR", "€"), ("USD", "$"), ("GBP", "£"), ("JPY", "¥")];
 
@@ -71,9 +81,23 @@ impl Style {
         at.to_zoned_datetime(zone.clone()).strftime(self.date).to_string()
     }
 
-    /// A day with the time.
+    /// The time of day.
     pub fn time(self, at: Timestamp, zone: &TimeZone) -> String {
-        at.to_zoned_datetime(zone.clone()).strftime(self.time).to_string()
+        at.to_zoned_datetime(zone.clone()).strftime(TIME).to_string()
+    }
+
+    /// A day with the time and the abbreviation of the time zone.
+    pub fn datetime(self, at: Timestamp, zone: &TimeZone) -> String {
+        let (date, time) = (self.date(at, zone), self.time(at, zone));
+        let zone = at.to_zoned_datetime(zone.clone()).strftime("%Z").to_string();
+        let german = GERMAN_ZONES.iter().find(|(known, _)| *known == zone && self == Style::of("de"));
+        let zone = match german {
+            Some((_, german)) => (*german).to_owned(),
+            // Zones without an abbreviation, such as America/Sao_Paulo.
+            None if zone.starts_with(['+', '-']) => format!("UTC{zone}"),
+            None => zone,
+        };
+        format!("{date}{}{time}{} {zone}", self.before_time, self.after_time)
     }
 }
 
@@ -115,7 +139,22 @@ mod tests {
         let berlin = TimeZone::fixed(jiff::tz::offset(1));
         assert_eq!(Style::of("en").date(at, &TimeZone::UTC), "22 November 2026");
         assert_eq!(Style::of("de").date(at, &berlin), "23.11.2026");
-        assert_eq!(Style::of("de").time(at, &TimeZone::UTC), "22.11.2026, 23:30 Uhr UTC");
         assert_eq!(Style::of("xx").date(at, &TimeZone::UTC), "2026-11-22");
+        assert_eq!(Style::of("de").datetime(at, &TimeZone::UTC), "22.11.2026, 23:30 Uhr UTC");
+        assert_eq!(Style::of("xx").datetime(at, &berlin), "2026-11-23 00:30 UTC+01");
+    }
+
+    #[test]
+    fn a_time_has_no_date_and_a_time_zone_has_the_name_of_the_language() {
+        let winter: Timestamp = "2026-11-27T20:00:00Z".parse().unwrap();
+        let summer: Timestamp = "2026-07-27T20:00:00Z".parse().unwrap();
+        // As in the databases of systems, without needing one.
+        let berlin = TimeZone::posix("CET-1CEST,M3.5.0,M10.5.0/3").unwrap();
+        assert_eq!(Style::of("de").time(winter, &berlin), "21:00");
+        assert_eq!(Style::of("en").time(summer, &berlin), "22:00");
+        assert_eq!(Style::of("de-AT").datetime(winter, &berlin), "27.11.2026, 21:00 Uhr MEZ");
+        assert_eq!(Style::of("de").datetime(summer, &berlin), "27.07.2026, 22:00 Uhr MESZ");
+        assert_eq!(Style::of("en").datetime(winter, &berlin), "27 November 2026, 21:00 CET");
+        assert_eq!(Style::of("fr").datetime(winter, &berlin), "27/11/2026 21:00 CET");
     }
 }

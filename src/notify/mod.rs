@@ -153,12 +153,7 @@ impl Channels {
 
     fn route(&self, channel: &str) -> Result<&Route, Failure> {
         self.routes.get(channel).ok_or_else(|| {
-            let known: Vec<&str> = self.routes.keys().map(String::as_str).collect();
-            let reason = match known.is_empty() {
-                true => format!("the notification channel {channel:?} is not for customers"),
-                false => format!("there is no notification channel {channel:?}, only {}", known.join(", ")),
-            };
-            Failure::new(FailureKind::Permanent, "unknown_channel", reason)
+            Failure::new(FailureKind::Permanent, "unknown_channel", unknown_channel(channel, self.routes.keys()))
         })
     }
 
@@ -178,6 +173,15 @@ impl Channels {
     /// A notification is about to be written to the file.
     fn file_used(&self) {
         self.file_unneeded.set(GateState::Closed(None));
+    }
+}
+
+/// Why a customer's notification cannot have this channel. `known` are those that it can have.
+fn unknown_channel<'k>(channel: &str, known: impl Iterator<Item = &'k String>) -> String {
+    let known: Vec<&str> = known.map(String::as_str).collect();
+    match known.is_empty() {
+        true => format!("the notification channel {channel:?} is for operators, not for customers"),
+        false => format!("there is no notification channel {channel:?} for customers, only {}", known.join(", ")),
     }
 }
 

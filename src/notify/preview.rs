@@ -12,6 +12,7 @@ use super::content::Content;
 use super::settings::{ChannelKind, ChannelSettings, NotifySettings, TextSettings};
 use super::smtp::SmtpProvider;
 use super::templates::{BASE_LANGUAGE, TemplateFiles, TemplateOptions, Templates};
+use super::unknown_channel;
 use super::webhook::{WebhookBody, WebhookNotice, WebhookProvider};
 use crate::domain::is_phone;
 use crate::escape::escaped;
@@ -27,7 +28,7 @@ const SAMPLE_SHOP: &str = "Shop";
 /// There is no such channel, or it cannot send this; for people.
 pub fn preview(settings: &NotifySettings, channel: &str, body: &str) -> Result<String, String> {
     let content = Content::read(body).map_err(|error| error.to_string())?;
-    if settings.0.is_empty() {
+    if settings.0.is_empty() && !settings.1.contains(channel) {
         let options =
             TemplateOptions { shop: SAMPLE_SHOP.to_owned(), language: BASE_LANGUAGE.to_owned(), zone: TimeZone::UTC };
         return mail(&templates(&TemplateFiles::built_in(), &options), &content, None);
@@ -98,12 +99,9 @@ pub fn check_recipient(settings: &NotifySettings, channel: &str, recipient: &str
 }
 
 fn find<'a>(settings: &'a NotifySettings, channel: &str) -> Result<&'a ChannelSettings, String> {
-    settings.0.get(channel).ok_or_else(|| {
-        let known: Vec<&str> = settings.0.keys().map(String::as_str).collect();
-        match known.is_empty() {
-            true => "no notification channel is configured: add [notify.<channel>]".to_owned(),
-            false => format!("there is no notification channel {channel:?}, only {}", known.join(", ")),
-        }
+    settings.0.get(channel).ok_or_else(|| match settings.0.is_empty() && !settings.1.contains(channel) {
+        true => "no notification channel is configured for customers: add [notify.<channel>]".to_owned(),
+        false => unknown_channel(channel, settings.0.keys()),
     })
 }
 

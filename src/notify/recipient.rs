@@ -1,10 +1,11 @@
 //! Whether an order's customer can be notified: what is wrong with the channel, the address, the number and the language that an
 //! order gives. For people who publish orders; it refuses none. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::address;
 use super::settings::{ChannelKind, NotifySettings};
+use super::unknown_channel;
 use super::webhook::WebhookBody;
 use crate::domain::Order;
 
@@ -24,6 +25,8 @@ pub struct RecipientWarning {
 pub struct RecipientCheck {
     /// Empty if notifications go to the file.
     channels: BTreeMap<String, Need>,
+    /// Channels of operators, which no order can choose.
+    reserved: BTreeSet<String>,
     default_channel: String,
 }
 
@@ -35,7 +38,7 @@ enum Need {
 }
 
 impl RecipientCheck {
-    /// For these channels.
+    /// For these channels of customers.
     pub fn new(settings: &NotifySettings, default_channel: &str) -> Self {
         let need = |kind: &ChannelKind| match kind {
             ChannelKind::Smtp(..) => Need::Email,
@@ -44,6 +47,7 @@ impl RecipientCheck {
         };
         RecipientCheck {
             channels: settings.0.iter().map(|(name, channel)| (name.clone(), need(&channel.kind))).collect(),
+            reserved: settings.1.clone(),
             default_channel: default_channel.to_owned(),
         }
     }
@@ -71,14 +75,10 @@ impl RecipientCheck {
         }
         let channel = order.wanted_channel().unwrap_or(&self.default_channel);
         match self.channels.get(channel) {
-            None if self.channels.is_empty() => {}
+            None if self.channels.is_empty() && !self.reserved.contains(channel) => {}
             None => {
-                let known: Vec<&str> = self.channels.keys().map(String::as_str).collect();
-                let known = known.join(", ");
-                let message = format!(
-                    "there is no notification channel {channel:?}, only {known}: the notification is dead-lettered"
-                );
-                warn("notify", "unknown_channel", message);
+                let reason = unknown_channel(channel, self.channels.keys());
+                warn("notify", "unknown_channel", format!("{reason}: the notification is dead-lettered"));
             }
             Some(Need::Nothing) => {}
             Some(Need::Phone) if order.customer_phone().is_none() => {
@@ -116,8 +116,10 @@ mod tests {
         let channels = [("email", Need::Email), ("sms", Need::Phone), ("chat", Need::Nothing)];
         let check = RecipientCheck {
             channels: channels.map(|(name, need)| (name.to_owned(), need)).into(),
+            reserved: BTreeSet::from(["operators".to_owned()]),
             default_channel: "email".to_owned(),
         };
+        let operators_only = RecipientCheck { channels: BTreeMap::new(), ..check.clone() };
         let files = RecipientCheck { default_channel: "email".to_owned(), ..RecipientCheck::default() };
         for (fields, expected, without_channels) in [
             (r#""email": "ada@example.com", "locale": "de-AT""#, &[][..], &[][..]),
@@ -142,6 +144,21 @@ mod tests {
             };
             assert_eq!(codes(&check), expected, "{fields}");
             assert_eq!(codes(&files), without_channels, "{fields}");
+            assert_eq!(codes(&operators_only), without_channels, "{fields}");
+        }
+    }
+
+    #[test]
+    fn an_order_that_chooses_the_channel_of_the_operators_is_named_and_the_channel_is_never_suggested() {
+        let json = r#"{"id": 1, "product": "Lamp", "quantity": 1, "price": 1, "notify": "operators"}"#;
+        let Ok(OrderDocument::Placed(order)) = OrderDocument::from_json(json, None) else { panic!("{json}") };
+        for channels in [BTreeMap::new(), BTreeMap::from([("email".to_owned(), Need::Email)])] {
+            let reserved = BTreeSet::from(["operators".to_owned()]);
+            let check = RecipientCheck { channels, reserved, default_channel: "email".to_owned() };
+            let warnings = check.warnings(&order);
+            assert_eq!(warnings[0].code, "unknown_channel");
+            let suggested = ["only operators", ", operators"].map(|text| warnings[0].message.contains(text));
+            assert_eq!(suggested, [false; 2], "{}", warnings[0].message);
         }
     }
 }

@@ -288,15 +288,17 @@ impl ChannelSettings {
     }
 
     pub(super) fn check_line(&self, name: &str) -> String {
-        let how = match &self.kind {
-            ChannelKind::Smtp(smtp, _) => {
-                format!("e-mail from {} through {}, {}", smtp.sender.from, smtp.address, smtp.tls.shown())
+        let (how, texts) = match &self.kind {
+            ChannelKind::Smtp(smtp, texts) => {
+                let how = format!("e-mail from {} through {}, {}", smtp.sender.from, smtp.address, smtp.tls.shown());
+                (how, texts)
             }
-            ChannelKind::Webhook(http, _, _) => format!("POST {}", http.url),
+            ChannelKind::Webhook(http, _, texts) => (format!("POST {}", http.url), texts),
             ChannelKind::Log => return format!("notification channel {name:?}: the file of notifications"),
         };
         let fallback = self.fallback.as_ref().map(|next| format!(", else {next:?}")).unwrap_or_default();
-        format!("notification channel {name:?}: {how}, within {}{fallback}", duration::format(self.timeout))
+        let (timeout, texts) = (duration::format(self.timeout), texts.shown());
+        format!("notification channel {name:?}: {how}, within {timeout}{fallback}; {texts}")
     }
 }
 

@@ -207,7 +207,7 @@ fn without_the_management_api_a_second_burst_of_dead_letters_is_reported_too() {
 #[test]
 fn the_alerts_of_a_host_that_is_gone_end_after_minutes_and_those_of_one_that_runs_last() {
     let (mut shop, mut first, mut second) = (Shop::default(), Tracker::default(), Tracker::default());
-    let mut broken = seen(&["breaker/order/charge"]);
+    let mut broken = seen(&["breaker/step/order/charge"]);
     broken.causes[0].scope = "shop-2, orderd.toml".to_owned();
     broken.scopes.instance = "shop-2, orderd.toml".to_owned();
     for time in (0..3_000).step_by(10) {

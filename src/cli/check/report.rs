@@ -8,7 +8,7 @@
 //!   "broker": {"addresses": ["127.0.0.1:5672"], "virtual_host": "/", "username": "guest"},
 //!   "ledger": {"directory": "/var/lib/orderd", "retention_ms": null},
 //!   "reload": {"watch": false},
-//!   "alerts": null,
+//!   "alerts": null, "notifications": {"default_channel": "email", "channels": [], "file": "/var/lib/orderd/notifications.jsonl"},
 //!   "topology": {
 //!     "declare": true,
 //!     "exchanges": [{"name": "orders", "type": "topic", "arguments": {"alternate-exchange": "orders.unrouted"}}],
@@ -32,7 +32,7 @@
 //! ```
 //!
 //! The topology is in the order of declaration; consumers are sorted by name. `retry` is null for the failed-order consumer,
-//! `rate_limit` without one, `alerts` without such a section, `retention_ms` if rows are kept forever, `connected`, `step_servers`, `step_commands` and
+//! `rate_limit` without one, `alerts` without such a section, `notifications` if no consumer receives any, `notifications.file` if there are channels, `retention_ms` if rows are kept forever, `connected`, `step_servers`, `step_commands` and
 //! `channel_servers` without `--connect`. `settings` has the keys of the consumer's handler, such as `faults` of the order handler.
 
 use std::path::PathBuf;
@@ -47,7 +47,8 @@ use super::permissions::PermissionsReport;
 use super::schedule::{RetrySchedule, millis, optional_millis};
 use super::step_commands::StepCommandReport;
 use super::step_servers::StepServerReport;
-use crate::config::{Config, Consumer, Loaded, Problem, Rate};
+use crate::config::{Config, Consumer, Loaded, MessageKind, Problem, Rate};
+use crate::escape::escaped;
 use crate::formats::Format;
 use crate::topology::{Argument, Topology};
 
@@ -60,9 +61,11 @@ pub struct CheckReport {
     pub warnings: Vec<Problem>,
     /// The keys of the alerts; `None` if none are configured.
     pub alerts: Option<Map<String, Value>>,
-    /// What is said about them.
+    /// Where customers' notifications go; `None` if no consumer receives any.
+    pub notifications: Option<NotificationsReport>,
+    /// What is said about notifications and alerts.
     #[serde(skip)]
-    pub alert_lines: Vec<String>,
+    pub notification_lines: Vec<String>,
     /// The broker and the user.
     pub broker: BrokerSettings,
     /// The ledger.
@@ -83,6 +86,17 @@ pub struct CheckReport {
     pub step_commands: Option<Vec<StepCommandReport>>,
     /// Whether the servers of notification channels can be used; `None` without `--connect`.
     pub channel_servers: Option<Vec<ChannelServerReport>>,
+}
+
+/// Where customers' notifications go.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct NotificationsReport {
+    /// The channel of an order that names none.
+    pub default_channel: String,
+    /// The channels that orders may name, without that of the alerts.
+    pub channels: Vec<String>,
+    /// The file that all notifications are written to, because there are no such channels.
+    pub file: Option<PathBuf>,
 }
 
 /// The broker's addresses, and the user orderd connects as.
@@ -198,7 +212,8 @@ impl CheckReport {
             config: loaded.path.display().to_string(),
             warnings: loaded.warnings.clone(),
             alerts: Some(config.alerts.keys()).filter(|keys| !keys.is_empty()),
-            alert_lines: config.alerts.check_lines().to_vec(),
+            notifications: NotificationsReport::new(config),
+            notification_lines: notification_lines(config),
             broker: BrokerSettings {
                 addresses: config.broker.addresses.iter().map(ToString::to_string).collect(),
                 virtual_host: config.broker.virtual_host.clone(),
@@ -215,6 +230,34 @@ impl CheckReport {
             channel_servers: None,
         }
     }
+}
+
+impl NotificationsReport {
+    fn new(config: &Config) -> Option<Self> {
+        let consumer = notification_consumer(config)?;
+        let channels: Vec<String> = consumer.notify.keys().into_iter().map(|(name, _)| name).collect();
+        let [_, file] = config.event_files();
+        Some(NotificationsReport {
+            default_channel: consumer.handler_settings.text("default_channel").unwrap_or_default(),
+            file: channels.is_empty().then(|| file.directory.join("notifications.jsonl")),
+            channels,
+        })
+    }
+}
+
+/// The channels that all consumers of notifications share are those of the first.
+fn notification_consumer(config: &Config) -> Option<&Consumer> {
+    config.consumers.values().find(|consumer| consumer.messages == MessageKind::Notification)
+}
+
+fn notification_lines(config: &Config) -> Vec<String> {
+    let channels = notification_consumer(config).map(|consumer| consumer.notify.check_lines().to_vec());
+    let notifications = NotificationsReport::new(config).and_then(|report| report.file);
+    let file = notifications.map(|file| {
+        let file = escaped(&file.to_string_lossy());
+        format!("customers are not notified: their notifications are written to {file}, since [notify] has no channel for them")
+    });
+    channels.into_iter().flatten().chain(file).chain(config.alerts.check_lines().to_vec()).collect()
 }
 
 impl TopologyReport {
@@ -270,7 +313,6 @@ impl ConsumerReport {
             handler_lines: format_line(name, consumer)
                 .into_iter()
                 .chain(consumer.handler_settings.check_lines().to_vec())
-                .chain(consumer.notify.check_lines().to_vec())
                 .collect(),
         }
     }

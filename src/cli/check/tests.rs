@@ -107,6 +107,53 @@ async fn the_trigger_of_a_reload_is_shown() {
 }
 
 #[tokio::test]
+async fn where_customers_notifications_go_is_shown_also_if_only_alerts_have_a_channel() {
+    let operators = "[notify.operators]\ntype = \"webhook\"\nshop = \"Lamps\"\nhttp = { url = \"http://127.0.0.1:1/\" }\n\
+        [alerts]\nchannel = \"operators\"\n";
+    let sms = operators.replace("operators", "sms").replace("[alerts]\nchannel = \"sms\"\n", "");
+    for (more, channels, file) in [
+        ("", json!([]), "/var/lib/orderd/notifications.jsonl"),
+        (operators, json!([]), "/var/lib/orderd/notifications.jsonl"),
+        (&[&sms, operators].concat(), json!(["sms"]), ""),
+    ] {
+        let config = format!("{DEFAULT_FILE}\n{more}");
+        let text = check(printing(Format::Text), &config).await.out;
+        assert_eq!(text.contains("customers are not notified"), !file.is_empty(), "{text}");
+        let json: Value = serde_json::from_str(&check(printing(Format::Json), &config).await.out).unwrap();
+        assert_eq!(json["notifications"]["channels"], channels);
+        assert_eq!(json["notifications"]["file"].as_str().unwrap_or_default(), file);
+        assert_eq!(json["notifications"]["default_channel"], "email");
+    }
+}
+
+#[tokio::test]
+async fn an_order_that_chooses_the_channel_of_the_alerts_is_warned_of_and_not_previewed() {
+    let operators = "[notify.operators]\ntype = \"webhook\"\nshop = \"Lamps\"\nhttp = { url = \"http://127.0.0.1:1/\" }\n\
+        [alerts]\nchannel = \"operators\"\n";
+    let directory = tempfile::tempdir().unwrap();
+    let order = directory.path().join("order.json");
+    let document = r#"{"id":"o-1","product":"Lamp","quantity":1,"price":"5.00","currency":"EUR","notify":"operators"}"#;
+    std::fs::write(&order, document).unwrap();
+    let args = CheckArgs { order: Some(order.clone()), ..printing(Format::Json) };
+    let config = format!("{DEFAULT_FILE}\n{operators}");
+    let report: Value = serde_json::from_str(&check(args, &config).await.out).unwrap();
+    assert_eq!(report["warnings"][0]["code"], "unknown_channel", "{report}");
+    let loaded = Config::from_bytes(config.as_bytes(), "orderd.toml".into(), &handlers::sources()).unwrap();
+    let preview = crate::cli::notify::NotifyArgs {
+        preview: Some("processed".to_owned()),
+        order: Some(order),
+        format: "orderd".to_owned(),
+        language: None,
+        channel: None,
+        send_to: None,
+        alert: false,
+    };
+    let (mut out, mut err) = (Vec::new(), Vec::new());
+    let exit = crate::cli::notify::run(&preview, &loaded.config, &mut out, &mut err).await.unwrap();
+    assert_eq!((exit, out.len()), (Exit::Refused, 0));
+}
+
+#[tokio::test]
 async fn injected_faults_are_shown_prominently() {
     let file = DEFAULT_FILE.replacen("transient = 0.0", "transient = 0.05", 1);
     let output = check(printing(Format::Text), &file).await;
@@ -174,6 +221,7 @@ async fn json_has_the_documented_keys() {
         "connected",
         "consumers",
         "ledger",
+        "notifications",
         "ok",
         "permissions",
         "problems",

@@ -47,11 +47,15 @@ fn write_settings(report: &CheckReport, out: &mut dyn Write) -> io::Result<()> {
     writeln!(out, "reload         {trigger}")
 }
 
-/// What the handlers say about their own settings, such as injected faults, and what is said about alerts.
+/// What the handlers say about their own settings, such as steps and injected faults, and then what is said about notifications. Each
+/// is a block with a blank line before it.
 fn write_handler_lines(report: &CheckReport, out: &mut dyn Write) -> io::Result<()> {
-    let lines = report.consumers.iter().flat_map(|consumer| &consumer.handler_lines).chain(&report.alert_lines);
-    // One block, with a blank line before it.
-    lines.enumerate().try_for_each(|(index, line)| writeln!(out, "{}{line}", if index == 0 { "\n" } else { "" }))
+    let consumers: Vec<&String> = report.consumers.iter().flat_map(|consumer| &consumer.handler_lines).collect();
+    for lines in [consumers, report.notification_lines.iter().collect()] {
+        let breaks = std::iter::once("\n").chain(std::iter::repeat(""));
+        lines.iter().zip(breaks).try_for_each(|(line, before)| writeln!(out, "{before}{line}"))?;
+    }
+    Ok(())
 }
 
 fn write_topology(topology: &TopologyReport, out: &mut dyn Write) -> io::Result<()> {

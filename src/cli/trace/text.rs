@@ -152,6 +152,9 @@ fn event_text(event: &TraceEvent) -> String {
             let route = route(channel, Some(provider), recipient.as_deref());
             format!("not delivered to {route}: {kind} {code}: {reason}")
         }
+        TraceEvent::Notified { channel, provider: None, .. } => {
+            format!("written to the file of notifications (channel {channel})")
+        }
         TraceEvent::Notified { channel, provider, recipient } => {
             format!("delivered to {}", route(channel, provider.as_deref(), recipient.as_deref()))
         }

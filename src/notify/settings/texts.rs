@@ -9,6 +9,7 @@ use jiff::tz::TimeZone;
 use super::{ChannelKind, MAX_TEXT_BYTES, NotifySettings};
 use crate::config::{Section, Value, value_parser};
 use crate::domain::is_locale;
+use crate::escape::escaped;
 use crate::notify::templates::{
     BASE_LANGUAGE, TemplateFault, TemplateFiles, TemplateOptions, Templates, read_directory,
 };
@@ -58,6 +59,16 @@ impl NotifySettings {
 }
 
 impl TextSettings {
+    /// What `orderd check` prints about them.
+    pub(super) fn shown(&self) -> String {
+        let zone = self.zone_name.as_deref().unwrap_or("UTC");
+        let templates = match &self.directory {
+            Some(directory) => format!("templates of {}", escaped(&directory.to_string_lossy())),
+            None => "built-in templates".to_owned(),
+        };
+        format!("{templates}, in {:?} for customers without a language, times in {zone}", self.options.language)
+    }
+
     /// `shop` is the default of the shop's name.
     pub(super) fn read(section: &mut Section<'_>, shop: Option<String>, name: &str) -> Option<Self> {
         let directory = section.file("templates");

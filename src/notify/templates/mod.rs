@@ -209,7 +209,7 @@ impl io::Write for &mut LimitedOutput {
     }
 }
 
-/// An engine that knows the name of the shop and the filters `money`, `date` and `time`, and no template yet.
+/// An engine that knows the name of the shop and the filters `money`, `date`, `time` and `datetime`, and no template yet.
 pub(super) fn environment(options: &TemplateOptions) -> Environment<'static> {
     let mut environment = Environment::new();
     environment.set_undefined_behavior(UndefinedBehavior::Strict);
@@ -233,14 +233,18 @@ pub(super) fn environment(options: &TemplateOptions) -> Environment<'static> {
     environment.remove_filter("safe");
     environment.add_filter("tojson", to_json);
     environment.add_filter("money", money);
-    let zone = options.zone.clone();
-    environment
-        .add_filter("date", move |state: &State, at: Value| at_time(state, &at, |style, at| style.date(at, &zone)));
-    let zone = options.zone.clone();
-    environment
-        .add_filter("time", move |state: &State, at: Value| at_time(state, &at, |style, at| style.time(at, &zone)));
+    let formats: [(&'static str, FormatTime); 3] =
+        [("date", Style::date), ("time", Style::time), ("datetime", Style::datetime)];
+    for (filter, format) in formats {
+        let zone = options.zone.clone();
+        let filtered = move |state: &State, at: Value| at_time(state, &at, |style, at| format(style, at, &zone));
+        environment.add_filter(filter, filtered);
+    }
     environment
 }
+
+/// Writes a time in the form of a language.
+type FormatTime = fn(Style, Timestamp, &TimeZone) -> String;
 
 /// Writes a value. Missing ones are empty, or null in JSON.
 fn format_value(out: &mut Output, state: &mut State, value: &Value) -> Result<(), Error> {
@@ -288,7 +292,7 @@ fn at_time(state: &State, at: &Value, format: impl Fn(Style, Timestamp) -> Strin
     if samples::is_any(at) {
         return Ok(at.to_string());
     }
-    let problem = || Error::new(ErrorKind::InvalidOperation, "the filters date and time need a time");
+    let problem = || Error::new(ErrorKind::InvalidOperation, "the filters date, time and datetime need a time");
     let at = at.as_str().and_then(|at| at.parse().ok()).ok_or_else(problem)?;
     Ok(format(style(state), at))
 }

@@ -27,7 +27,7 @@ pub(in crate::notify) fn samples(event: &str) -> Vec<Content> {
     if event == "operator" {
         whole["more"] = json!(1);
         whole["alerts"] = json!([
-            {"state": "open", "repeated": false, "cause": "breaker/order/charge", "title": "Step \"charge\" is unavailable",
+            {"state": "open", "repeated": false, "cause": "breaker/step/order/charge", "title": "Step \"charge\" is unavailable",
              "detail": "503 <busy>", "since": "2026-11-22T08:00:00Z", "resolved_at": null, "lasted": null,
              "scope": "shop-1, /etc/orderd/orderd.toml", "instance": "shop-1:7", "runbook": "OrderdStepUnavailable"},
             {"state": "resolved", "repeated": false, "cause": "reload", "title": "A reload was rejected", "detail": "",

@@ -80,7 +80,7 @@ fn each_cause_is_one_e_mail_and_its_end_another_also_over_a_restart() {
     wait_until("what ended meanwhile is reported", || resolved() == [1, 1, 0, 1]);
     assert_eq!(opened(), [1; 4], "what is open is not reported again");
     let status = orderd.status();
-    assert_eq!(status["alerts"]["open"][0]["cause"], "breaker/order/charge", "{status}");
+    assert_eq!(status["alerts"]["open"][0]["cause"], "breaker/step/order/charge", "{status}");
     assert_eq!(Scrape::of(orderd.admin_address()).sum("orderd_alerts_open", &[("kind", "breaker")]), 1.0);
 
     assert!(status["alerts"]["problem"].is_string(), "two recipients are refused: {status}");
