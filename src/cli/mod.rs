@@ -206,11 +206,19 @@ fn print_error(line: &str) {
 fn run_command(command: CliCommand, sources: &Sources, out: &mut Output<Stdout>) -> io::Result<Exit> {
     let err = &mut Output::stderr();
     match command {
-        CliCommand::Run => with_config(sources, |loaded| {
-            let threads = loaded.config.runtime.threads;
-            block_on(threads, async { Ok(run::run(loaded, sources.clone()).await) })
-        }),
-        CliCommand::Publish(args) => with_config(sources, |loaded| block_on(1, publish::run(args, loaded.config, out))),
+        CliCommand::Run => match Config::load_usable(sources) {
+            Ok((loaded, held_up)) => {
+                let threads = loaded.config.runtime.threads;
+                block_on(threads, async { Ok(run::run(loaded, held_up, sources.clone()).await) })
+            }
+            Err(error) => {
+                load_error::write(&error, err)?;
+                Ok(Exit::Config)
+            }
+        },
+        CliCommand::Publish(args) => {
+            with_usable_config(sources, |loaded| block_on(1, publish::run(args, loaded.config, out)))
+        }
         CliCommand::Check(args) => block_on(1, check::run(args, sources, out, err)),
         CliCommand::Status(args) => block_on(1, status::run(args, sources, out, err)),
         CliCommand::Reload(args) => block_on(1, control::reload(args, sources, out, err)),
@@ -224,10 +232,10 @@ fn run_command(command: CliCommand, sources: &Sources, out: &mut Output<Stdout>)
             block_on(1, trace::run(&args, ledger, config, Timestamp::now(), out, err))
         }),
         CliCommand::Ledger(args) => {
-            with_config(sources, |loaded| block_on(1, ledger::run(args, &loaded.config, out, err)))
+            with_usable_config(sources, |loaded| block_on(1, ledger::run(args, &loaded.config, out, err)))
         }
         CliCommand::Erase(args) => {
-            with_config(sources, |loaded| block_on(1, erase::run(&args, &loaded.config, out, err)))
+            with_usable_config(sources, |loaded| block_on(1, erase::run(&args, &loaded.config, out, err)))
         }
         CliCommand::Notify(args) => {
             with_config(sources, |loaded| block_on(1, notify::run(&args, &loaded.config, out, err)))
@@ -273,8 +281,8 @@ fn with_ledger(
     sources: &Sources,
     command: impl FnOnce(&LedgerLocation, Option<&Config>) -> io::Result<Exit>,
 ) -> io::Result<Exit> {
-    let error = match Config::load(sources) {
-        Ok(Loaded { config, .. }) => return command(&config.ledger.location(), Some(&config)),
+    let error = match Config::load_usable(sources) {
+        Ok((Loaded { config, .. }, _)) => return command(&config.ledger.location(), Some(&config)),
         Err(error) => error,
     };
     let Some(directory) = load_ledger_directory(sources) else {
@@ -286,6 +294,23 @@ fn with_ledger(
         "the configuration has errors, see `orderd check`; reading the ledger in {shown}, as it says"
     ));
     command(&LedgerLocation::Directory(directory), None)
+}
+
+/// As [`with_config`], for commands that need no part of the configuration that is held up, such as the templates of notifications.
+fn with_usable_config(sources: &Sources, command: impl FnOnce(Loaded) -> io::Result<Exit>) -> io::Result<Exit> {
+    match Config::load_usable(sources) {
+        Ok((loaded, held_up)) => {
+            if !held_up.is_empty() {
+                let count = text::counted(held_up.len() as i64, "fault");
+                print_error(&format!("warning: the templates of notifications have {count}, see `orderd check`"));
+            }
+            command(loaded)
+        }
+        Err(error) => {
+            load_error::write(&error, &mut Output::stderr())?;
+            Ok(Exit::Config)
+        }
+    }
 }
 
 /// Loads the configuration for a command, or prints every problem.

@@ -51,8 +51,8 @@ fn timeout(text: &str) -> Result<Duration, String> {
 /// # Errors
 /// When `out` or `err` cannot be written.
 pub async fn run(args: ProbeArgs, sources: &Sources, out: &mut dyn Write, err: &mut dyn Write) -> io::Result<Exit> {
-    let admin = match Config::load(sources) {
-        Ok(loaded) => loaded.config.admin,
+    let admin = match Config::load_usable(sources) {
+        Ok((loaded, _)) => loaded.config.admin,
         // The daemon was started with valid files. A file that is being edited, or a certificate that has expired since,
         // says nothing about it.
         Err(error) => {

@@ -10,7 +10,7 @@ use tracing::{error, info, warn};
 
 use super::Exit;
 use crate::chain::chain;
-use crate::config::{Loaded, LogFormat, LogLevel, Sources};
+use crate::config::{Loaded, LogFormat, LogLevel, Problem, Sources};
 use crate::config_watcher::ConfigWatcher;
 use crate::control::{Control, Permit};
 use crate::shutdown::Shutdown;
@@ -24,8 +24,9 @@ const TIME_AFTER_DRAIN: Duration = Duration::from_secs(30);
 /// How long the thread that writes the log has for the last line before the process ends at once.
 const LAST_LOG_LINE: Duration = Duration::from_millis(50);
 
-/// Runs the daemon until a signal or an error stops it. `loaded` was read from `sources`; a reload reads them again.
-pub async fn run(loaded: Loaded, sources: Sources) -> Exit {
+/// Runs the daemon until a signal or an error stops it. `loaded` was read from `sources`; a reload reads them again. `held_up` are its
+/// problems that hold up only a part of the daemon.
+pub async fn run(loaded: Loaded, held_up: Vec<Problem>, sources: Sources) -> Exit {
     let Loaded { config, warnings, path, .. } = loaded;
     let log = &config.log;
     let settings =
@@ -39,6 +40,12 @@ pub async fn run(loaded: Loaded, sources: Sources) -> Exit {
     };
     for warning in warnings {
         warn!(%warning, "configuration");
+    }
+    for problem in held_up {
+        error!(
+            %problem,
+            "a template of notifications has a fault: the notifications of its channel wait until it is corrected and a reload accepts it"
+        );
     }
     info!(version = env!("CARGO_PKG_VERSION"), config = %path.display(), pid = std::process::id(), "starting");
     let shutdown = Shutdown::new();

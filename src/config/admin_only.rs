@@ -23,9 +23,15 @@ pub fn load_admin(sources: &Sources) -> Result<Admin, LoadError> {
     };
     let (admin, problems, warnings) = match utf8_text(&bytes) {
         Ok(text) => read_admin(text, sources),
-        Err(problems) => return Err(LoadError::Invalid { path, problems, warnings: Vec::new(), read: None }),
+        Err(problems) => {
+            return Err(LoadError::Invalid { path, problems, warnings: Vec::new(), read: None, is_usable: false });
+        }
     };
-    if problems.is_empty() { Ok(admin) } else { Err(LoadError::Invalid { path, problems, warnings, read: None }) }
+    if problems.is_empty() {
+        Ok(admin)
+    } else {
+        Err(LoadError::Invalid { path, problems, warnings, read: None, is_usable: false })
+    }
 }
 
 /// Like [`load_admin`], for requests that need no token: a token file that cannot be read is ignored. If the

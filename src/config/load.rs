@@ -116,6 +116,8 @@ pub enum LoadError {
         warnings: Vec<Problem>,
         /// What was read, with defaults in place of what has problems: for further warnings. `None` if the file is no TOML.
         read: Option<Box<Config>>,
+        /// Whether the daemon can start with what was read, because the problems hold up only parts of it.
+        is_usable: bool,
     },
 }
 
@@ -152,6 +154,22 @@ impl Config {
         Self::from_bytes(&bytes, path, sources)
     }
 
+    /// Loads a configuration also if it has problems that hold up only parts of the daemon, such as faulty templates of notifications.
+    /// Returns it with these problems.
+    ///
+    /// # Errors
+    /// An unreadable file, or every problem with the configuration if one is of another kind.
+    pub fn load_usable(sources: &Sources) -> Result<(Loaded, Vec<Problem>), LoadError> {
+        match Self::load(sources) {
+            Ok(loaded) => Ok((loaded, Vec::new())),
+            Err(LoadError::Invalid { path, problems, warnings, read: Some(config), is_usable: true }) => {
+                let loaded = Loaded { config: *config, warnings, path, written: WrittenKeys::default() };
+                Ok((loaded, problems))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
     /// Loads the configuration from the content of its file.
     pub(crate) fn from_bytes(bytes: &[u8], path: PathBuf, sources: &Sources) -> Result<Loaded, LoadError> {
         let context = ReadContext::new(&sources.environment, secret::is_world_readable(&path));
@@ -160,9 +178,9 @@ impl Config {
                 warnings.extend(missing_newline(bytes));
                 Ok(Loaded { config, warnings, path, written })
             }
-            Err(ConfigErrors { problems, mut warnings, read }) => {
+            Err(ConfigErrors { problems, mut warnings, read, is_usable }) => {
                 warnings.extend(missing_newline(bytes));
-                Err(LoadError::Invalid { path, problems, warnings, read })
+                Err(LoadError::Invalid { path, problems, warnings, read, is_usable })
             }
         }
     }
@@ -189,6 +207,7 @@ pub(super) struct ConfigErrors {
     pub problems: Vec<Problem>,
     pub warnings: Vec<Problem>,
     pub read: Option<Box<Config>>,
+    pub is_usable: bool,
 }
 
 /// Loads a configuration from the content of its file, with the overrides and handlers of `sources`. Returns it with its
@@ -198,7 +217,7 @@ pub(super) fn parse(
     sources: &Sources,
     context: &ReadContext,
 ) -> Result<(Config, Vec<Problem>, WrittenKeys), ConfigErrors> {
-    let not_toml = |problems| ConfigErrors { problems, warnings: Vec::new(), read: None };
+    let not_toml = |problems| ConfigErrors { problems, warnings: Vec::new(), read: None, is_usable: false };
     let mut layers = utf8_text(bytes).and_then(Layers::read).map_err(not_toml)?;
     if !layers.root.contains_key("queues") && !layers.root.contains_key("consumers") {
         add_default_workload(&mut layers);
@@ -209,9 +228,10 @@ pub(super) fn parse(
     let config = read::config(layers.root, sources.handlers, context);
     check::check(&config, sources.handlers, &context.report);
     secret::warn_about_exposed_passwords(&config, &layers.origins, context);
+    let is_usable = context.report.is_deferred();
     let (problems, warnings) = context.report.take_sorted(&layers.origins);
     if !problems.is_empty() {
-        return Err(ConfigErrors { problems, warnings, read: Some(Box::new(config)) });
+        return Err(ConfigErrors { problems, warnings, read: Some(Box::new(config)), is_usable });
     }
     Ok((config, warnings, WrittenKeys(layers.origins.into_keys().collect())))
 }

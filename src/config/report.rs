@@ -54,6 +54,8 @@ struct Reported {
     message: String,
     /// What is at fault, if that is not where the key was written.
     origin: Option<Origin>,
+    /// Whether the daemon can start with it, see [`super::Section::deferred_problem`].
+    is_deferred: bool,
 }
 
 /// The problems and warnings so far. Only the first problem of each path is kept, since others usually follow from it.
@@ -65,23 +67,36 @@ pub(super) struct Report {
 
 impl Report {
     pub(super) fn problem(&self, path: &str, message: impl Into<String>) {
-        self.add_problem(path, message.into(), None);
+        self.add_problem(Reported { path: path.to_owned(), message: message.into(), origin: None, is_deferred: false });
+    }
+
+    /// A problem that holds up only a part of the daemon.
+    pub(super) fn deferred_problem(&self, path: &str, message: impl Into<String>) {
+        self.add_problem(Reported { path: path.to_owned(), message: message.into(), origin: None, is_deferred: true });
     }
 
     /// A problem with a variable or a setting, at a path that was also written elsewhere.
     pub(super) fn problem_of(&self, origin: &Origin, path: &str, message: impl Into<String>) {
-        self.add_problem(path, message.into(), Some(origin.clone()));
+        let origin = Some(origin.clone());
+        self.add_problem(Reported { path: path.to_owned(), message: message.into(), origin, is_deferred: false });
     }
 
-    fn add_problem(&self, path: &str, message: String, origin: Option<Origin>) {
+    fn add_problem(&self, problem: Reported) {
         let mut problems = self.problems.borrow_mut();
-        if !problems.iter().any(|known| known.path == path) {
-            problems.push(Reported { path: path.to_owned(), message, origin });
+        if !problems.iter().any(|known| known.path == problem.path) {
+            problems.push(problem);
         }
     }
 
+    /// Whether there are problems, and the daemon can start with all of them.
+    pub(super) fn is_deferred(&self) -> bool {
+        let problems = self.problems.borrow();
+        !problems.is_empty() && problems.iter().all(|problem| problem.is_deferred)
+    }
+
     pub(super) fn warning(&self, path: &str, message: impl Into<String>) {
-        self.warnings.borrow_mut().push(Reported { path: path.to_owned(), message: message.into(), origin: None });
+        let warning = Reported { path: path.to_owned(), message: message.into(), origin: None, is_deferred: false };
+        self.warnings.borrow_mut().push(warning);
     }
 
     /// Whether a problem was found at a path or below it.
@@ -94,7 +109,7 @@ impl Report {
     /// All problems and all warnings, each in the order of the file.
     pub(super) fn take_sorted(&self, origins: &Origins) -> (Vec<Problem>, Vec<Problem>) {
         let sorted = |found: &RefCell<Vec<Reported>>| {
-            let with_origin = |Reported { path, message, origin: given }: Reported| {
+            let with_origin = |Reported { path, message, origin: given, is_deferred: _ }: Reported| {
                 (given.or_else(|| origin(origins, &path)), path, message)
             };
             let mut found: Vec<_> = found.take().into_iter().map(with_origin).collect();

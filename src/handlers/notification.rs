@@ -237,6 +237,10 @@ impl NotificationHandler {
     /// Through a channel.
     async fn deliver(&self, notice: OwnedNotice, input: HandlerInput<'_>) -> Result<HandlerOutcome, HandlerError> {
         let time = self.channels.lease_time(&notice.channel)?;
+        if self.channels.is_held(&notice.channel) {
+            // The intake stops before the broker delivers it again.
+            return Err(HandlerError::Interrupted(Interruption::Held));
+        }
         let services = services(input)?;
         let begun = Instant::now();
         // The first copy may have been sent already, and its server may take minutes to answer.
@@ -284,7 +288,8 @@ impl Handler for NotificationHandler {
 
     fn gates(&self) -> Vec<IntakeGate> {
         let file = self.channels.event_file().map(IntakeGate::EventFile);
-        file.into_iter().chain(self.channels.gates().into_iter().map(IntakeGate::Service)).collect()
+        let services = self.channels.gates().into_iter().map(IntakeGate::Service);
+        file.into_iter().chain(services).chain(self.channels.held().into_iter().map(IntakeGate::Held)).collect()
     }
 
     fn max_in_flight(&self, max_hold: Duration) -> Option<usize> {
@@ -489,6 +494,33 @@ mod tests {
         }
     }
 
+    #[tokio::test]
+    async fn with_a_faulty_template_notifications_of_its_channel_are_held_and_none_is_dead_lettered() {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(directory.path().join("en")).unwrap();
+        std::fs::write(directory.path().join("en/shipped.txt"), "Subject: x\n\n{{ ordr_id }}\n").unwrap();
+        let keys = format!("templates = {:?}\n[notify.file]\ntype = \"log\"\n", directory.path());
+        let (handler, breakers) = e_mail_handler(1, &keys);
+        let held = handler.channels.held();
+        assert!(held.len() == 1 && held[0].is_passable(), "a channel that is not used stops nothing");
+        let (services, consumer) = (test_services(), "notification".into());
+        let ledger = LedgerAccess::without_deadline(services.ledger());
+        // Only a template of the directory knows the event.
+        let shipped = |channel: &str| Delivery {
+            routing_key: format!("order.notification.{channel}"),
+            ..delivery(br#"{"event":"shipped","email":"ada@example.com"}"#)
+        };
+        let (to_file, to_email) = (shipped("file"), shipped("email"));
+        let input =
+            |delivery| HandlerInput { steps: StepAccess(Some(&services)), ..input(delivery, &consumer, ledger) };
+        assert_eq!(handler.handle(input(&to_file)).await.unwrap().outcome, HandlerOutcome::Completed);
+        let interrupted = handler.handle(input(&to_email)).await.unwrap_err();
+        assert_eq!(interrupted, HandlerError::Interrupted(Interruption::Held));
+        assert!(!held[0].is_passable());
+        let reading = &breakers.read()[0];
+        assert_eq!((&*reading.name, reading.last_code.as_deref()), ("email", Some("templates_faulty")));
+    }
+
     /// With an e-mail server at this port, and these keys.
     fn e_mail_handler(port: u16, more: &str) -> (NotificationHandler, CircuitBreakers) {
         let directory = tempfile::tempdir().unwrap();
@@ -496,7 +528,7 @@ mod tests {
         let email = "[notify.email]\ntype = \"smtp\"\ntls = \"none\"\nfrom = \"orders@example.com\"\n";
         std::fs::write(&file, format!("{email}address = \"127.0.0.1:{port}\"\n{more}\n")).unwrap();
         let sources = crate::config::Sources { file: Some(file), ..crate::handlers::sources() };
-        let config = crate::config::Config::load(&sources).unwrap().config;
+        let config = crate::config::Config::load_usable(&sources).unwrap().0.config;
         let settings = config.notify.constructor::<NotifySettings>().unwrap();
         let (log, breakers) = (Arc::new(CountingChannel::default()), CircuitBreakers::default());
         let handler = NotificationHandler {

@@ -55,7 +55,7 @@ use route::Route;
 pub use settings::{NotifySettings, channel_routes};
 
 use crate::files::FileState;
-use crate::gate::{GateControl, GateGroup, GateState};
+use crate::gate::{Gate, GateControl, GateGroup, GateState};
 use crate::ledger::FailedDelivery;
 use crate::pipeline::{EventFileGate, HandlerError};
 use crate::recovery::{Failure, FailureKind};
@@ -112,8 +112,8 @@ impl Channels {
         };
         let providers: BTreeMap<String, Arc<Provider>> = settings.0.iter().map(provider).collect();
         let route = |name: &String| {
-            let chain = settings.chain(name).iter().map(|name| Arc::clone(&providers[name])).collect();
-            (name.clone(), Route::new(name, chain))
+            let chain = settings.usable_chain(name).iter().map(|name| Arc::clone(&providers[name])).collect();
+            (name.clone(), Route::new(name, chain, settings.0[name].fault().is_some()))
         };
         let file_unneeded = GateControl::open("the file of notifications");
         let routes = settings.0.keys().map(route).collect();
@@ -124,6 +124,18 @@ impl Channels {
     /// cannot be made would otherwise be released again and again, and at last be dead-lettered by the broker.
     pub fn gates(&self) -> Vec<GateGroup> {
         self.routes.values().filter_map(Route::gate).collect()
+    }
+
+    /// Each is closed once there is a notification for a channel whose templates have a fault. Such a notification can be neither delivered nor
+    /// retried before a reload, which builds other channels.
+    pub fn held(&self) -> Vec<Gate> {
+        self.routes.values().filter_map(Route::held).collect()
+    }
+
+    /// Whether notifications for this channel have to wait for a reload, because its templates have a fault. If so, it counts as used.
+    pub fn is_held(&self, channel: &str) -> bool {
+        let held = self.routes.get(channel).filter(|route| route.is_held());
+        held.inspect(|route| route.used()).is_some()
     }
 
     /// The file that notifications are written to, if one is. With channels, it is needed once one of them has written to it.

@@ -46,8 +46,11 @@ impl OperatorChannelSettings {
         let name = section.required("channel", hint, &value_parser::text(MAX_TEXT_BYTES));
         let to = section.list("to", MAX_RECIPIENTS, &recipient).unwrap_or_default();
         let name = name?;
-        let chain: Vec<_> =
-            notify.chain(&name).into_iter().map(|name| (name.clone(), notify.0[&name].clone())).collect();
+        let chain: Vec<_> = notify
+            .chain(&name)
+            .into_iter()
+            .map(|name| (name.clone(), notify.0[&name].clone().without_fault()))
+            .collect();
         let settings = OperatorChannelSettings { name, to, chain };
         settings.check(section, notify);
         Some(settings)

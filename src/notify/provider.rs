@@ -117,7 +117,11 @@ impl Provider {
         let breaker = match transport {
             Transport::Log(_) => None,
             Transport::Smtp(_) | Transport::Webhook(_) => {
-                Some(breakers.breaker(consumer, BreakerKind::Channel, &name, settings.breaker))
+                let (kind, breaker) = (BreakerKind::Channel, settings.breaker);
+                Some(match settings.fault() {
+                    None => breakers.breaker(consumer, kind, &name, breaker),
+                    Some(fault) => breakers.held(consumer, kind, &name, breaker, ("templates_faulty", fault)),
+                })
             }
         };
         let semaphore = |permits| Arc::new(Semaphore::new(permits));

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::provider::Provider;
-use crate::gate::{GateControl, GateGroup, GateState};
+use crate::gate::{Gate, GateControl, GateGroup, GateState};
 
 /// A channel's own server, then its fallbacks.
 pub(super) struct Route {
@@ -14,14 +14,27 @@ pub(super) struct Route {
     providers: Vec<Arc<Provider>>,
     /// Open until the first notification for this channel: one that is not used must not stop the others.
     unused: GateControl,
+    /// The channel's templates have a fault: nothing can be delivered until a reload replaces this route.
+    is_held: bool,
 }
 
 impl Route {
     /// `providers` are at least one.
-    pub fn new(channel: &str, providers: Vec<Arc<Provider>>) -> Self {
+    pub fn new(channel: &str, providers: Vec<Arc<Provider>>, is_held: bool) -> Self {
         let name = format!("each server of notification channel {channel:?}");
         let name = if providers.len() == 1 { name.replacen("each", "the", 1) } else { name };
-        Route { name: name.into(), providers, unused: GateControl::open(channel) }
+        let unused = GateControl::open(format!("the templates of notification channel {channel:?}"));
+        Route { name: name.into(), providers, unused, is_held }
+    }
+
+    /// Whether nothing can be delivered because of a fault in the templates.
+    pub fn is_held(&self) -> bool {
+        self.is_held
+    }
+
+    /// Closed once there is a notification for a channel that is held.
+    pub fn held(&self) -> Option<Gate> {
+        self.is_held.then(|| self.unused.gate())
     }
 
     /// The providers.
@@ -34,8 +47,11 @@ impl Route {
         self.unused.set(GateState::Closed(None));
     }
 
-    /// Closed while the channel is used and the circuit breakers of all its providers are open. `None`: one of them is a file.
+    /// Closed while the channel is used and the circuit breakers of all its providers are open. `None`: one of them is a file, or it is held.
     pub fn gate(&self) -> Option<GateGroup> {
+        if self.is_held {
+            return None;
+        }
         let breakers: Option<Vec<_>> = self.providers.iter().map(|provider| provider.gate()).collect();
         Some(GateGroup::new(Arc::clone(&self.name), [vec![self.unused.gate()], breakers?].concat()))
     }

@@ -200,13 +200,26 @@ impl NotifySettings {
         }
         chain
     }
+
+    /// The channel and those of its fallbacks whose templates have no fault. The channel alone, if its own have one: its notifications are
+    /// held.
+    pub(super) fn usable_chain(&self, name: &str) -> Vec<String> {
+        let is_held = |name: &String| self.0[name].fault().is_some();
+        let mut chain = self.chain(name);
+        if chain.first().is_some_and(is_held) {
+            chain.truncate(1);
+        } else {
+            chain.retain(|name| !is_held(name));
+        }
+        chain
+    }
 }
 
 /// The providers of each channel, in the order in which they are tried; none without channels.
 pub fn channel_routes(notify: &HandlerSettings) -> BTreeMap<Arc<str>, Vec<Arc<str>>> {
     let settings = notify.constructor::<NotifySettings>();
     let route = |settings: &NotifySettings, name: &String| {
-        let providers = settings.chain(name).iter().map(|name| Arc::from(name.as_str())).collect();
+        let providers = settings.usable_chain(name).iter().map(|name| Arc::from(name.as_str())).collect();
         (Arc::from(name.as_str()), providers)
     };
     settings.into_iter().flat_map(|settings| settings.0.keys().map(|name| route(settings, name))).collect()
@@ -269,6 +282,23 @@ impl ChannelSettings {
         };
         section.finish();
         channel
+    }
+
+    /// What is wrong with its templates, so that its notifications are held.
+    pub(super) fn fault(&self) -> Option<&str> {
+        match &self.kind {
+            ChannelKind::Smtp(_, texts) | ChannelKind::Webhook(_, _, texts) => texts.fault.as_deref(),
+            ChannelKind::Log => None,
+        }
+    }
+
+    /// The same channel with the built-in templates in place of faulty ones.
+    pub(super) fn without_fault(mut self) -> Self {
+        match &mut self.kind {
+            ChannelKind::Smtp(_, texts) | ChannelKind::Webhook(_, _, texts) => texts.fault = None,
+            ChannelKind::Log => {}
+        }
+        self
     }
 
     /// How long an attempt may take; `None`: it is a file.

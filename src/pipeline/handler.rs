@@ -73,6 +73,8 @@ pub enum Interruption {
     PublisherClosed,
     /// Another instance works on the message, or took it over.
     TakenOver,
+    /// No delivery can be processed until the handler is replaced, see [`IntakeGate::Held`].
+    Held,
 }
 
 impl HandlerError {

@@ -23,6 +23,8 @@ pub enum IntakeGate {
     /// A service that it calls. Only a delivery shows whether it works again, so the subscription is not closed: it is limited to
     /// one delivery.
     Service(GateGroup),
+    /// Closed while no delivery can be processed until the handler is replaced. Then the subscription is closed.
+    Held(Gate),
 }
 
 /// A file that a handler writes.
@@ -61,6 +63,7 @@ impl From<watch::Receiver<FileState>> for EventFileGate {
 pub struct Intake {
     ledger: watch::Receiver<LedgerState>,
     files: Arc<[EventFileGate]>,
+    held: Arc<[Gate]>,
     services: Arc<[GateGroup]>,
     rate_limiter: Arc<RateLimiter>,
 }
@@ -68,14 +71,15 @@ pub struct Intake {
 impl Intake {
     /// Open while this ledger can record and all gates are.
     pub fn new(ledger: watch::Receiver<LedgerState>, gates: Vec<IntakeGate>, rate_limiter: Arc<RateLimiter>) -> Self {
-        let (mut files, mut services) = (Vec::new(), Vec::new());
+        let (mut files, mut services, mut held) = (Vec::new(), Vec::new(), Vec::new());
         for gate in gates {
             match gate {
                 IntakeGate::EventFile(file) => files.push(file),
                 IntakeGate::Service(gate) => services.push(gate),
+                IntakeGate::Held(gate) => held.push(gate),
             }
         }
-        Intake { ledger, files: files.into(), services: services.into(), rate_limiter }
+        Intake { ledger, files: files.into(), held: held.into(), services: services.into(), rate_limiter }
     }
 
     /// The consumer's rate limit.
@@ -101,25 +105,31 @@ impl Intake {
         }
     }
 
-    /// Resolves while the ledger can record and the event file can be written. Cancel-safe.
+    /// Resolves while the ledger can record, the event file can be written, and deliveries are not held. Cancel-safe.
     pub(super) async fn outage_ended(&self) {
         loop {
             wait_for(&self.ledger, |state| !is_unavailable(state)).await;
-            let Some(closed) = self.files.iter().find(|gate| gate.is_closed()) else { return };
-            wait_for(&closed.file, |file| file.outage.is_none()).await;
+            if let Some(held) = self.held.iter().find(|gate| !gate.is_passable()) {
+                held.passable().await;
+            } else if let Some(closed) = self.files.iter().find(|gate| gate.is_closed()) {
+                wait_for(&closed.file, |file| file.outage.is_none()).await;
+            } else {
+                return;
+            }
         }
     }
 
-    /// Resolves while the ledger cannot record or the event file cannot be written. Cancel-safe.
+    /// Resolves while the ledger cannot record, the event file cannot be written, or deliveries are held. Cancel-safe.
     async fn outage(&self) {
         // Cancel-safe: both only wait.
         tokio::select! {
             () = wait_for(&self.ledger, is_unavailable) => {}
             () = any(self.files.iter().map(EventFileGate::closed)) => {}
+            () = any(self.held.iter().map(Gate::closed)) => {}
         }
     }
 
-    /// Resolves once an outage of the ledger or the event file has lasted this long without a break. Not cancel-safe: it starts
+    /// Resolves once such an outage has lasted this long without a break. Not cancel-safe: it starts
     /// again.
     pub(super) async fn outage_for(&self, duration: Duration) {
         loop {

@@ -199,7 +199,7 @@ impl Pool {
         };
         // Cancel-safe: all only wait.
         tokio::select! {
-            () = intake.outage_for(max_hold) => format!("the ledger or the event file could not be written for {max_hold:?}"),
+            () = intake.outage_for(max_hold) => format!("the ledger or the event file could not be written, or deliveries were held, for {max_hold:?}"),
             service = intake.trial_for(max_hold), if !is_trial => format!("{service} was unavailable for {max_hold:?}"),
             () = while_stopping => "the ledger, the event file or a service is unavailable".to_owned(),
             () = self.context.outage.begun() => {

@@ -7,7 +7,8 @@
 //!   └───────── enough calls at the same time, or a window ────────── ramp-up: 2, 4, 8, … calls at the same time
 //! ```
 //! While it ramps up, too many failures open it again. With few calls, the ramp-up ends after the length of the window. The results
-//! of calls that began before it opened do not count.
+//! of calls that began before it opened do not count. One that is held, which is shown as open, lets no call through until its settings are
+//! set again.
 
 use std::time::Duration;
 
@@ -149,9 +150,20 @@ pub(super) struct Breaker {
 #[derive(Debug, Clone, Copy)]
 enum Phase {
     Closed,
-    Open { until: Instant },
-    HalfOpen { is_tried: bool },
-    RampUp { limit: u32, in_flight: u32, answered: u32, until: Instant },
+    Open {
+        until: Instant,
+    },
+    HalfOpen {
+        is_tried: bool,
+    },
+    RampUp {
+        limit: u32,
+        in_flight: u32,
+        answered: u32,
+        until: Instant,
+    },
+    /// No call is made until the settings are set again.
+    Held,
 }
 
 impl Breaker {
@@ -159,21 +171,29 @@ impl Breaker {
         Breaker { settings, phase: Phase::Closed, window: Window::new(settings.window, now), generation: 0 }
     }
 
-    /// Changes the settings and keeps the state. One that is open stays so for at most the new time.
+    /// Changes the settings and keeps the state. One that is open stays so for at most the new time; one that is held closes.
     pub(super) fn set(&mut self, settings: BreakerSettings, now: Instant) {
         if settings.window != self.settings.window {
             self.window = Window::new(settings.window, now);
         }
-        if let Phase::Open { until } = &mut self.phase {
-            *until = (*until).min(now + settings.open);
+        match &mut self.phase {
+            Phase::Open { until } => *until = (*until).min(now + settings.open),
+            Phase::Held => self.phase = Phase::Closed,
+            Phase::Closed | Phase::HalfOpen { .. } | Phase::RampUp { .. } => {}
         }
         self.settings = settings;
+    }
+
+    /// Lets no call through until the settings are set again.
+    pub(super) fn hold(&mut self) {
+        self.generation += 1;
+        self.phase = Phase::Held;
     }
 
     pub(super) fn state(&self) -> BreakerState {
         match self.phase {
             Phase::Closed => BreakerState::Closed,
-            Phase::Open { .. } => BreakerState::Open,
+            Phase::Open { .. } | Phase::Held => BreakerState::Open,
             Phase::HalfOpen { .. } => BreakerState::HalfOpen,
             Phase::RampUp { .. } => BreakerState::RampUp,
         }
@@ -188,6 +208,7 @@ impl Breaker {
                 GateState::Closed(None)
             }
             Phase::Open { until } => GateState::Closed(Some(until)),
+            Phase::Held => GateState::Closed(None),
             Phase::HalfOpen { is_tried: true } => GateState::Closed(None),
             Phase::HalfOpen { is_tried: false } | Phase::RampUp { .. } => GateState::Trial,
         }
@@ -209,7 +230,7 @@ impl Breaker {
             Phase::Closed | Phase::HalfOpen { is_tried: false } => Ok(()),
             Phase::Open { until } if now < until => Err(Wait::Until(until)),
             Phase::Open { .. } => Ok(()),
-            Phase::HalfOpen { is_tried: true } => Err(Wait::ForChange),
+            Phase::HalfOpen { is_tried: true } | Phase::Held => Err(Wait::ForChange),
             Phase::RampUp { limit, in_flight, .. } if in_flight < limit => Ok(()),
             Phase::RampUp { until, .. } => Err(Wait::Until(until)),
         }
@@ -219,7 +240,8 @@ impl Breaker {
     pub(super) fn begin(&mut self, now: Instant) -> Result<Ticket, Wait> {
         self.allows(now)?;
         match &mut self.phase {
-            Phase::Closed => {}
+            // No call is allowed while it is held.
+            Phase::Closed | Phase::Held => {}
             Phase::Open { .. } => {
                 self.generation += 1;
                 self.phase = Phase::HalfOpen { is_tried: true };
@@ -248,7 +270,7 @@ impl Breaker {
                 }
             }
             // A call begun in this generation has left it only by its end.
-            (Phase::Open { .. }, _) => {}
+            (Phase::Open { .. } | Phase::Held, _) => {}
             (Phase::HalfOpen { .. }, CallResult::Answered) => {
                 self.window = Window::new(self.settings.window, now);
                 self.window.add(false, now);

@@ -66,6 +66,8 @@ struct SharedState {
     openings: u64,
     last_failure: Option<String>,
     last_code: Option<String>,
+    /// It is open for another reason than failures, which whoever holds it reports.
+    is_held: bool,
 }
 
 /// What the status shows about a breaker.
@@ -108,12 +110,34 @@ impl CircuitBreakers {
         breakers.retain(|_, breaker| breaker.strong_count() > 0);
         let key = (Arc::clone(consumer), kind, Arc::clone(name));
         if let Some(breaker) = breakers.get(&key).and_then(Weak::upgrade) {
-            breaker.change(|state, now| state.breaker.set(settings, now));
+            breaker.change(|state, now| {
+                state.breaker.set(settings, now);
+                state.is_held = false;
+            });
             breaker.changed.notify_waiters();
             return breaker;
         }
         let breaker = Arc::new(CircuitBreaker::new(Arc::clone(consumer), kind, Arc::clone(name), settings));
         breakers.insert(key, Arc::downgrade(&breaker));
+        breaker
+    }
+
+    /// The breaker of a channel that cannot be used until its settings are set again. `code` and `reason` are shown as the last failure.
+    pub fn held(
+        &self,
+        consumer: &Arc<str>,
+        kind: BreakerKind,
+        name: &Arc<str>,
+        settings: BreakerSettings,
+        (code, reason): (&str, &str),
+    ) -> Arc<CircuitBreaker> {
+        let breaker = self.breaker(consumer, kind, name, settings);
+        breaker.change(|state, _| {
+            state.breaker.hold();
+            state.last_failure = Some(format!("{code}: {reason}"));
+            state.last_code = Some(code.to_owned());
+            state.is_held = true;
+        });
         breaker
     }
 
@@ -143,6 +167,7 @@ impl CircuitBreaker {
             openings: 0,
             last_failure: None,
             last_code: None,
+            is_held: false,
         };
         let gate = GateControl::open(match kind {
             BreakerKind::Step => format!("the service of step {name:?}"),
@@ -239,9 +264,9 @@ impl CircuitBreaker {
         }
         // Under the lock, so that the gate never shows an earlier state.
         self.gate.set(state.breaker.gate(state.waiting));
-        let last_failure = state.last_failure.clone();
+        let (last_failure, is_held) = (state.last_failure.clone(), state.is_held);
         drop(state);
-        if before != after {
+        if before != after && !is_held {
             self.log(after, last_failure);
         }
         result
@@ -333,6 +358,22 @@ mod tests {
 
     fn breaker(breakers: &CircuitBreakers) -> Arc<CircuitBreaker> {
         breakers.breaker(&"order".into(), BreakerKind::Step, &"charge".into(), SETTINGS)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_breaker_that_is_held_lets_no_call_through_until_its_settings_are_set_again() {
+        let breakers = CircuitBreakers::default();
+        let fault = ("templates_faulty", "de/processed.txt:3: unknown variable");
+        let held = breakers.held(&"order".into(), BreakerKind::Step, &"charge".into(), SETTINGS, fault);
+        tokio::time::advance(100 * SETTINGS.open).await;
+        assert!(held.try_begin_now().is_none() && !held.gate().is_passable());
+        let reading = &breakers.read()[0];
+        assert_eq!((reading.state, reading.last_code.as_deref()), (BreakerState::Open, Some("templates_faulty")));
+        let mut waiting = std::pin::pin!(held.begin());
+        assert!(waiting.as_mut().now_or_never().is_none());
+        breaker(&breakers);
+        waiting.await.ended(None);
+        assert!(held.gate().is_open() && held.is_closed());
     }
 
     async fn open(breaker: &Arc<CircuitBreaker>) {

@@ -46,8 +46,8 @@ impl DaemonTarget {
             return Ok(AdminClient::new(address, token, None));
         }
         let path = sources.path();
-        let (admin, is_valid) = match Config::load(sources) {
-            Ok(loaded) => (loaded.config.admin, true),
+        let (admin, is_valid) = match Config::load_usable(sources) {
+            Ok((loaded, _)) => (loaded.config.admin, true),
             Err(errors) => match load_admin(sources) {
                 Ok(admin) => {
                     writeln!(

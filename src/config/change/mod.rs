@@ -157,7 +157,10 @@ fn collect(path: String, value: Value, keys: &mut BTreeMap<String, Value>) {
     match value {
         Value::Object(section) if !redaction::is_secret(&section) => {
             for (key, value) in section {
-                collect(super::layers::join(&path, &key), value, keys);
+                // A file that a key names, such as `notify.email.templates[de/processed.txt]`, is no key to quote.
+                let is_part = key.ends_with(']');
+                let joined = if is_part { format!("{path}.{key}") } else { super::layers::join(&path, &key) };
+                collect(joined, value, keys);
             }
         }
         value => {

@@ -7,7 +7,8 @@ use super::{ChannelKind, ChannelSettings, NotifySettings, WebhookBody};
 use crate::config::duration;
 use crate::tls::TlsFiles;
 
-/// As in the file. Templates are compared by their content, so that a reload applies a changed one.
+/// As in the file. Besides, each file of templates that is not built in has a key with its digest, so that a reload applies and shows a
+/// changed one.
 impl Serialize for NotifySettings {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_map(self.0.iter().map(|(name, channel)| (name, channel.keys())))
@@ -58,7 +59,10 @@ impl ChannelSettings {
         set("language", texts.options.language.as_str().into());
         set("time_zone", texts.zone_name.clone().unwrap_or_else(|| "UTC".to_owned()).into());
         set("templates", texts.directory.as_ref().map(|directory| directory.display().to_string()).into());
-        set("templates_content", texts.files.digest().into());
+        for (file, digest) in texts.files.changed() {
+            set(&format!("templates[{file}]"), digest.into());
+        }
+        set("templates_faulty", texts.fault.as_ref().map(|_| true).into());
         keys.retain(|_, value| !value.is_null());
         keys
     }

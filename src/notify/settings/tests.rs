@@ -3,6 +3,7 @@
 use std::fs;
 use std::time::Duration;
 
+use super::NotifySettings;
 use crate::config::{Config, LoadError};
 use crate::handlers;
 
@@ -14,6 +15,55 @@ fn load(directory: &tempfile::TempDir, notify: &str) -> Result<crate::config::Lo
         LoadError::Invalid { problems, .. } => problems.iter().map(ToString::to_string).collect(),
         LoadError::Unreadable { .. } => panic!("{error}"),
     })
+}
+
+#[test]
+fn a_faulty_template_is_an_error_for_check_and_reload_but_the_rest_of_the_configuration_can_be_used() {
+    let directory = tempfile::tempdir().unwrap();
+    let (templates, file) = (directory.path().join("templates"), directory.path().join("orderd.toml"));
+    fs::create_dir_all(templates.join("de")).unwrap();
+    let config = format!(
+        "[notify.email]\ntype = \"smtp\"\naddress = \"localhost\"\nfrom = \"Lamps <a@example.com>\"\ntemplates = {templates:?}\n\
+         [notify.ops]\ntype = \"smtp\"\naddress = \"localhost\"\nfrom = \"Lamps <a@example.com>\"\ntemplates = {templates:?}\n\
+         [alerts]\nchannel = \"ops\"\nto = [\"ops@example.com\"]\n"
+    );
+    let usable = |config: &str| {
+        fs::write(&file, config).unwrap();
+        Config::load_usable(&crate::config::Sources { file: Some(file.clone()), ..handlers::sources() })
+    };
+    let keys = |config: &str| usable(config).unwrap().0.config.notify.keys()["email"].clone();
+    let write = |text: &str| fs::write(templates.join("de/processed.txt"), format!("Subject: x\n\n{text}\n")).unwrap();
+    write("{{ ordr_id }}");
+    assert!(load(&directory, &config).unwrap_err().iter().any(|problem| problem.contains("de/processed.txt:3")));
+    let (loaded, held_up) = usable(&config).unwrap();
+    assert_eq!(held_up.len(), 2, "one for each channel: {held_up:?}");
+    let settings = loaded.config.consumers["notification"].notify.constructor::<NotifySettings>().unwrap();
+    assert!(settings.0["email"].fault().unwrap().starts_with("de/processed.txt:3: unknown variable"));
+    let faulty = keys(&config);
+    assert!(usable(&format!("{config}\n[log]\nkep = 1\n")).is_err(), "another error is one for all");
+    write("{{ order_id }}");
+    assert!(usable(&config).unwrap().1.is_empty());
+    assert_ne!(faulty, keys(&config), "or a reload would find no change");
+    fs::remove_dir_all(&templates).unwrap();
+    assert_eq!(usable(&config).unwrap().1.len(), 2);
+    let missing = keys(&config);
+    fs::create_dir_all(&templates).unwrap();
+    assert_ne!(missing, keys(&config), "or a reload would find no change");
+}
+
+#[test]
+fn the_keys_of_a_channel_name_the_templates_that_are_its_own() {
+    let directory = tempfile::tempdir().unwrap();
+    let templates = directory.path().join("templates");
+    fs::create_dir_all(templates.join("fr")).unwrap();
+    fs::write(templates.join("fr/shipped.short.txt"), "x\n").unwrap();
+    let config = format!(
+        "[notify.email]\ntype = \"smtp\"\naddress = \"localhost\"\nfrom = \"a@example.com\"\ntemplates = {templates:?}\n"
+    );
+    let keys = load(&directory, &config).unwrap().config.notify.keys()["email"].clone();
+    let named: Vec<&String> = keys.as_object().unwrap().keys().filter(|key| key.starts_with("templates")).collect();
+    assert!(named.iter().any(|key| *key == "templates[fr/shipped.short.txt]"), "{named:?}");
+    assert!(!named.iter().any(|key| key.starts_with("templates[en/")), "{named:?}");
 }
 
 #[test]

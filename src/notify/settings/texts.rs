@@ -18,7 +18,10 @@ use crate::notify::templates::{
 #[derive(Debug, Clone)]
 pub(in crate::notify) struct TextSettings {
     pub directory: Option<PathBuf>,
+    /// The built-in ones if there is a fault.
     pub files: TemplateFiles,
+    /// What is wrong with the templates, so that the channel's notifications are held.
+    pub fault: Option<String>,
     pub options: TemplateOptions,
     pub(super) zone_name: Option<String>,
     /// Whether the channel itself says how the shop is called.
@@ -106,15 +109,16 @@ impl TextSettings {
             let faults = if files == TemplateFiles::built_in() { Vec::new() } else { templates.check() };
             if faults.is_empty() { Ok(files) } else { Err(faults) }
         });
-        match checked {
-            Ok(files) => Some(TextSettings { directory, files, options, zone_name, names_shop }),
+        let (files, fault) = match checked {
+            Ok(files) => (files, None),
             Err(faults) => {
-                for fault in faults {
-                    report_fault(section, &fault);
-                }
-                None
+                faults.iter().for_each(|fault| report_fault(section, fault));
+                let more = faults.len().checked_sub(2).map(|rest| format!("; faults in all: {}", rest + 2));
+                let first = faults.first().map(ToString::to_string).unwrap_or_default();
+                (TemplateFiles::built_in(), Some(first + &more.unwrap_or_default()))
             }
-        }
+        };
+        Some(TextSettings { directory, files, fault, options, zone_name, names_shop })
     }
 }
 
@@ -132,9 +136,6 @@ fn zone_problem() -> &'static str {
 /// Only the first problem of a path is kept, so each has a path of its own.
 fn report_fault(section: &Section<'_>, fault: &TemplateFault) {
     let TemplateFault { file, line, problem } = fault;
-    match (file.as_str(), line) {
-        ("", _) => section.problem("templates", problem.clone()),
-        (file, None) => section.part_problem("templates", file, problem.clone()),
-        (file, Some(line)) => section.part_problem("templates", &format!("{file}:{line}"), problem.clone()),
-    }
+    let part = line.map_or_else(|| file.clone(), |line| format!("{file}:{line}"));
+    section.deferred_problem("templates", &part, problem.clone());
 }

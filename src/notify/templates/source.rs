@@ -65,19 +65,15 @@ impl TemplateFiles {
         self.0.iter().map(|(name, source)| (name.as_str(), source.as_str()))
     }
 
-    /// A fingerprint of all of them, by which a reload finds out whether one has changed.
-    pub fn digest(&self) -> String {
-        let mut hash = Sha256::new();
-        for (name, source) in &self.0 {
-            for part in [name, source] {
-                hash.update((part.len() as u64).to_be_bytes());
-                hash.update(part.as_bytes());
-            }
-        }
-        hash.finalize().iter().take(8).fold(String::new(), |mut text, byte| {
-            write!(text, "{byte:02x}").expect("writing to a string does not fail");
-            text
-        })
+    /// The templates that differ from the built-in ones, each with a digest of its content, by which a reload finds out whether it has
+    /// changed; "none" for a built-in one that is not used.
+    pub fn changed(&self) -> BTreeMap<String, String> {
+        let built_in = TemplateFiles::built_in();
+        let names: BTreeSet<&String> = self.0.keys().chain(built_in.0.keys()).collect();
+        let changed = names.into_iter().filter(|name| self.0.get(*name) != built_in.0.get(*name));
+        changed
+            .map(|name| (name.clone(), self.0.get(name).map_or_else(|| "none".to_owned(), |text| digest(text))))
+            .collect()
     }
 
     /// Whether there is a template of this name.
@@ -106,6 +102,13 @@ impl TemplateFiles {
             }
         }
     }
+}
+
+fn digest(text: &str) -> String {
+    Sha256::digest(text.as_bytes()).iter().take(8).fold(String::new(), |mut digest, byte| {
+        write!(digest, "{byte:02x}").expect("writing to a string does not fail");
+        digest
+    })
 }
 
 /// Whether a text may be the name of an event: it is part of a template's name.
