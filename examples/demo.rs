@@ -211,7 +211,7 @@ fn run_in(
     let (prefix, promotions) =
         (published.prefix.clone(), published.notifications - published.notifications / SMS_SHARE);
     let audit = runtime.block_on(async {
-        let queued = QueuedMessages::read(&environment.connector()).await?;
+        let queued = QueuedMessages::read(&environment.connector(), environment.ledger_directory()).await?;
         Audit::of_run(published, environment.ledger_directory(), queued).await
     })?;
     let books = surroundings.shop.books().audit(audit.processed(), audit.dead_letters(), audit.cancelled());

@@ -12,7 +12,7 @@
 //!   9  alerts (operators' alerts: what is open, and messages about it)
 //!   8  notify (delivers notifications: e-mail, webhooks)
 //!   7  pipeline (worker pools; read process.rs first)       reconcile (compares orderd's counts with the broker's)
-//!      steps (the shop's own services, called for each message)
+//!      steps (the shop's own services, called for each message)   dead_letters (takes dead letters into the ledger)
 //!   6  metrics (counters)   amqp (the protocol)   management (the broker's HTTP API)   config_watcher (watches the file)
 //!   5  config (TOML → checked)
 //!   4  recovery (retry or dead-letter: pure)   topology (exchanges, queues, bindings: pure)
@@ -53,6 +53,7 @@ pub mod cli;
 pub mod config;
 pub mod config_watcher;
 pub mod control;
+pub mod dead_letters;
 pub mod delay;
 pub mod domain;
 pub mod escape;

@@ -171,6 +171,7 @@ fn finding_entry(kind: FindingKind) -> &'static str {
         | FindingKind::UnackedNotHeld => "OrderdMessagesMissing",
         FindingKind::DeadLettersHeld | FindingKind::RetriesOverdue => "OrderdRetriesOverdue",
         FindingKind::UndoFailed => "OrderdUndoFailed",
+        FindingKind::NotCollected => "OrderdDeadLettersNotCollected",
     }
 }
 
@@ -249,6 +250,7 @@ fn finding_cause(finding: &Finding, scope: &str, open_after: Duration) -> Cause 
         FindingKind::DeadLettersHeld => format!("The broker cannot dead-letter messages of queue {subject:?}"),
         FindingKind::RetriesOverdue => format!("Messages stay in retry queue {subject:?} past their delay"),
         FindingKind::UndoFailed => "Steps of dead-lettered messages could not be undone".to_owned(),
+        FindingKind::NotCollected => format!("Messages stay in queue {subject:?}, because they cannot be stored"),
     };
     let count = finding.messages.map_or_else(String::new, |count| format!("{count} messages: "));
     let routing_key = finding.routing_key.as_deref().unwrap_or_default();

@@ -98,7 +98,8 @@ pub enum ConnectError {
     /// A limit of the broker on connections is reached.
     #[error(
         "the broker at {address} refuses the connection: {reply}; raise the limit of the virtual host, the user or the node: \
-         orderd needs one connection for each consumer, one for publishing, and for a moment one more to declare"
+         orderd needs one connection for each consumer, two for dead letters, one for publishing, and for a moment one more \
+         to declare"
     )]
     Limit {
         /// The broker's address.

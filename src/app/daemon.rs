@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use super::alerting::Alerting;
+use super::dead_letters::DeadLetters;
 use super::event_logs::EventLogs;
 use super::ledger::unusable;
 use super::observability::Observability;
@@ -43,6 +44,7 @@ pub(super) struct Daemon {
     pub redeclarer: Redeclarer,
     pub rebalancer: Rebalancer,
     pub pools: Pools,
+    pub dead_letters: DeadLetters,
     pub pauses: Pauses,
     pub observability: Observability,
     pub retention: Retention,
@@ -257,11 +259,17 @@ impl Daemon {
         if former.alerts != active.alerts || former.notify != active.notify {
             self.alerting.set(active).await;
         }
+        self.dead_letters.set(active).await;
         self.drain_timeout.send_replace(active.shutdown.drain_timeout);
         self.watched.send_replace(active.notify.directories().to_vec());
         self.redeclarer.set(active);
         let declare_changed = former.topology.declare != active.topology.declare;
-        if former.management != active.management || former.topology() != active.topology() || declare_changed {
+        let collect_changed = former.dead_letters != active.dead_letters;
+        if former.management != active.management
+            || former.topology() != active.topology()
+            || declare_changed
+            || collect_changed
+        {
             self.observability.restart_poller(active).await;
         }
         self.generation += 1;

@@ -1,9 +1,9 @@
 //! The composition root: builds everything, starts it in order, and stops it in the reverse order.
 //!
 //! ```text
-//! start:  admin listener → ledger → pauses → event files → topology → publisher → pools → management API poller
+//! start:  admin listener → ledger → pauses → event files → topology → publisher → pools → collectors of dead letters → management API poller
 //! run:    `daemon` carries out commands: reload (plan, then replace pools), pause, resume
-//! stop:   `stop`: pools stop consuming and settle → last confirms → children of commands end → alerts end → ledger closed → event files → poller, admin listener
+//! stop:   `stop`: pools and collectors stop consuming and settle → last confirms → children of commands end → alerts end → ledger closed → event files → poller, admin listener
 //! ```
 //! Each consumer that is not paused has a pool of workers, and each pool has a supervisor. `app` never processes a message.
 
@@ -11,6 +11,7 @@ mod alerting;
 mod broker_setup;
 mod consumer_context;
 mod daemon;
+mod dead_letters;
 mod event_logs;
 mod ledger;
 mod observability;
@@ -37,6 +38,7 @@ use alerting::Alerting;
 pub use broker_setup::TopologyError;
 use broker_setup::{BrokerSetup, PolicyCheck};
 use daemon::Daemon;
+use dead_letters::{DeadLetterDeps, DeadLetters};
 use event_logs::EventLogs;
 use observability::Observability;
 use pauses::Pauses;
@@ -189,6 +191,16 @@ async fn start(config: Config, process: Process, shutdown: &Shutdown) -> Result<
     let publisher = Arc::new(connector.publisher());
     let mut pools = Pools::new(pool_deps(&config, &connector, &publisher, &ledger, &logs, &observability, shutdown));
     pools.apply(&config.consumers, &pauses);
+    let dead_letters = DeadLetters::start(
+        &config,
+        DeadLetterDeps {
+            source: Arc::new(connector.clone()),
+            ledger: Arc::clone(&ledger),
+            users: Arc::clone(connector.users()),
+            status_registry: Arc::clone(&observability.status_registry),
+            shutdown: shutdown.clone(),
+        },
+    );
     observability.pools_started(&config, &publisher).await;
     info!(consumers = config.consumers.len(), "started");
     let policy_check = match policies {
@@ -208,6 +220,7 @@ async fn start(config: Config, process: Process, shutdown: &Shutdown) -> Result<
         redeclarer,
         rebalancer,
         pools,
+        dead_letters,
         pauses,
         observability,
         ledger,

@@ -32,6 +32,7 @@ pub(super) fn poller(
                 .iter()
                 .map(|consumer| consumer.counters.failed_undos())
                 .fold(FailedUndos::default(), FailedUndos::and),
+            collectors: status_registry.running_collectors(),
             publisher_connection: publisher.get().map_or(0, |publisher| publisher.state().connection),
         }
     };

@@ -87,9 +87,12 @@ async fn remove_old(ledger: &dyn Ledger, event_files: &[Rolling; 2], retention: 
             remove_old_event_files(event_files, before).await;
         }
         if pause == PASS_INTERVAL && !removed.is_empty() {
-            let Pruned { orders, events, attempts, step_runs, erased_runs, minutes, more: _ } =
+            let Pruned { orders, events, attempts, step_runs, erased_runs, minutes, letters, more: _ } =
                 std::mem::take(&mut removed);
-            info!(orders, events, attempts, step_runs, erased_runs, minutes, "removed old rows from the ledger");
+            info!(
+                orders,
+                events, attempts, step_runs, erased_runs, minutes, letters, "removed old rows from the ledger"
+            );
         }
     }
 }

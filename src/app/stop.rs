@@ -20,6 +20,8 @@ use crate::shutdown::Shutdown;
 /// How long the workers may take to end once the drain is aborted. They only release their deliveries, unless a handler blocks
 /// its thread.
 const ABORT_LIMIT: Duration = Duration::from_secs(5);
+/// How long the collectors of dead letters may take to end once the workers have: their last acks wait for the broker.
+const COLLECTORS_LIMIT: Duration = Duration::from_secs(5);
 /// How long the publisher waits for its last confirms, and notifications for the answers of their servers, after all workers have ended.
 const LAST_CONFIRMS: Duration = Duration::from_secs(5);
 /// How long the steps after the last confirms may take together: the ledger's last commit and checkpoint take most of it.
@@ -30,13 +32,17 @@ const MIN_STEP: Duration = Duration::from_secs(1);
 /// Stops everything, after a shutdown has begun. Deliveries are settled before the publisher closes, and recorded before
 /// the ledger closes. Returns the names of the steps that did not end in time.
 pub(super) async fn stop(daemon: Daemon, publisher: &ConfirmingPublisher, shutdown: &Shutdown) -> Vec<&'static str> {
-    let Daemon { pools, observability, retention, alerting, ledger, logs, .. } = daemon;
+    let Daemon { pools, dead_letters, observability, retention, alerting, ledger, logs, .. } = daemon;
     let (processes, deliveries) = (pools.processes(), pools.deliveries());
     let mut unfinished = Vec::new();
     // Cancel-safe: what is not finished then is released.
     tokio::select! {
         () = pools.finish() => {}
         () = after_abort(shutdown) => unfinished.push("workers"),
+    }
+    // At the same time as the pools; the last dead letters of those are in the queue for the next start.
+    if timeout_at(Instant::now() + COLLECTORS_LIMIT, dead_letters.finish()).await.is_err() {
+        unfinished.push("collectors of dead letters");
     }
     FAILED_MESSAGES.write_all_counts();
     if shutdown.is_aborted() {

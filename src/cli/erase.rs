@@ -117,7 +117,7 @@ pub async fn run(args: &EraseArgs, config: &Config, out: &mut dyn Write, err: &m
                      with --order";
         not_erased.push(never.to_owned());
     }
-    let ErasureTargets { orders, messages } = targets;
+    let ErasureTargets { orders, messages, customer: _ } = targets;
     let report = ErasureReport { dry_run: args.dry_run, orders, messages, ledger, event_files, queues, not_erased };
     match args.format {
         Format::Text => write_text(&report, out)?,
@@ -267,6 +267,7 @@ fn write_text(report: &ErasureReport, out: &mut dyn Write) -> io::Result<()> {
     writeln!(out, "  failure texts  {}", ledger.failure_texts)?;
     writeln!(out, "  recipients     {}", ledger.recipients)?;
     writeln!(out, "  step texts     {}", ledger.step_texts)?;
+    writeln!(out, "  dead letters   {}", ledger.dead_letters)?;
     writeln!(out, "  event lines    {lines} in {} files", event_files.len())?;
     writeln!(out, "not erased")?;
     not_erased.iter().try_for_each(|place| writeln!(out, "  {}", escaped(place)))

@@ -3,6 +3,8 @@
 mod admin_client;
 pub mod check;
 pub mod control;
+mod csv_cell;
+pub mod dead_letters;
 pub mod erase;
 mod exit;
 pub mod ledger;
@@ -91,6 +93,8 @@ enum CliCommand {
     Report(report::ReportArgs),
     /// Show the history of one order, from the ledger: attempts, failures, delays, events, and where it is now
     Trace(trace::TraceArgs),
+    /// Find out what failed for good, and why, from the ledger; the daemon need not run
+    DeadLetters(dead_letters::DeadLettersArgs),
     /// Back up the ledger
     Ledger(ledger::LedgerArgs),
     /// Erase one customer's personal data from the ledger and the event files; the daemon may run
@@ -231,6 +235,9 @@ fn run_command(command: CliCommand, sources: &Sources, out: &mut Output<Stdout>)
         CliCommand::Trace(args) => with_ledger(sources, |ledger, config| {
             block_on(1, trace::run(&args, ledger, config, Timestamp::now(), out, err))
         }),
+        CliCommand::DeadLetters(args) => {
+            with_ledger(sources, |ledger, _| block_on(1, dead_letters::run(args, ledger, Timestamp::now(), out, err)))
+        }
         CliCommand::Ledger(args) => {
             with_usable_config(sources, |loaded| block_on(1, ledger::run(args, &loaded.config, out, err)))
         }

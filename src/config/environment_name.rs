@@ -6,11 +6,12 @@
 use super::suggestion::did_you_mean;
 
 /// The sections of a configuration. A test compares them with those that are read.
-pub(super) const SECTIONS: [&str; 14] = [
+pub(super) const SECTIONS: [&str; 15] = [
     "admin",
     "alerts",
     "broker",
     "consumers",
+    "dead_letters",
     "formats",
     "ledger",
     "log",

@@ -42,8 +42,8 @@ pub use layers::{Table, Value};
 pub use load::{DEFAULT_FILE, DEFAULT_PATH, LoadError, Loaded, Sources, WrittenKeys};
 pub(crate) use load::{MAX_FILE_BYTES, has_workload};
 pub use model::{
-    Admin, Broker, Config, Consumer, Ledger, Log, LogFormat, LogLevel, Management, Mechanism, Queue, Reload, Rotation,
-    Runtime, Shutdown, Tls, TopologySettings,
+    Admin, Broker, Config, Consumer, DeadLetters, Ledger, Log, LogFormat, LogLevel, Management, Mechanism, Queue,
+    Reload, Rotation, Runtime, Shutdown, Tls, TopologySettings,
 };
 pub use rate::Rate;
 pub use redaction::Secret;

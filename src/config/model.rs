@@ -40,6 +40,8 @@ pub struct Config {
     pub notify: HandlerSettings,
     /// Alerts for operators. Without keys, there are none.
     pub alerts: HandlerSettings,
+    /// What becomes of dead letters.
+    pub dead_letters: DeadLetters,
     /// The record of effects.
     pub ledger: Ledger,
     /// Logging.
@@ -217,6 +219,13 @@ impl Consumer {
     pub fn slots(&self) -> u16 {
         u16::try_from(self.workers * usize::from(self.prefetch)).expect("checked: workers × prefetch fits 16 bits")
     }
+}
+
+/// `[dead_letters]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct DeadLetters {
+    /// Whether `dead_letter_queue` and `unrouted_queue` are drained into the ledger; default true.
+    pub collect: bool,
 }
 
 /// `[ledger]`

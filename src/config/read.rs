@@ -9,8 +9,8 @@ use super::address::Address;
 use super::handler::{HandlerRegistry, HandlerSettings, MessageKind};
 use super::layers::{Table, Value};
 use super::model::{
-    Admin, Broker, Config, Ledger, Log, LogFormat, LogLevel, Management, Mechanism, Reload, Rotation, Runtime,
-    Shutdown, Tls, TopologySettings,
+    Admin, Broker, Config, DeadLetters, Ledger, Log, LogFormat, LogLevel, Management, Mechanism, Reload, Rotation,
+    Runtime, Shutdown, Tls, TopologySettings,
 };
 use super::redaction::Secret;
 use super::section::{MAX_PATH_BYTES, ReadContext, Section, items};
@@ -57,6 +57,7 @@ pub(super) fn config(root: Table, handlers: HandlerRegistry, context: &ReadConte
         formats,
         notify: notify(&mut root, handlers),
         alerts: HandlerSettings::none(),
+        dead_letters: dead_letters(root.section("dead_letters")),
         ledger: ledger(root.section("ledger")),
         log: log(root.section("log")),
         admin: admin(root.section("admin")),
@@ -271,6 +272,12 @@ fn exchange(value: &Value) -> Result<String, String> {
 
 fn path(value: &Value) -> Result<PathBuf, String> {
     value_parser::text(MAX_PATH_BYTES)(value).map(PathBuf::from)
+}
+
+fn dead_letters(mut section: Section<'_>) -> DeadLetters {
+    let dead_letters = DeadLetters { collect: section.optional_or("collect", true, &value_parser::boolean) };
+    section.finish();
+    dead_letters
 }
 
 pub(super) fn ledger(mut section: Section<'_>) -> Ledger {

@@ -27,11 +27,19 @@ impl Config {
         };
         let consume = |consumer: &Consumer| RequiredPermission::Consume { queue: consumer.queue.clone() };
         let mut permissions: Vec<RequiredPermission> = self.consumers.values().map(consume).collect();
+        let collected = self.collected_queues().iter().map(|queue| (*queue).to_owned());
+        permissions.extend(collected.map(|queue| RequiredPermission::Consume { queue }));
         let workers = self.consumers.iter().filter(|(_, consumer)| !consumer.handles_failures());
         permissions.extend(workers.map(|(name, _)| publish(&names.orders, &ExchangeNames::failed_key(name))));
         permissions.extend(EVENTS.map(|key| publish(&names.orders, key)));
         permissions.extend([publish(&names.retry, ""), publish(&names.dead_letter, "")]);
         permissions
+    }
+
+    /// The queues that are drained into the ledger.
+    pub fn collected_queues(&self) -> &'static [&'static str] {
+        const QUEUES: &[&str] = &[ExchangeNames::DEAD_LETTER_QUEUE, ExchangeNames::UNROUTED_QUEUE];
+        if self.dead_letters.collect { QUEUES } else { &[] }
     }
 
     /// All permissions that orderd needs: to declare the topology (or, if `topology.declare` is false, to check that it
@@ -79,7 +87,8 @@ impl Config {
             };
             (consumer.queue.clone(), attempts.saturating_add(MAX_HOLD))
         };
-        self.consumers.values().map(hold).collect()
+        let collected = self.collected_queues().iter().map(|queue| ((*queue).to_owned(), MAX_HOLD));
+        self.consumers.values().map(hold).chain(collected).collect()
     }
 
     /// Everything that must exist on the broker for this configuration.

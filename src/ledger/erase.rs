@@ -35,6 +35,8 @@ pub struct ErasureTargets {
     pub orders: Vec<String>,
     /// Other messages, by identity.
     pub messages: Vec<String>,
+    /// The customer, if the orders are those of one. A dead letter of another customer may have the id of one of them.
+    pub customer: Option<String>,
 }
 
 impl ErasureTargets {
@@ -64,6 +66,8 @@ pub struct ErasedRows {
     pub recipients: usize,
     /// Results and failures of steps.
     pub step_texts: usize,
+    /// Stored dead letters whose content was erased. They cannot be replayed any more.
+    pub dead_letters: usize,
     /// Orders and messages of which the results of steps are not erased yet, because they are still needed. Unless an undo has
     /// failed, they are erased as soon as the steps are finished or undone.
     pub unfinished: Vec<UnfinishedSteps>,

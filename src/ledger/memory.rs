@@ -11,22 +11,21 @@ use jiff::Timestamp;
 use tokio::sync::watch;
 
 use super::alerts::{AlertAnswer, AlertBook};
+use super::dead_letters::{NewStoredLetter, StoreAnswer};
 use super::entry::{
     CancelAnswer, CancelledOrder, LedgerEntry, NewAnalytics, NewAttempt, NewCancellation, NewDeadLetter, NewOrder,
     OtherOrder, Recorded,
 };
-use super::error::{LedgerError, OpenError};
+use super::error::LedgerError;
 use super::figures::{Figures, OrderFigures};
 use super::memory_claims::MemoryClaims;
 use super::memory_counted::{Counted, CountedAs};
+use super::memory_letters::MemoryLetters;
 use super::memory_runs::MemoryRuns;
-use super::report::{Report, ReportError, ReportQuery, Window};
 use super::retention::Pruned;
 use super::state::{LedgerState, OutageCause, StateSender};
 use super::step_runs::{ClaimAnswer, RunClaim, RunKey, RunOrder, RunRecord, RunRecorded, RunState};
-use super::totals::Totals;
-use super::trace::Trace;
-use super::traits::{LedgerMaintenance, LedgerReader, LedgerWriter};
+use super::traits::{LedgerMaintenance, LedgerWriter, LetterWriter};
 use crate::domain::{Amounts, OrderId, Sale};
 
 /// Most rows that one call of [`LedgerMaintenance::prune`] removes from each table.
@@ -56,6 +55,7 @@ struct Tables {
     runs: MemoryRuns,
     claims: MemoryClaims,
     alerts: AlertBook,
+    letters: MemoryLetters,
 }
 
 #[derive(Debug)]
@@ -204,6 +204,19 @@ impl LedgerWriter for MemoryLedger {
 
     fn exchange_alerts(&self, replacement: Option<AlertBook>) -> BoxFuture<'static, Result<AlertAnswer, LedgerError>> {
         self.write(|tables| Ok(tables.alerts.exchange(replacement)))
+    }
+}
+
+impl LetterWriter for MemoryLedger {
+    fn store_letter(&self, letter: NewStoredLetter) -> BoxFuture<'static, Result<StoreAnswer, LedgerError>> {
+        self.write(|tables| Ok(tables.letters.store(letter)))
+    }
+
+    fn end_session(&self, session: String) -> BoxFuture<'static, Result<(), LedgerError>> {
+        self.write(move |tables| {
+            tables.letters.end_session(&session);
+            Ok(())
+        })
     }
 }
 
@@ -421,21 +434,6 @@ fn new_unless(known: bool) -> Recorded {
     if known { Recorded::Duplicate } else { Recorded::New }
 }
 
-impl LedgerReader for MemoryLedger {
-    fn report(&self, query: ReportQuery, now: Timestamp) -> BoxFuture<'static, Result<Report, ReportError>> {
-        let report = Window::new(&query, now).and_then(|window| self.tables().report(window, query.by));
-        ready(report).boxed()
-    }
-
-    fn trace(&self, id: &str) -> BoxFuture<'static, Result<Trace, OpenError>> {
-        ready(Ok(self.tables().trace(id))).boxed()
-    }
-
-    fn totals(&self) -> BoxFuture<'static, Result<Totals, OpenError>> {
-        ready(Ok(self.tables().totals())).boxed()
-    }
-}
-
 impl LedgerMaintenance for MemoryLedger {
     fn prune(&self, before: Timestamp) -> BoxFuture<'_, Result<Pruned, LedgerError>> {
         let mut tables = self.tables();
@@ -462,7 +460,7 @@ impl LedgerMaintenance for MemoryLedger {
             order.is_some_and(|id| recorded.contains_key(&id))
         };
         let (step_runs, erased_runs) = runs.prune(before, has_order);
-        ready(Ok(Pruned { orders, events, attempts, step_runs, erased_runs, minutes: 0, more })).boxed()
+        ready(Ok(Pruned { orders, events, attempts, step_runs, erased_runs, minutes: 0, letters: 0, more })).boxed()
     }
 
     fn state(&self) -> watch::Receiver<LedgerState> {

@@ -5,8 +5,9 @@
 //! never the ledger's.
 //!
 //! ```text
-//! traits    LedgerWriter, LedgerReader, LedgerMaintenance; Ledger is all three
+//! traits    LedgerWriter, LetterWriter, LedgerReader, LedgerMaintenance; Ledger is all of them
 //! entry, error, report, trace, totals, retention    inputs and results, and pure functions on them
+//! dead_letters messages from the dead letter queues: what is stored of them, and what can be asked
 //! step_runs the steps of a message: claims, what is recorded about each, and pure transitions
 //! state     whether it can record, and why not
 //! alerts    operators' alerts, as they are kept
@@ -21,6 +22,7 @@ mod backup;
 mod buckets;
 #[cfg(test)]
 pub(crate) mod conformance;
+mod dead_letters;
 mod entry;
 mod erase;
 mod error;
@@ -32,6 +34,8 @@ pub(crate) mod memory;
 mod memory_claims;
 #[cfg(test)]
 mod memory_counted;
+#[cfg(test)]
+mod memory_letters;
 #[cfg(test)]
 mod memory_runs;
 pub mod report;
@@ -45,6 +49,12 @@ mod traits;
 
 pub use alerts::{AlertAnswer, AlertBook, AlertRecord};
 pub use backup::{BackupError, BackupProgress, BackupSummary};
+pub use dead_letters::{
+    DeadLetter, DeadLetterContent, DeadLetterDetail, DeadLetterFilter, DeadLetterGroup, DeadLetterGroups,
+    DeadLetterPage, DeadLetterQuery, Identification, LetterAttempt, LetterOrder, LetterOrigin, LetterSource,
+    LetterState, LetterStep, MAX_SEARCH_BYTES, NewStoredLetter, OpenDeadLetters, OpenSum, StoreAnswer,
+    WholeDeadLetters, session_id,
+};
 pub use entry::{
     CancelAnswer, CancelledOrder, FailedDelivery, LedgerEntry, NewAnalytics, NewAttempt, NewCancellation,
     NewDeadLetter, NewNotification, NewOrder, NotificationDelivery, OtherOrder, Recorded,
@@ -60,4 +70,4 @@ pub use step_runs::{
     RunMessage, RunRecord, RunRecorded, RunState, StepAction, StepCallEntry, StepRun, StepStatus,
 };
 pub use totals::{OrderCounts, Revenue, Totals};
-pub use traits::{Ledger, LedgerMaintenance, LedgerReader, LedgerWriter};
+pub use traits::{Ledger, LedgerMaintenance, LedgerReader, LedgerWriter, LetterWriter};

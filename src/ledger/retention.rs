@@ -15,6 +15,8 @@ pub struct Pruned {
     pub erased_runs: usize,
     /// Aggregates of single minutes. Zero in a ledger that keeps none.
     pub minutes: usize,
+    /// Stored dead letters that were replayed or discarded, with their contents.
+    pub letters: usize,
     /// Whether there may be more to remove.
     pub more: bool,
 }
@@ -22,18 +24,20 @@ pub struct Pruned {
 impl Pruned {
     /// Adds what another call removed; `more` is taken from that call.
     pub fn add(&mut self, other: Pruned) {
-        let Pruned { orders, events, attempts, step_runs, erased_runs, minutes, more } = other;
+        let Pruned { orders, events, attempts, step_runs, erased_runs, minutes, letters, more } = other;
         self.orders += orders;
         self.events += events;
         self.attempts += attempts;
         self.step_runs += step_runs;
         self.erased_runs += erased_runs;
         self.minutes += minutes;
+        self.letters += letters;
         self.more = more;
     }
 
     /// Whether nothing was removed.
     pub fn is_empty(&self) -> bool {
-        self.orders + self.events + self.attempts + self.step_runs + self.erased_runs + self.minutes == 0
+        let rows = self.orders + self.events + self.attempts + self.step_runs + self.erased_runs;
+        rows + self.minutes + self.letters == 0
     }
 }

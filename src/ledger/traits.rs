@@ -8,6 +8,10 @@ use jiff::Timestamp;
 use tokio::sync::watch;
 
 use super::alerts::{AlertAnswer, AlertBook};
+use super::dead_letters::{
+    DeadLetterDetail, DeadLetterFilter, DeadLetterGroups, DeadLetterPage, DeadLetterQuery, NewStoredLetter,
+    OpenDeadLetters, StoreAnswer, WholeDeadLetters,
+};
 use super::entry::{CancelAnswer, LedgerEntry, NewCancellation, Recorded};
 use super::error::{LedgerError, OpenError};
 use super::report::{Report, ReportError, ReportQuery};
@@ -59,6 +63,22 @@ pub trait LedgerWriter: Send + Sync + 'static {
     fn exchange_alerts(&self, replacement: Option<AlertBook>) -> BoxFuture<'static, Result<AlertAnswer, LedgerError>>;
 }
 
+/// Stores messages from the dead letter queues.
+pub trait LetterWriter: Send + Sync + 'static {
+    /// Stores a message from `dead_letter_queue` or `unrouted_queue`, unless it is stored already. Its ack must wait for the answer.
+    /// If the broker itself dead-lettered the message, what is recorded about its dead-lettering replaces the broker's reason.
+    ///
+    /// # Errors
+    /// As for [`LedgerWriter::record`].
+    fn store_letter(&self, letter: NewStoredLetter) -> BoxFuture<'static, Result<StoreAnswer, LedgerError>>;
+
+    /// Records that a subscription has ended cleanly: the broker has received the acks of all that it has stored.
+    ///
+    /// # Errors
+    /// As for [`LedgerWriter::record`].
+    fn end_session(&self, session: String) -> BoxFuture<'static, Result<(), LedgerError>>;
+}
+
 /// Reads what is recorded, each answer from one snapshot. Reading works in any process, while a daemon writes and while
 /// none runs, and never blocks the writer. The returned futures do not borrow the reader.
 pub trait LedgerReader: Send + Sync + 'static {
@@ -80,13 +100,49 @@ pub trait LedgerReader: Send + Sync + 'static {
     /// # Errors
     /// The ledger cannot be read.
     fn totals(&self) -> BoxFuture<'static, Result<Totals, OpenError>>;
+
+    /// One page of the stored dead letters, without their contents.
+    ///
+    /// # Errors
+    /// The ledger cannot be read.
+    fn dead_letters(&self, query: DeadLetterQuery) -> BoxFuture<'static, Result<DeadLetterPage, OpenError>>;
+
+    /// One page of the stored dead letters with everything that is recorded about them. It ends early once their bodies have this
+    /// many bytes.
+    ///
+    /// # Errors
+    /// The ledger cannot be read.
+    fn whole_dead_letters(
+        &self,
+        query: DeadLetterQuery,
+        budget: usize,
+    ) -> BoxFuture<'static, Result<WholeDeadLetters, OpenError>>;
+
+    /// The stored dead letters by cause. Reads all that the filter finds.
+    ///
+    /// # Errors
+    /// The ledger cannot be read.
+    fn dead_letter_groups(&self, filter: DeadLetterFilter) -> BoxFuture<'static, Result<DeadLetterGroups, OpenError>>;
+
+    /// One stored dead letter with its content; `None` if there is none with this number.
+    ///
+    /// # Errors
+    /// The ledger cannot be read.
+    fn dead_letter(&self, id: i64) -> BoxFuture<'static, Result<Option<DeadLetterDetail>, OpenError>>;
+
+    /// The stored dead letters that are neither replayed nor discarded.
+    ///
+    /// # Errors
+    /// The ledger cannot be read.
+    fn open_dead_letters(&self) -> BoxFuture<'static, Result<OpenDeadLetters, OpenError>>;
 }
 
 /// What the daemon needs to run an open ledger: retention, health, closing.
 pub trait LedgerMaintenance: Send + Sync + 'static {
     /// Removes one batch of what is older than `before`: rows of orders that are processed or whose cancellation is complete, events
     /// and attempts, runs, and aggregates that no report needs any more. Never removes another order, a dead letter or its run, and
-    /// never changes a report. What the steps of an old dead letter have said is erased, unless an undo has failed. Call it again
+    /// never changes a report. A stored dead letter is removed once it was replayed or discarded before that time. What the steps of
+    /// an old dead letter have said is erased, unless an undo has failed. Call it again
     /// while [`Pruned::more`] is set.
     ///
     /// # Errors
@@ -109,6 +165,6 @@ pub trait LedgerMaintenance: Send + Sync + 'static {
 }
 
 /// An open ledger.
-pub trait Ledger: LedgerWriter + LedgerReader + LedgerMaintenance {}
+pub trait Ledger: LedgerWriter + LetterWriter + LedgerReader + LedgerMaintenance {}
 
-impl<T: LedgerWriter + LedgerReader + LedgerMaintenance> Ledger for T {}
+impl<T: LedgerWriter + LetterWriter + LedgerReader + LedgerMaintenance> Ledger for T {}

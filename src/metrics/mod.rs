@@ -4,6 +4,7 @@
 
 mod broker_problems;
 mod channel_counters;
+mod collector_counters;
 pub mod conservation;
 mod counter_reading;
 mod counters;
@@ -15,6 +16,7 @@ mod step_counters;
 
 pub use broker_problems::BrokerProblemReading;
 pub use channel_counters::{ChannelCounters, ChannelsReading, ProviderReading};
+pub use collector_counters::{Collected, CollectorCounters, CollectorReading, KeptCause};
 pub use counter_reading::{CounterReading, DeliveryCounts, PoolState};
 pub use counters::Counters;
 pub(crate) use counters::{InFlightKey, ReceivedAt};

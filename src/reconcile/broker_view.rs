@@ -236,11 +236,13 @@ pub enum FindingKind {
     RetriesOverdue,
     /// What the steps of dead-lettered messages have done could not be undone.
     UndoFailed,
+    /// Dead letters stay in their queue, because they cannot be stored.
+    NotCollected,
 }
 
 impl FindingKind {
     /// All kinds, in order.
-    pub const ALL: [FindingKind; 19] = [
+    pub const ALL: [FindingKind; 20] = [
         FindingKind::ExchangeMissing,
         FindingKind::QueueMissing,
         FindingKind::BindingMissing,
@@ -260,6 +262,7 @@ impl FindingKind {
         FindingKind::DeadLettersHeld,
         FindingKind::RetriesOverdue,
         FindingKind::UndoFailed,
+        FindingKind::NotCollected,
     ];
 
     /// Its name in JSON, metrics and logs.
@@ -284,6 +287,7 @@ impl FindingKind {
             FindingKind::DeadLettersHeld => "dead_letters_held",
             FindingKind::RetriesOverdue => "retries_overdue",
             FindingKind::UndoFailed => "undo_failed",
+            FindingKind::NotCollected => "not_collected",
         }
     }
 
@@ -315,7 +319,8 @@ impl FindingKind {
             | FindingKind::TakenByOthers
             | FindingKind::DeadLettersHeld
             | FindingKind::RetriesOverdue
-            | FindingKind::UndoFailed => true,
+            | FindingKind::UndoFailed
+            | FindingKind::NotCollected => true,
             FindingKind::ConsumerPaused
             | FindingKind::AcksMissing
             | FindingKind::DeliveriesMissing

@@ -13,7 +13,7 @@
 
 mod observations;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -24,10 +24,10 @@ use super::findings::{FindingChanges, Findings, Moment, Observation};
 use super::overdue_detector::OverdueDetector;
 use super::queue_roles::QueueRoles;
 use crate::management::Detail;
-use crate::metrics::{DeliveryCounts, FailedUndos};
+use crate::metrics::{CollectorReading, DeliveryCounts, FailedUndos};
 use crate::recovery::Delay;
 use crate::topology::ExchangeNames;
-use observations::{ack_gap, delivery_gap, failed_undos, no_consumer, paused_consumer};
+use observations::{ack_gap, delivery_gap, failed_undos, no_consumer, not_collected, paused_consumer};
 
 /// After a counter went back, its growth is ignored for this many answers, because it may only return to its former value.
 const ANSWERS_AFTER_RESET: u32 = 8;
@@ -66,6 +66,8 @@ pub struct LocalCounts {
     pub failed_undos: FailedUndos,
     /// The number of the publisher's connection; counts of different connections are not compared.
     pub publisher_connection: u64,
+    /// What the collectors of dead letters that are to run have done, by queue.
+    pub collectors: BTreeMap<String, CollectorReading>,
 }
 
 /// What is remembered about one work queue.
@@ -125,6 +127,7 @@ pub struct Reconciler {
     publishes: BTreeMap<String, CountComparison>,
     retry_queues: BTreeMap<String, RetryQueue>,
     paused: BTreeMap<String, Timestamp>,
+    collected: BTreeSet<String>,
     /// Unconfirmed dead letters of each queue, as last reported.
     dead_letters: BTreeMap<String, u64>,
     findings: Findings,
@@ -143,6 +146,7 @@ impl Reconciler {
             consumed: BTreeMap::new(),
             retry_queues: BTreeMap::new(),
             paused: BTreeMap::new(),
+            collected: BTreeSet::new(),
             dead_letters: BTreeMap::new(),
             findings: Findings::default(),
         }
@@ -153,6 +157,14 @@ impl Reconciler {
         self.paused.clone_from(&local.paused);
         let undos = failed_undos(local.failed_undos, now.wall);
         self.update_condition(ExchangeNames::DEAD_LETTER_QUEUE, FindingKind::UndoFailed, undos, now, Duration::ZERO);
+        for queue in self.collected.iter().filter(|queue| !local.collectors.contains_key(*queue)) {
+            self.findings.clear(queue, FindingKind::NotCollected);
+        }
+        self.collected = local.collectors.keys().cloned().collect();
+        for (queue, collector) in &local.collectors {
+            let kept = not_collected(queue, collector);
+            self.update_condition(queue, FindingKind::NotCollected, kept, now, Duration::ZERO);
+        }
         let sample = |own| CountSample { asked_at: now.elapsed, read_at: now.elapsed, own, broker: None };
         for (queue, counts) in &local.counts {
             let consumed = self.consumed.entry(queue.clone()).or_insert_with(|| ConsumedQueue::new(self.limits.lag));
@@ -195,6 +207,10 @@ impl Reconciler {
     /// Evaluates a full answer with the totals of all queues, requested at `asked_at`.
     pub(super) fn compare_totals(&mut self, asked_at: Duration, now: Moment, view: &BrokerView) {
         for (name, queue) in &view.queues {
+            if matches!(queue.role, QueueRole::DeadLetter | QueueRole::Unrouted) {
+                let idle = no_consumer(name, queue).filter(|_| self.collected.contains(name));
+                self.update_condition(name, FindingKind::NoConsumer, idle, now, self.limits.lag);
+            }
             if let QueueRole::Work { consumer } = &queue.role {
                 let not_held = self.unacked_not_held(asked_at, name, queue, consumer);
                 let (idle, paused) = match self.paused.get(name) {

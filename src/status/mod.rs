@@ -10,6 +10,7 @@
 mod assemble;
 mod channels;
 mod consumer_registry;
+mod dead_letters;
 mod invariant_check;
 mod quantiles;
 mod readiness;
@@ -31,6 +32,7 @@ use crate::reconcile::BrokerView;
 pub use assemble::ConsumerReading;
 pub use channels::provider_in_use;
 pub use consumer_registry::RegisteredConsumer;
+pub use dead_letters::{CollectorStatus, DeadLettersStatus, OpenLetters};
 pub use invariant_check::check_invariants;
 pub use readiness::ReadinessCheck;
 pub use registry::StatusRegistry;
@@ -50,6 +52,9 @@ pub struct Status {
     /// queue that the message failed in is not known.
     #[serde(default)]
     pub other_consumers: BTreeMap<String, OtherConsumer>,
+    /// The dead letters in the ledger.
+    #[serde(default)]
+    pub dead_letters: DeadLettersStatus,
     /// The broker's queues, alarms and the findings, as last read from the management API.
     pub broker: BrokerView,
     /// Operators' alerts; `None` if none are configured.

@@ -14,6 +14,7 @@ use tokio::time::Instant;
 
 use super::assemble::{ConsumerReading, consumer_statuses, other_consumers};
 use super::consumer_registry::{ConsumerRegistry, RegisteredConsumer};
+use super::dead_letters::DeadLetterRegistry;
 use super::readiness::readiness_checks;
 use super::recent::{RecentSamples, Sample};
 use super::summary::{ConsumerSummary, StatusSummary, SubscriptionState};
@@ -21,8 +22,8 @@ use super::{DaemonState, DaemonStatus, LastReload, LedgerStatus, PublisherStatus
 use crate::alerts::AlertsStatus;
 use crate::amqp::ConfirmingPublisher;
 use crate::files::FileState;
-use crate::ledger::{LedgerMaintenance, LedgerState, Outage};
-use crate::metrics::Counters;
+use crate::ledger::{LedgerMaintenance, LedgerState, LetterSource, OpenDeadLetters, Outage};
+use crate::metrics::{CollectorCounters, CollectorReading, Counters};
 use crate::reconcile::BrokerView;
 use crate::shutdown::Shutdown;
 use crate::steps::{BreakerReading, CircuitBreakers};
@@ -52,6 +53,7 @@ pub struct StatusRegistry {
     health: Health,
     breakers: CircuitBreakers,
     alerts: watch::Sender<Option<AlertsStatus>>,
+    dead_letters: DeadLetterRegistry,
     samples: Mutex<RecentSamples>,
 }
 
@@ -60,6 +62,8 @@ pub struct StatusRegistry {
 pub(crate) struct StatusSnapshot {
     pub status: Status,
     pub consumers: Vec<ConsumerReading>,
+    pub collectors: Vec<(LetterSource, CollectorReading)>,
+    pub open_dead_letters: OpenDeadLetters,
 }
 
 impl StatusRegistry {
@@ -88,6 +92,7 @@ impl StatusRegistry {
             health,
             breakers: CircuitBreakers::default(),
             alerts: watch::Sender::default(),
+            dead_letters: DeadLetterRegistry::default(),
             samples: Mutex::default(),
         }
     }
@@ -135,6 +140,22 @@ impl StatusRegistry {
     /// The last reload; `None` before the first.
     pub fn last_reload(&self) -> Option<LastReload> {
         self.last_reload.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The counters of the collector of a dead letter queue.
+    pub fn collector(&self, queue: LetterSource) -> Arc<CollectorCounters> {
+        Arc::clone(self.dead_letters.collector(queue))
+    }
+
+    /// The counts of the collectors that are to run, by queue.
+    pub fn running_collectors(&self) -> BTreeMap<String, CollectorReading> {
+        let readings = self.dead_letters.readings().filter(|(_, reading)| reading.enabled);
+        readings.map(|(queue, reading)| (queue.as_str().to_owned(), reading)).collect()
+    }
+
+    /// Enters what the store of dead letters has, or why that could not be read.
+    pub fn set_open_dead_letters(&self, open: Result<OpenDeadLetters, String>) {
+        self.dead_letters.set_open(open);
     }
 
     /// Enters the result of a reload.
@@ -203,9 +224,11 @@ impl StatusRegistry {
             consumers,
             other_consumers: other_consumers(&readings),
             alerts: self.alerts.borrow().clone(),
+            dead_letters: self.dead_letters.status(),
             broker,
         };
-        StatusSnapshot { status, consumers: readings }
+        let collectors = self.dead_letters.readings().collect();
+        StatusSnapshot { status, consumers: readings, collectors, open_dead_letters: self.dead_letters.open() }
     }
 
     fn daemon_status(&self, consumers: &[ConsumerReading], uptime: Duration) -> DaemonStatus {
@@ -222,9 +245,13 @@ impl StatusRegistry {
             }
         });
         let pools = consumers.iter().map(|consumer| &consumer.reading.pool);
+        let collectors: Vec<_> = self.dead_letters.readings().map(|(_, reading)| reading).collect();
         let subscriptions: u64 = pools.map(|pool| pool.active_subscriptions + pool.draining_subscriptions).sum();
+        let subscriptions = subscriptions + collectors.iter().map(|reading| u64::from(reading.subscribed)).sum::<u64>();
         // Removed consumers are included, so that the number never decreases.
         let subscriptions_made: u64 = self.all_counters().values().map(|counters| counters.pool().subscriptions).sum();
+        let subscriptions_made =
+            subscriptions_made + collectors.iter().map(|reading| reading.subscriptions).sum::<u64>();
         DaemonStatus {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),

@@ -116,7 +116,8 @@ impl ClusterRun {
         }
         let connector = Connector::new(self.config.broker.clone());
         report.audit = Some(self.runtime.block_on(async {
-            let mut audit = Audit::of_run(published, &ledger, QueuedMessages::read(&connector).await?).await?;
+            let queued = QueuedMessages::read(&connector, &ledger).await?;
+            let mut audit = Audit::of_run(published, &ledger, queued).await?;
             audit.compare_event_files(&self.directory.join("log"))?;
             Outcome::Ok(audit)
         })?);

@@ -9,7 +9,7 @@ use std::time::Duration;
 use orderd::admin::exposition;
 use orderd::config::{Config, Sources};
 use orderd::ledger::sqlite::SqliteLedger;
-use orderd::ledger::{LedgerMaintenance, StepAction};
+use orderd::ledger::{LedgerMaintenance, LetterSource, OpenDeadLetters, OpenSum, StepAction};
 use orderd::management::Alarm;
 use orderd::reconcile::BrokerView;
 use orderd::reconcile::{FindingKind, QueueRole, QueueView};
@@ -43,6 +43,10 @@ async fn scrape() -> String {
     registry.counters("order").steps().add(&"charge".into(), StepAction::Do);
     registry.counters("notification").channels().configure([("email".into(), vec!["email".into()])].into());
     registry.set_ledger(ledger.clone());
+    let money = [("EUR".to_owned(), "1.00".parse().unwrap())].into();
+    let (source, reason) = (LetterSource::UnroutedQueue, "unrouted".to_owned());
+    let sums = vec![OpenSum { source, reason, messages: 1, money }];
+    registry.set_open_dead_letters(Ok(OpenDeadLetters { sums, oldest: Some(jiff::Timestamp::UNIX_EPOCH) }));
     let settings = BreakerSettings { failures: 0.5, window: Duration::from_secs(30), open: Duration::from_secs(10) };
     let of_step = (BreakerKind::Step, "order", "charge");
     let breaker = |(kind, consumer, name): (BreakerKind, &str, &str)| {
@@ -147,7 +151,10 @@ fn grouping_labels(expression: &str) -> impl Iterator<Item = &str> {
 fn no_panel_adds_up_over_instances_what_all_of_them_read_from_the_broker() {
     for expression in dashboard_expressions() {
         let is_of_broker = |name: &str| {
-            name.starts_with("orderd_queue_") || ["orderd_findings", "orderd_broker_alarm"].contains(&name)
+            // Or all read it from the ledger.
+            let of_all =
+                ["orderd_findings", "orderd_broker_alarm", "orderd_dead_letters_open", "orderd_dead_letters_money"];
+            name.starts_with("orderd_queue_") || of_all.contains(&name)
         };
         let of_broker = metrics_in(&expression).iter().filter(|(name, _)| is_of_broker(name)).count();
         assert_eq!(expression.matches("max").count(), of_broker, "{expression}");
@@ -163,6 +170,7 @@ fn every_alert_that_an_operator_relies_on_exists() {
         "NoConsumer",
         "RetriesOverdue",
         "UnroutedMessages",
+        "DeadLettersNotCollected",
         "ConservationBroken",
         "NotReady",
         "ConfigRejected",

@@ -78,7 +78,9 @@ impl<'a> TestEnv<'a> {
             .set("ledger.directory", &ledger)
             .set("log.format", "json")
             .set("log.level", "debug")
-            .set("admin.listen", "127.0.0.1:0");
+            .set("admin.listen", "127.0.0.1:0")
+            // Most tests look at what arrives in the dead letter queue. Those in `daemon/dead_letters.rs` have it drained.
+            .set("dead_letters.collect", "false");
         for consumer in ["order", "priority", "notification", "analytics"] {
             env = env.set(&format!("consumers.{consumer}.retry.delays"), "300ms");
         }

@@ -10,6 +10,7 @@ use prometheus_client::encoding::text::encode;
 use prometheus_client::registry::Registry;
 
 use super::channels::channels;
+use super::dead_letters::dead_letters;
 use super::metric_writer::{MetricWriter, flag};
 use crate::alerts::AlertsStatus;
 use crate::control::ReloadOutcome;
@@ -44,6 +45,7 @@ impl Collector for SnapshotCollector {
         channels(&self.0.consumers, &mut writer)?;
         self.pools(&mut writer)?;
         alerts(self.0.status.alerts.as_ref(), &mut writer)?;
+        dead_letters(&self.0, &mut writer)?;
         broker(&self.0.status.broker, &mut writer)?;
         queues(&self.0.status.broker, &mut writer)
     }

@@ -3,6 +3,7 @@
 //! Every answer is made from one reading of the status. Nothing here asks the broker.
 
 mod channels;
+mod dead_letters;
 pub(super) mod exposition;
 mod metric_writer;
 

@@ -5,7 +5,7 @@
 
 use std::io::{self, Write};
 
-use crate::escape::escaped;
+use crate::cli::csv_cell::csv_cell;
 use crate::ledger::report::{GroupBy, Report};
 use crate::ledger::{ChargeSums, Figures};
 
@@ -16,7 +16,7 @@ pub(super) fn write(report: &Report, out: &mut dyn Write) -> io::Result<()> {
     for block in &report.currencies {
         for row in &block.rows {
             let Figures { orders, quantity, revenue } = row.figures;
-            write!(out, "{},{},{orders},{quantity},{revenue}", text(&row.key), text(&block.currency))?;
+            write!(out, "{},{},{orders},{quantity},{revenue}", csv_cell(&row.key), csv_cell(&block.currency))?;
             if let (Some(ChargeSums { shipping, fees, tax, discount }), Some(total)) = (row.charges, row.total) {
                 write!(out, ",{shipping},{fees},{tax},{discount},{total}")?;
             }
@@ -24,19 +24,6 @@ pub(super) fn write(report: &Report, out: &mut dyn Write) -> io::Result<()> {
         }
     }
     Ok(())
-}
-
-/// A cell with text that others sent: escaped, and never a formula. Spreadsheets take a tab or a line break before a formula
-/// for nothing; both are escaped.
-fn text(text: &str) -> String {
-    const FORMULA: [char; 8] = ['=', '+', '-', '@', '＝', '＋', '－', '＠'];
-    // A spreadsheet may take a semicolon or a vertical bar for the end of a cell, too.
-    const SEPARATORS: [char; 4] = [',', ';', '|', '"'];
-    let mut cell = escaped(text);
-    if cell.trim_start().starts_with(FORMULA) {
-        cell.insert(0, '\'');
-    }
-    if cell.contains(SEPARATORS) { format!("\"{}\"", cell.replace('"', "\"\"")) } else { cell }
 }
 
 #[cfg(test)]

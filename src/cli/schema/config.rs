@@ -26,6 +26,7 @@ pub(super) struct ConfigDocument {
     /// Notification channels by name.
     notify: Option<BTreeMap<String, NotifyChannel>>,
     alerts: Option<Alerts>,
+    dead_letters: Option<DeadLetters>,
     ledger: Option<Ledger>,
     log: Option<Log>,
     admin: Option<Admin>,
@@ -360,6 +361,15 @@ struct Alerts {
     #[schemars(range(min = 1, max = 1_000_000))]
     dead_letters: Option<u64>,
     dead_letter_window: Option<Duration>,
+}
+
+/// What becomes of dead letters.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+#[expect(dead_code, reason = "only its schema is used")]
+struct DeadLetters {
+    /// Whether the dead letter queue and the unrouted queue are drained into the ledger.
+    collect: Option<bool>,
 }
 
 /// The record of effects.

@@ -10,7 +10,10 @@ use crate::alerts::AlertsStatus;
 use crate::cli::text::{age, counted, labelled, whole_seconds, wrapped};
 use crate::escape::escaped;
 use crate::reconcile::{ApiState, BrokerView};
-use crate::status::{BreakerStatus, ConsumerStatus, DaemonState, OtherConsumer, ReadinessCheck, SenderCounts, Status};
+use crate::status::{
+    BreakerStatus, CollectorStatus, ConsumerStatus, DaemonState, DeadLettersStatus, OtherConsumer, ReadinessCheck,
+    SenderCounts, Status,
+};
 
 /// Writes the whole status. Ages are relative to `now`.
 pub(super) fn write(status: &Status, now: Timestamp, out: &mut dyn Write) -> io::Result<()> {
@@ -26,6 +29,7 @@ pub(super) fn write(status: &Status, now: Timestamp, out: &mut dyn Write) -> io:
     writeln!(out)?;
     write_counts("retries", status, |consumer| &consumer.retries, |other| &other.retries, out)?;
     write_counts("dead letters", status, |consumer| &consumer.dead_letters, |other| &other.dead_letters, out)?;
+    write_store(&status.dead_letters, now, out)?;
     write_cancellations(status, out)?;
     write_failures(status, out)?;
     write_senders(status, out)?;
@@ -250,6 +254,38 @@ fn write_senders(status: &Status, out: &mut dyn Write) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// What the store of dead letters has, and what keeps messages from getting there.
+fn write_store(store: &DeadLettersStatus, now: Timestamp, out: &mut dyn Write) -> io::Result<()> {
+    for (queue, collector) in store.collectors.iter().filter(|(_, collector)| collector.enabled) {
+        let CollectorStatus { subscribed, subscribe_error, too_large, refused, .. } = collector;
+        if !subscribed {
+            let cause = subscribe_error.as_deref().map_or_else(String::new, |error| format!(": {}", escaped(error)));
+            wrapped(&format!("{} is NOT COLLECTED{cause}", escaped(queue)), out)?;
+        }
+        if too_large + refused > 0 {
+            let kept = format!(
+                "{} keeps {too_large} messages that are too large, {refused} that the ledger refuses",
+                escaped(queue)
+            );
+            wrapped(&kept, out)?;
+        }
+    }
+    if store.open == 0 {
+        return Ok(());
+    }
+    let reasons = store.by_reason.iter().map(|open| format!("{} {}", escaped(&open.reason), open.messages));
+    let mut line = format!("open in the store: {} ({})", store.open, reasons.collect::<Vec<_>>().join(", "));
+    if let Some(oldest) = store.oldest {
+        line.push_str(&format!(", oldest {} ago", age(oldest, now)));
+    }
+    let money = store.money.iter().map(|(currency, sum)| format!("{} {}", escaped(sum), escaped(currency)));
+    let money: Vec<_> = money.collect();
+    if !money.is_empty() {
+        line.push_str(&format!(", worth {}", money.join(" + ")));
+    }
+    wrapped(&line, out)
 }
 
 fn write_conservation(status: &Status, out: &mut dyn Write) -> io::Result<()> {

@@ -21,7 +21,11 @@ use crate::config::{Config, MessageKind};
 use crate::delay::Delay;
 use crate::ledger::LedgerLocation;
 use crate::ledger::trace::{MessageState, Trace, TracedMessage};
+use crate::ledger::{DeadLetterFilter, DeadLetterQuery, LetterState, OpenError};
 use crate::message::ExchangeNames;
+
+/// The most stored dead letters of one order that are looked at.
+const MAX_STORED: usize = 1_000;
 
 /// Arguments of `orderd trace`.
 #[derive(Debug, Args)]
@@ -56,6 +60,16 @@ struct MessageLocation {
     state: MessageState,
     /// The queues that may contain it.
     queues: Vec<TracedQueue>,
+    /// Its copies in the store of dead letters, the latest first.
+    stored: Vec<StoredCopy>,
+}
+
+/// A message in the store of dead letters.
+#[derive(Debug, Serialize)]
+struct StoredCopy {
+    /// Its number, for `orderd dead-letters show`.
+    id: i64,
+    state: LetterState,
 }
 
 /// A queue that may contain a message.
@@ -89,8 +103,12 @@ pub async fn run(
     out: &mut dyn Write,
     err: &mut dyn Write,
 ) -> io::Result<Exit> {
-    let mut trace = match ledger.reader().trace(&args.id).await {
-        Ok(trace) => trace,
+    let reader = ledger.reader();
+    let filter = DeadLetterFilter { order: Some(args.id.clone()), ..DeadLetterFilter::default() };
+    let query = DeadLetterQuery { filter, limit: MAX_STORED, ..DeadLetterQuery::default() };
+    let read = async { Ok::<_, OpenError>((reader.trace(&args.id).await?, reader.dead_letters(query).await?.letters)) };
+    let (mut trace, stored) = match read.await {
+        Ok(found) => found,
         Err(error) => {
             writeln!(err, "orderd: cannot read the ledger: {}", chain(&error))?;
             return Ok(ledger_exit(&error));
@@ -117,9 +135,12 @@ pub async fn run(
         .into_iter()
         .map(|(message, state)| {
             let queues = config.map_or_else(Vec::new, |config| queues(config, message, &state, &trace));
+            let identity = message.identity(&args.id);
+            let stored = stored.iter().filter(|letter| letter.identity.as_deref() == Some(&*identity));
             MessageLocation {
                 message,
                 queues: queues.into_iter().map(|name| TracedQueue { name, depth: None }).collect(),
+                stored: stored.map(|letter| StoredCopy { id: letter.id, state: letter.state }).collect(),
                 state,
             }
         })

@@ -187,7 +187,23 @@ fn location(message: &MessageLocation, has_config: bool, now: Timestamp) -> Stri
         true => "a queue that the configuration names".to_owned(),
         false => queues.join(" or "),
     };
-    match &message.state {
+    let copies: Vec<_> = message.stored.iter().map(|copy| format!("{} ({})", copy.id, copy.state.as_str())).collect();
+    let stored = (!copies.is_empty()).then(|| format!("stored as dead letter {}", copies.join(", ")));
+    match (&message.state, stored) {
+        (MessageState::DeadLettered { since }, Some(stored)) => format!("{stored}, since {}", moment(*since)),
+        (MessageState::Unknown, Some(stored)) => stored,
+        (state, _) => state_text(message, state, all_are_empty, &queues, now),
+    }
+}
+
+fn state_text(
+    message: &MessageLocation,
+    state: &MessageState,
+    all_are_empty: bool,
+    queues: &str,
+    now: Timestamp,
+) -> String {
+    match state {
         MessageState::Unknown if all_are_empty && !message.queues.is_empty() => {
             let names: Vec<_> = message.queues.iter().map(|queue| queue.name.as_str()).collect();
             format!("unknown: the queues that may contain it ({}) were empty {BROKER_DELAY}", names.join(", "))

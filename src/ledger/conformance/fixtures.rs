@@ -5,7 +5,8 @@ use rust_decimal::Decimal;
 
 use crate::domain::{Amounts, Charges, Item, OrderId, Sale};
 use crate::ledger::{
-    LedgerEntry, NewAnalytics, NewAttempt, NewDeadLetter, NewNotification, NewOrder, NotificationDelivery,
+    Identification, LedgerEntry, LetterOrder, LetterOrigin, LetterSource, NewAnalytics, NewAttempt, NewDeadLetter,
+    NewNotification, NewOrder, NewStoredLetter, NotificationDelivery,
 };
 
 pub(crate) fn at(milliseconds: i64) -> Timestamp {
@@ -103,4 +104,39 @@ pub(crate) fn dead_letter(attempt: NewAttempt) -> LedgerEntry {
         origin_queue: Some("order_queue".to_owned()),
         at: at(7_000),
     }))
+}
+
+/// An order that was dead-lettered. `content` is what distinguishes it from others.
+pub(crate) fn stored_letter(identity: &str, content: u8) -> NewStoredLetter {
+    NewStoredLetter {
+        source: LetterSource::DeadLetterQueue,
+        origin: LetterOrigin::Orderd,
+        reason: "permanent".to_owned(),
+        code: "card_expired".to_owned(),
+        failure_kind: Some("permanent".to_owned()),
+        failure_reason: Some("the card has expired".to_owned()),
+        consumer: "order".to_owned(),
+        retries: 3,
+        identity: Some(identity.to_owned()),
+        order: LetterOrder {
+            id: Some(identity.to_owned()),
+            customer_id: Some("7".to_owned()),
+            products: vec!["Laptop".to_owned()],
+            total: Some(("1200.10".to_owned(), "EUR".to_owned())),
+        },
+        origin_queue: Some("order_queue".to_owned()),
+        exchange: "orders.dead_letter".to_owned(),
+        routing_key: "order.normal.web".to_owned(),
+        message_id: Some(identity.to_owned()),
+        user_id: Some("orderd".to_owned()),
+        failed_at: at(6_000),
+        at: at(7_000),
+        properties: r#"{"message_id":"ord-1"}"#.to_owned(),
+        headers: r#"{"x-retry-count":{"type":"long","value":3}}"#.to_owned(),
+        body: format!(r#"{{"id":"{identity}","email":"ada@example.com"}}"#).into(),
+        search: format!("{identity}\nlaptop\nada@example.com"),
+        fingerprint: [content; 32],
+        identification: Identification::ById,
+        session: "a".to_owned(),
+    }
 }

@@ -4,6 +4,7 @@
 
 mod alerts;
 mod cancellation;
+mod dead_letters;
 pub(in crate::ledger) mod fixtures;
 mod maintenance;
 mod recording;

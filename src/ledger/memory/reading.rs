@@ -2,15 +2,61 @@
 
 use std::collections::BTreeMap;
 
+use futures_util::future::{BoxFuture, FutureExt, ready};
 use jiff::Timestamp;
 
-use super::{Counted, CountedAs, EventKind, StoredOrder, Tables};
+use super::{Counted, CountedAs, EventKind, MemoryLedger, StoredOrder, Tables};
 use crate::domain::{Amounts, Item, OrderId};
+use crate::ledger::dead_letters::{
+    DeadLetterDetail, DeadLetterFilter, DeadLetterGroups, DeadLetterPage, DeadLetterQuery, OpenDeadLetters,
+    WholeDeadLetters,
+};
 use crate::ledger::entry::{NewAttempt, NewDeadLetter};
+use crate::ledger::error::OpenError;
 use crate::ledger::figures::{OrderFigures, OrdersByStatus};
-use crate::ledger::report::{DeadLettered, GroupBy, Report, ReportBuilder, ReportError, Window};
+use crate::ledger::report::{DeadLettered, GroupBy, Report, ReportBuilder, ReportError, ReportQuery, Window};
 use crate::ledger::totals::Totals;
 use crate::ledger::trace::{Trace, TraceEvent, TraceStep, TracedItem, TracedMessage, TracedOrder, due};
+use crate::ledger::traits::LedgerReader;
+
+impl LedgerReader for MemoryLedger {
+    fn report(&self, query: ReportQuery, now: Timestamp) -> BoxFuture<'static, Result<Report, ReportError>> {
+        let report = Window::new(&query, now).and_then(|window| self.tables().report(window, query.by));
+        ready(report).boxed()
+    }
+
+    fn trace(&self, id: &str) -> BoxFuture<'static, Result<Trace, OpenError>> {
+        ready(Ok(self.tables().trace(id))).boxed()
+    }
+
+    fn totals(&self) -> BoxFuture<'static, Result<Totals, OpenError>> {
+        ready(Ok(self.tables().totals())).boxed()
+    }
+
+    fn dead_letters(&self, query: DeadLetterQuery) -> BoxFuture<'static, Result<DeadLetterPage, OpenError>> {
+        ready(Ok(self.tables().letters.page(&query))).boxed()
+    }
+
+    fn whole_dead_letters(
+        &self,
+        query: DeadLetterQuery,
+        budget: usize,
+    ) -> BoxFuture<'static, Result<WholeDeadLetters, OpenError>> {
+        ready(Ok(self.tables().letters.whole_page(&query, budget))).boxed()
+    }
+
+    fn dead_letter_groups(&self, filter: DeadLetterFilter) -> BoxFuture<'static, Result<DeadLetterGroups, OpenError>> {
+        ready(Ok(self.tables().letters.groups(&filter))).boxed()
+    }
+
+    fn dead_letter(&self, id: i64) -> BoxFuture<'static, Result<Option<DeadLetterDetail>, OpenError>> {
+        ready(Ok(self.tables().letters.detail(id))).boxed()
+    }
+
+    fn open_dead_letters(&self) -> BoxFuture<'static, Result<OpenDeadLetters, OpenError>> {
+        ready(Ok(self.tables().letters.open())).boxed()
+    }
+}
 
 impl Tables {
     pub(super) fn report(&self, window: Window, by: GroupBy) -> Result<Report, ReportError> {

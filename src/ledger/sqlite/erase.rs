@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 
+use super::erase_letters::{self, Subject};
 use super::{FILE_NAME, open, step_texts};
 use crate::domain::{CANCELLATION_SUFFIX, EVENT_ID_SUFFIXES};
 use crate::ledger::erase::{ERASED, ErasedRows, ErasureOptions, ErasureSubject, ErasureTargets, UnfinishedSteps};
@@ -47,12 +48,18 @@ fn find(connection: &Connection, subject: &ErasureSubject) -> rusqlite::Result<E
     let mut found = ErasureTargets::default();
     match subject {
         ErasureSubject::Customer(id) => {
+            found.customer = Some(id.clone());
             found.orders = read("SELECT id FROM orders WHERE customer_id = ?1 ORDER BY rowid", id)?;
+            // Of orders that were never accepted, which have no row.
+            let stored = "SELECT order_id FROM stored_dead_letters WHERE customer_id = ?1 AND order_id IS NOT NULL
+                          AND order_id NOT IN (SELECT id FROM orders WHERE customer_id = ?1) GROUP BY order_id";
+            found.orders.extend(read(stored, id)?);
         }
         ErasureSubject::Order(id) => {
             let known = "SELECT ?1 WHERE EXISTS (SELECT 1 FROM orders WHERE id = ?1)
                 OR EXISTS (SELECT 1 FROM attempts WHERE identity = ?1)
                 OR EXISTS (SELECT 1 FROM dead_letters WHERE identity = ?1)
+                OR EXISTS (SELECT 1 FROM stored_dead_letters WHERE order_id = ?1)
                 OR EXISTS (SELECT 1 FROM step_runs WHERE scope = '' AND identity = ?1)";
             found.orders = read(known, id)?;
         }
@@ -70,7 +77,7 @@ fn find(connection: &Connection, subject: &ErasureSubject) -> rusqlite::Result<E
 /// Each finds identities of messages with the id `?1`.
 fn message_queries() -> impl Iterator<Item = String> {
     IDENTITIES.iter().flat_map(|is_meant| {
-        let failed = ["attempts", "dead_letters", "notification_attempts"]
+        let failed = ["attempts", "dead_letters", "notification_attempts", "stored_dead_letters"]
             .map(|table| format!("SELECT identity FROM {table} WHERE {is_meant}"));
         let is_event = is_meant.replace("identity", "id");
         let delivered = format!("SELECT id FROM events WHERE ({is_event}) AND recipient IS NOT NULL");
@@ -114,7 +121,7 @@ fn erase_in(directory: &Path, targets: &ErasureTargets, options: ErasureOptions)
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let before = erased.step_texts;
         for target in left.by_ref().take(BATCH_TARGETS) {
-            erase_target(&transaction, target, options, &mut erased)?;
+            erase_target(&transaction, target, targets.customer.as_deref(), options, &mut erased)?;
             if erased.step_texts - before >= BATCH_STEP_TEXTS {
                 break;
             }
@@ -132,6 +139,7 @@ fn erase_in(directory: &Path, targets: &ErasureTargets, options: ErasureOptions)
 fn erase_target(
     connection: &Connection,
     target: Target<'_>,
+    customer: Option<&str>,
     options: ErasureOptions,
     erased: &mut ErasedRows,
 ) -> rusqlite::Result<()> {
@@ -145,13 +153,17 @@ fn erase_target(
             )?;
             // Not every identity that begins with the order's: `ord-1/2` may be another order.
             for suffix in [""].into_iter().chain(EVENT_ID_SUFFIXES).chain([CANCELLATION_SUFFIX]) {
-                erase_failures(connection, &format!("{order}{suffix}"), erased)?;
+                let identity = format!("{order}{suffix}");
+                erase_failures(connection, &identity, erased)?;
+                erased.dead_letters += erase_letters::erase(connection, Subject::Identity(&identity), customer)?;
             }
+            erased.dead_letters += erase_letters::erase(connection, Subject::Order(order), customer)?;
             let key = RunKey { scope: String::new(), identity: order.to_owned() };
             erase_steps(connection, &key, options, erased)
         }
         Target::Message(identity) => {
             erase_failures(connection, identity, erased)?;
+            erased.dead_letters += erase_letters::erase(connection, Subject::Identity(identity), None)?;
             for scope in scopes_of(connection, identity)? {
                 let key = RunKey { scope, identity: identity.to_owned() };
                 erase_steps(connection, &key, options, erased)?;

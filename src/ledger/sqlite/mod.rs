@@ -8,7 +8,10 @@ mod alerts;
 mod backup;
 mod cancellation;
 mod erase;
+mod erase_letters;
 mod files;
+mod letter_queries;
+mod letters;
 mod monitor;
 mod notifications;
 mod open;
@@ -46,12 +49,13 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use super::alerts::{AlertAnswer, AlertBook};
+use super::dead_letters::{NewStoredLetter, StoreAnswer};
 use super::entry::{CancelAnswer, LedgerEntry, NewCancellation, Recorded};
 use super::error::{LedgerError, OpenError};
 use super::retention::Pruned;
 use super::state::LedgerState;
 use super::step_runs::{ClaimAnswer, RunClaim, RunRecord, RunRecorded};
-use super::traits::{LedgerMaintenance, LedgerWriter};
+use super::traits::{LedgerMaintenance, LedgerWriter, LetterWriter};
 use request::{Outcome, PendingEntry, Request, WriterAnswer, WriterEntry};
 
 pub use reader::SqliteReader;
@@ -230,77 +234,60 @@ impl SqliteLedger {
     }
 }
 
+/// The answer to an entry of this kind: each kind has one of its own.
+macro_rules! answer {
+    ($answered:expr, $kind:ident) => {
+        async move {
+            let WriterAnswer::$kind(answer) = $answered.await? else {
+                unreachable!("each kind of entry has an answer of its own kind")
+            };
+            Ok(answer)
+        }
+        .boxed()
+    };
+}
+
 impl LedgerWriter for SqliteLedger {
     fn record(&self, entry: LedgerEntry) -> BoxFuture<'static, Result<Recorded, LedgerError>> {
         let bytes = entry.bytes();
         let answered = self.enqueue(WriterEntry::Effect(entry), bytes);
-        async move {
-            match answered.await? {
-                WriterAnswer::Effect(recorded) => Ok(recorded),
-                WriterAnswer::Cancel(_) | WriterAnswer::Claim(_) | WriterAnswer::Run(_) | WriterAnswer::Alerts(_) => {
-                    unreachable!("an effect has an answer of its own kind")
-                }
-            }
-        }
-        .boxed()
+        answer!(answered, Effect)
     }
 
     fn cancel_order(&self, cancellation: NewCancellation) -> BoxFuture<'static, Result<CancelAnswer, LedgerError>> {
         let bytes = cancellation.bytes();
         let answered = self.enqueue(WriterEntry::Cancel(Box::new(cancellation)), bytes);
-        async move {
-            match answered.await? {
-                WriterAnswer::Cancel(answer) => Ok(answer),
-                WriterAnswer::Effect(_) | WriterAnswer::Claim(_) | WriterAnswer::Run(_) | WriterAnswer::Alerts(_) => {
-                    unreachable!("a cancellation has an answer of its own kind")
-                }
-            }
-        }
-        .boxed()
+        answer!(answered, Cancel)
     }
 
     fn claim_run(&self, claim: RunClaim) -> BoxFuture<'static, Result<ClaimAnswer, LedgerError>> {
         let bytes = claim.bytes();
         let answered = self.enqueue(WriterEntry::Claim(Box::new(claim)), bytes);
-        async move {
-            match answered.await? {
-                WriterAnswer::Claim(answer) => Ok(answer),
-                WriterAnswer::Effect(_) | WriterAnswer::Cancel(_) | WriterAnswer::Run(_) | WriterAnswer::Alerts(_) => {
-                    unreachable!("a claim has an answer of its own kind")
-                }
-            }
-        }
-        .boxed()
+        answer!(answered, Claim)
     }
 
     fn record_run(&self, record: RunRecord) -> BoxFuture<'static, Result<RunRecorded, LedgerError>> {
         let bytes = record.bytes();
         let answered = self.enqueue(WriterEntry::Run(Box::new(record)), bytes);
-        async move {
-            match answered.await? {
-                WriterAnswer::Run(recorded) => Ok(recorded),
-                WriterAnswer::Effect(_)
-                | WriterAnswer::Cancel(_)
-                | WriterAnswer::Claim(_)
-                | WriterAnswer::Alerts(_) => {
-                    unreachable!("a record has an answer of its own kind")
-                }
-            }
-        }
-        .boxed()
+        answer!(answered, Run)
     }
 
     fn exchange_alerts(&self, replacement: Option<AlertBook>) -> BoxFuture<'static, Result<AlertAnswer, LedgerError>> {
         let bytes = replacement.as_ref().map_or(0, AlertBook::bytes);
         let answered = self.enqueue(WriterEntry::Alerts(replacement.map(Box::new)), bytes);
-        async move {
-            match answered.await? {
-                WriterAnswer::Alerts(answer) => Ok(answer),
-                WriterAnswer::Effect(_) | WriterAnswer::Cancel(_) | WriterAnswer::Claim(_) | WriterAnswer::Run(_) => {
-                    unreachable!("alerts have an answer of their own kind")
-                }
-            }
-        }
-        .boxed()
+        answer!(answered, Alerts)
+    }
+}
+
+impl LetterWriter for SqliteLedger {
+    fn store_letter(&self, letter: NewStoredLetter) -> BoxFuture<'static, Result<StoreAnswer, LedgerError>> {
+        let bytes = letter.bytes();
+        let answered = self.enqueue(WriterEntry::Letter(Box::new(letter)), bytes);
+        answer!(answered, Letter)
+    }
+
+    fn end_session(&self, session: String) -> BoxFuture<'static, Result<(), LedgerError>> {
+        let answered = self.enqueue(WriterEntry::EndSession(session), MIN_ENTRY_BYTES);
+        answer!(answered, SessionEnded)
     }
 }

@@ -6,8 +6,8 @@
 
 use rusqlite::Connection;
 
-use super::order_items;
 use super::prune_runs::{PrunedRuns, RunPruner};
+use super::{letters, order_items};
 use crate::ledger::retention::Pruned;
 
 /// Rows read in each table in one transaction. This takes a few milliseconds, during which the writer records nothing.
@@ -15,6 +15,9 @@ pub(super) const BATCH_ROWS: i64 = 256;
 
 /// Lines of orders removed in one transaction, and those of one more order.
 const BATCH_LINES: usize = 2_048;
+
+/// Stored dead letters removed in one transaction. Most have some kilobytes, and one may have many megabytes.
+const BATCH_LETTERS: i64 = 32;
 
 /// A table whose rows are in order of arrival, and the position of the pass over it.
 struct Table {
@@ -102,7 +105,14 @@ impl Pruner {
                 "recorded_at",
                 "recorded_at",
             ),
-            attempts: table("attempts", "TRUE", "failed_at", "failed_at"),
+            attempts: table(
+                "attempts",
+                // A person may still look at what has become of a dead letter.
+                "NOT EXISTS (SELECT 1 FROM stored_dead_letters WHERE stored_dead_letters.identity = attempts.identity
+                             AND state IN ('open', 'held', 'replaying'))",
+                "failed_at",
+                "failed_at",
+            ),
             notification_attempts: table("notification_attempts", "TRUE", "failed_at", "failed_at"),
             step_runs: RunPruner::default(),
         }
@@ -125,6 +135,7 @@ impl Pruner {
             );
             minutes += connection.execute(&remove, [before])?;
         }
+        let letters = letters::prune(connection, before, BATCH_LETTERS)?;
         Ok(Pruned {
             orders,
             events,
@@ -132,7 +143,14 @@ impl Pruner {
             step_runs,
             erased_runs,
             minutes,
-            more: more_orders || more_events || more_attempts || more_deliveries || more_runs || minutes > 0,
+            letters,
+            more: more_orders
+                || more_events
+                || more_attempts
+                || more_deliveries
+                || more_runs
+                || minutes > 0
+                || letters > 0,
         })
     }
 

@@ -6,7 +6,11 @@ use futures_util::future::{BoxFuture, FutureExt};
 use jiff::Timestamp;
 use tokio::task::spawn_blocking;
 
-use super::{SqliteLedger, report, totals, trace};
+use super::{SqliteLedger, letter_queries, report, totals, trace};
+use crate::ledger::dead_letters::{
+    DeadLetterDetail, DeadLetterFilter, DeadLetterGroups, DeadLetterPage, DeadLetterQuery, OpenDeadLetters,
+    WholeDeadLetters,
+};
 use crate::ledger::error::OpenError;
 use crate::ledger::report::{Report, ReportError, ReportQuery};
 use crate::ledger::totals::Totals;
@@ -49,6 +53,35 @@ impl LedgerReader for SqliteReader {
         let directory = self.directory.clone();
         blocking(move || totals::read(&directory))
     }
+
+    fn dead_letters(&self, query: DeadLetterQuery) -> BoxFuture<'static, Result<DeadLetterPage, OpenError>> {
+        let directory = self.directory.clone();
+        blocking(move || letter_queries::page(&directory, &query))
+    }
+
+    fn whole_dead_letters(
+        &self,
+        query: DeadLetterQuery,
+        budget: usize,
+    ) -> BoxFuture<'static, Result<WholeDeadLetters, OpenError>> {
+        let directory = self.directory.clone();
+        blocking(move || letter_queries::whole_page(&directory, &query, budget))
+    }
+
+    fn dead_letter_groups(&self, filter: DeadLetterFilter) -> BoxFuture<'static, Result<DeadLetterGroups, OpenError>> {
+        let directory = self.directory.clone();
+        blocking(move || letter_queries::groups(&directory, &filter))
+    }
+
+    fn dead_letter(&self, id: i64) -> BoxFuture<'static, Result<Option<DeadLetterDetail>, OpenError>> {
+        let directory = self.directory.clone();
+        blocking(move || letter_queries::detail(&directory, id))
+    }
+
+    fn open_dead_letters(&self) -> BoxFuture<'static, Result<OpenDeadLetters, OpenError>> {
+        let directory = self.directory.clone();
+        blocking(move || letter_queries::open_letters(&directory))
+    }
 }
 
 impl LedgerReader for SqliteLedger {
@@ -62,6 +95,30 @@ impl LedgerReader for SqliteLedger {
 
     fn totals(&self) -> BoxFuture<'static, Result<Totals, OpenError>> {
         self.reader().totals()
+    }
+
+    fn dead_letters(&self, query: DeadLetterQuery) -> BoxFuture<'static, Result<DeadLetterPage, OpenError>> {
+        self.reader().dead_letters(query)
+    }
+
+    fn whole_dead_letters(
+        &self,
+        query: DeadLetterQuery,
+        budget: usize,
+    ) -> BoxFuture<'static, Result<WholeDeadLetters, OpenError>> {
+        self.reader().whole_dead_letters(query, budget)
+    }
+
+    fn dead_letter_groups(&self, filter: DeadLetterFilter) -> BoxFuture<'static, Result<DeadLetterGroups, OpenError>> {
+        self.reader().dead_letter_groups(filter)
+    }
+
+    fn dead_letter(&self, id: i64) -> BoxFuture<'static, Result<Option<DeadLetterDetail>, OpenError>> {
+        self.reader().dead_letter(id)
+    }
+
+    fn open_dead_letters(&self) -> BoxFuture<'static, Result<OpenDeadLetters, OpenError>> {
+        self.reader().open_dead_letters()
     }
 }
 

@@ -4,6 +4,7 @@ use jiff::Timestamp;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use crate::ledger::alerts::{AlertAnswer, AlertBook};
+use crate::ledger::dead_letters::{NewStoredLetter, StoreAnswer};
 use crate::ledger::entry::{CancelAnswer, LedgerEntry, NewCancellation, Recorded};
 use crate::ledger::error::LedgerError;
 use crate::ledger::retention::Pruned;
@@ -13,7 +14,8 @@ pub(super) type Outcome = Result<WriterAnswer, LedgerError>;
 
 pub(super) type Answer = oneshot::Sender<Outcome>;
 
-/// What is recorded: one effect, a cancellation, a claim or a record of a run, or alerts.
+/// What is recorded: one effect, a cancellation, a claim or a record of a run, alerts, a message from a dead letter queue, or that
+/// a subscription to one has ended cleanly.
 #[derive(Debug)]
 pub(super) enum WriterEntry {
     Effect(LedgerEntry),
@@ -21,6 +23,8 @@ pub(super) enum WriterEntry {
     Claim(Box<RunClaim>),
     Run(Box<RunRecord>),
     Alerts(Option<Box<AlertBook>>),
+    Letter(Box<NewStoredLetter>),
+    EndSession(String),
 }
 
 /// The answer to each kind of entry.
@@ -31,6 +35,8 @@ pub(super) enum WriterAnswer {
     Claim(ClaimAnswer),
     Run(RunRecorded),
     Alerts(AlertAnswer),
+    Letter(StoreAnswer),
+    SessionEnded(()),
 }
 
 /// An entry to record, until it is answered.

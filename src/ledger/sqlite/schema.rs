@@ -298,6 +298,81 @@ const VERSION_4: &str = "
         sender       TEXT,              -- the process that is sending one
         sender_until INTEGER
     ) STRICT;
+
+    -- Messages taken out of dead_letter_queue and unrouted_queue.
+    CREATE TABLE stored_dead_letters (
+        id             INTEGER PRIMARY KEY AUTOINCREMENT,
+        state          TEXT NOT NULL,     -- open | held | replaying | replayed | discarded
+        source         TEXT NOT NULL,     -- dead_letter_queue | unrouted_queue
+        origin         TEXT NOT NULL,     -- who put it there: orderd | broker | others
+        reason         TEXT NOT NULL,     -- x-dead-letter-reason, the broker's reason, foreign, or unrouted
+        code           TEXT NOT NULL,
+        failure_kind   TEXT,
+        failure_reason TEXT,
+        consumer       TEXT NOT NULL,     -- as in dead_letters; empty: none
+        retry_count    INTEGER NOT NULL,
+        identity       TEXT,              -- as in dead_letters
+        order_id       TEXT,              -- the order that it is, or is about
+        customer_id    TEXT,
+        product        TEXT,              -- of the first line
+        products       INTEGER NOT NULL,  -- how many different ones
+        total          TEXT,
+        currency       TEXT,              -- set with total
+        origin_queue   TEXT,
+        exchange       TEXT NOT NULL,
+        routing_key    TEXT NOT NULL,
+        message_id     TEXT,
+        user_id        TEXT,
+        bytes          INTEGER NOT NULL,  -- of the body
+        failed_at      INTEGER NOT NULL,  -- if that is not known: collected_at
+        collected_at   INTEGER NOT NULL,
+        closed_at      INTEGER,           -- set with replayed and discarded
+        note           TEXT,
+        fingerprint    BLOB NOT NULL,     -- SHA-256 of all that the message contains
+        session        TEXT NOT NULL      -- the subscription that received it
+    ) STRICT;
+    CREATE INDEX stored_by_state ON stored_dead_letters (state);
+    CREATE INDEX stored_by_reason ON stored_dead_letters (state, reason);
+    CREATE INDEX stored_by_code ON stored_dead_letters (state, code);
+    CREATE INDEX stored_by_consumer ON stored_dead_letters (state, consumer);
+    CREATE INDEX stored_by_source ON stored_dead_letters (state, source);
+    CREATE INDEX stored_by_failure ON stored_dead_letters (state, failed_at);
+    CREATE INDEX stored_by_customer ON stored_dead_letters (customer_id) WHERE customer_id IS NOT NULL;
+    CREATE INDEX stored_by_order ON stored_dead_letters (order_id) WHERE order_id IS NOT NULL;
+    CREATE INDEX stored_by_identity ON stored_dead_letters (identity) WHERE identity IS NOT NULL;
+    CREATE INDEX stored_by_fingerprint ON stored_dead_letters (fingerprint);
+    CREATE INDEX stored_by_end ON stored_dead_letters (closed_at) WHERE closed_at IS NOT NULL;
+    -- Groups and sums are read from this index alone.
+    CREATE INDEX stored_by_cause
+        ON stored_dead_letters (state, source, reason, consumer, code, currency, total, failed_at);
+
+    CREATE TABLE stored_contents (
+        letter_id  INTEGER NOT NULL,
+        revision   INTEGER NOT NULL,  -- 0: as it came; the highest is valid
+        properties TEXT NOT NULL,     -- JSON
+        headers    TEXT NOT NULL,     -- JSON, with types
+        body       BLOB NOT NULL,
+        PRIMARY KEY (letter_id, revision)
+    ) STRICT;
+
+    CREATE TABLE stored_products (
+        product   TEXT NOT NULL,
+        letter_id INTEGER NOT NULL,
+        PRIMARY KEY (product, letter_id)
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX stored_products_by_letter ON stored_products (letter_id);
+
+    -- What a search finds, in lower case.
+    CREATE TABLE stored_texts (
+        letter_id INTEGER PRIMARY KEY,
+        text      TEXT NOT NULL
+    ) STRICT;
+
+    -- Subscriptions that have not ended cleanly: the broker may deliver again what they have stored.
+    CREATE TABLE collecting_sessions (
+        session  TEXT NOT NULL PRIMARY KEY,
+        began_at INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID;
 ";
 
 /// Why a file cannot be migrated.

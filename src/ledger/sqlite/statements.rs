@@ -18,7 +18,7 @@ use super::record_error::{RecordError, recorded};
 use super::request::{WriterAnswer, WriterEntry};
 use super::sales::Sales;
 use super::store_error::ledger_error;
-use super::{alerts, cancellation, schema, step_runs, step_texts};
+use super::{alerts, cancellation, letters, schema, step_runs, step_texts};
 use crate::domain::{OrderId, Sale};
 use crate::ledger::entry::{LedgerEntry, NewAnalytics, NewOrder, Recorded};
 use crate::ledger::error::LedgerError;
@@ -234,6 +234,13 @@ impl<'c> Statements<'c> {
             WriterEntry::Alerts(replacement) => {
                 let answer = alerts::exchange(self.connection, replacement.as_deref());
                 answer.map(WriterAnswer::Alerts).map_err(RecordError::Batch)
+            }
+            WriterEntry::Letter(letter) => {
+                letters::store(self.connection, letter).map(WriterAnswer::Letter).map_err(RecordError::Batch)
+            }
+            WriterEntry::EndSession(session) => {
+                let ended = letters::end_session(self.connection, session);
+                ended.map(WriterAnswer::SessionEnded).map_err(RecordError::Batch)
             }
         }
     }

@@ -218,7 +218,7 @@ pub enum MessageState {
         /// When.
         since: Timestamp,
     },
-    /// In the dead letter queue, unless it was removed there.
+    /// In the dead letter queue or in the store of dead letters, unless it was removed there.
     DeadLettered {
         /// When it was dead-lettered.
         since: Timestamp,
@@ -259,6 +259,12 @@ impl TracedMessage {
         (TracedMessage::NotificationCancelled, "/notification/cancelled"),
         (TracedMessage::AnalyticsCancelled, "/analytics/cancelled"),
     ];
+
+    /// The identity of this message of an order.
+    pub fn identity(self, order: &str) -> String {
+        let suffix = Self::SUFFIXES.iter().find(|(message, _)| *message == self).map_or("", |(_, suffix)| suffix);
+        [order, suffix].concat()
+    }
 }
 
 impl Trace {

@@ -5,7 +5,7 @@ use jiff::{SignedDuration, Timestamp};
 use super::super::broker_view::{FindingKind, QueueView};
 use super::super::count_comparison::Gap;
 use super::super::findings::Observation;
-use crate::metrics::FailedUndos;
+use crate::metrics::{CollectorReading, FailedUndos};
 use crate::topology::ExchangeNames;
 
 /// Messages wait, and the queue has no consumer.
@@ -49,6 +49,25 @@ pub(super) fn failed_undos(FailedUndos { messages, last }: FailedUndos, now: Tim
              each dead letter with the reason undo_failed names what is left; undo it by hand, or replay the dead letter once \
              the service works"
         ),
+    })
+}
+
+/// Messages stay in a dead letter queue although it is drained.
+pub(super) fn not_collected(queue: &str, collector: &CollectorReading) -> Option<Observation> {
+    let CollectorReading { too_large, refused, .. } = collector;
+    let detail = match (too_large, refused) {
+        (0, 0) => return None,
+        (_, 0) => {
+            "they are larger than broker.max_body, so they cannot be stored: raise it and restart orderd".to_owned()
+        }
+        (0, _) => "the ledger refuses them: the log of level debug has the errors; report it".to_owned(),
+        _ => format!("{too_large} are larger than broker.max_body, and the ledger refuses {refused}"),
+    };
+    Some(Observation {
+        queue: queue.to_owned(),
+        kind: FindingKind::NotCollected,
+        messages: Some(too_large + refused),
+        detail,
     })
 }
 

@@ -10,6 +10,7 @@ mod circuit_breaker;
 mod command_steps;
 mod control;
 mod crash_points;
+mod dead_letters;
 mod delivery_limit;
 mod drain;
 mod erase;

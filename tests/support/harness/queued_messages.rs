@@ -1,8 +1,9 @@
-//! The messages in the dead letter queue and in the unrouted queue, which an audit must account for.
+//! The messages in the dead letter queue and in the unrouted queue, or in orderd's store of those, which an audit must account for.
 //!
 //! Reading leaves them in the queues; collecting removes them, so that the queues may be deleted.
 
 use std::collections::HashSet;
+use std::path::Path;
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -10,13 +11,13 @@ use orderd::amqp::Connector;
 use orderd::message::{Consumer, Delivery, ExchangeNames, HeaderValue, Settlement, names};
 use tokio::time::timeout;
 
-use super::Outcome;
+use super::{Outcome, audit};
 
 /// A queue that delivers nothing for this long is taken to have delivered all its messages.
 const SILENCE: Duration = Duration::from_secs(2);
 
 /// What the two queues hold, or held.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct QueuedMessages {
     /// The id of each dead letter, and why it was dead-lettered.
     pub dead_letters: Vec<(String, String)>,
@@ -25,11 +26,29 @@ pub struct QueuedMessages {
 }
 
 impl QueuedMessages {
-    /// Reads both queues and leaves the messages in them.
-    pub async fn read(connector: &Connector) -> Outcome<QueuedMessages> {
+    /// Reads both queues, and leaves the messages in them; then the store of the ledger in this directory. A message may move there
+    /// meanwhile, and then is read twice.
+    pub async fn read(connector: &Connector, ledger: &Path) -> Outcome<QueuedMessages> {
         let mut read = QueuedMessages::default();
         read.add(connector, false).await?;
-        Ok(read)
+        read.with_stored(ledger)
+    }
+
+    /// These, and what orderd has stored from the queues in the ledger in this directory.
+    pub fn with_stored(&self, ledger: &Path) -> Outcome<QueuedMessages> {
+        let mut all = self.clone();
+        let ledger = audit::open(ledger)?;
+        let mut select = ledger
+            .prepare("SELECT source, message_id, reason FROM stored_dead_letters WHERE message_id IS NOT NULL")?;
+        let mut rows = select.query([])?;
+        while let Some(row) = rows.next()? {
+            let (id, reason): (String, String) = (row.get(1)?, row.get(2)?);
+            match row.get_ref(0)?.as_str()? {
+                ExchangeNames::UNROUTED_QUEUE => drop(all.unrouted.insert(id)),
+                _ => all.dead_letters.push((id, reason)),
+            }
+        }
+        Ok(all)
     }
 
     /// Removes the messages from both queues and adds them to those collected before.

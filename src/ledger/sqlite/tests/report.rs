@@ -32,7 +32,22 @@ proptest! {
             ledger.close().await;
             if migrated {
                 let file = Connection::open(directory.path().join(FILE_NAME)).unwrap();
-                let drop = ["order_sums", "order_items", "step_runs", "steps", "notification_claims", "notification_attempts", "alerts", "alert_messages"].map(|table| format!("DROP TABLE {table};"));
+                let newer = [
+                    "order_sums",
+                    "order_items",
+                    "step_runs",
+                    "steps",
+                    "notification_claims",
+                    "notification_attempts",
+                    "alerts",
+                    "alert_messages",
+                    "stored_dead_letters",
+                    "stored_contents",
+                    "stored_products",
+                    "stored_texts",
+                    "collecting_sessions",
+                ];
+                let drop = newer.map(|table| format!("DROP TABLE {table};"));
                 let columns = "ALTER TABLE events DROP COLUMN provider; ALTER TABLE events DROP COLUMN recipient; \
                     ALTER TABLE events DROP COLUMN not_delivered;";
                 file.execute_batch(&(drop.concat() + columns + "PRAGMA user_version = 1")).unwrap();

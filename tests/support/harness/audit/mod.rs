@@ -64,7 +64,7 @@ impl Published {
 }
 
 /// Opens the ledger read-only. Waits while orderd opens or closes it.
-fn open(directory: &Path) -> rusqlite::Result<Connection> {
+pub fn open(directory: &Path) -> rusqlite::Result<Connection> {
     let ledger = Connection::open_with_flags(directory.join("orderd.db"), OpenFlags::SQLITE_OPEN_READ_ONLY)?;
     ledger.busy_timeout(Duration::from_secs(5))?;
     Ok(ledger)

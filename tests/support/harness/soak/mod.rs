@@ -137,7 +137,7 @@ impl Soak {
         report.audit = Some(runtime.block_on(async {
             queued.collect(&environment.connector()).await?;
             let published = Published { gaps, ..Published::orders(orders) };
-            let mut audit = Audit::of_run(published, &ledger, queued).await?;
+            let mut audit = Audit::of_run(published, &ledger, queued.with_stored(&ledger)?).await?;
             audit.compare_event_files(&events)?;
             Outcome::Ok(audit)
         })?);

@@ -186,7 +186,7 @@ impl Targets<'_> {
     }
 
     /// Pauses the producer and waits until nothing is under way: all orders are processed, dead-lettered or unrouted, all
-    /// events are recorded, and what the dead letter queue and the unrouted queue held has been collected. Returns the number
+    /// events are recorded, and what the dead letter queue and the unrouted queue held has been collected, here or by orderd. Returns the number
     /// of orders. Then any queue can be deleted, and nothing is in it.
     pub fn quiesce(&mut self) -> Outcome<u64> {
         self.producer.pause();
@@ -199,7 +199,8 @@ impl Targets<'_> {
             let progress = Progress::read(&self.ledger, "");
             let mut unrouted = None;
             if let (Ok(Ok(())), Some(orders)) = (&collected, self.producer.all_confirmed())
-                && let Ok(unsettled) = Unsettled::of(&self.queued, &self.ledger)
+                && let Ok(queued) = self.queued.with_stored(&self.ledger)
+                && let Ok(unsettled) = Unsettled::of(&queued, &self.ledger)
             {
                 let published = Published::orders(orders.saturating_sub(unsettled.orders));
                 let progress = Progress {

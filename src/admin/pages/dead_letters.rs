@@ -1,0 +1,32 @@
+//! The metrics of dead letters: what collectors do, and what the store has.
+
+use std::fmt;
+
+use super::metric_writer::{MetricWriter, flag};
+use crate::metrics::KeptCause;
+use crate::status::StatusSnapshot;
+
+/// Writes them.
+pub(super) fn dead_letters(snapshot: &StatusSnapshot, writer: &mut MetricWriter<'_>) -> fmt::Result {
+    let collectors = || snapshot.collectors.iter().map(|(queue, reading)| ([("queue", queue.as_str())], reading));
+    let subscribed = collectors().map(|(label, reading)| (label, flag(reading.subscribed)));
+    writer.gauges("dead_letters_collecting", "1 if the queue is drained into the ledger", subscribed)?;
+    let stored = collectors().map(|(label, reading)| (label, reading.stored));
+    writer.counters("dead_letters_stored", "Messages stored from a dead letter queue", stored)?;
+    let duplicates = collectors().map(|(label, reading)| (label, reading.duplicates));
+    writer.counters("dead_letters_duplicates", "Messages that were delivered again and had been stored", duplicates)?;
+    let kept = collectors().flat_map(|([queue], reading)| {
+        KeptCause::ALL.map(|cause| ([queue, ("cause", cause.as_str())], reading.kept(cause) as f64))
+    });
+    writer.gauges("dead_letters_kept", "Messages that cannot be stored and stay in their queue", kept)?;
+    let open = &snapshot.open_dead_letters;
+    let by_reason =
+        open.sums.iter().map(|sum| ([("source", sum.source.as_str()), ("reason", &*sum.reason)], sum.messages as f64));
+    writer.gauges("dead_letters_open", "Messages in the store, neither replayed nor discarded", by_reason)?;
+    let counted_at = snapshot.status.dead_letters.counted_at;
+    let age = open.oldest.zip(counted_at).map_or(0.0, |(oldest, now)| now.duration_since(oldest).as_secs_f64());
+    writer.gauge("dead_letters_oldest_seconds", "Age of the oldest of them; 0 if there are none", age.max(0.0))?;
+    let money = open.money();
+    let money = money.iter().map(|(currency, sum)| ([("currency", currency.as_str())], sum.approximate()));
+    writer.gauges("dead_letters_money", "What the orders among them cost", money)
+}

@@ -1,0 +1,161 @@
+//! The collectors of dead letters, as the configuration asks for, and what the status shows of the store.
+//!
+//! It never reads a message.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+use tracing::{error, info, warn};
+
+use crate::chain::chain;
+use crate::config::{Config, Consumer};
+use crate::dead_letters::{Collector, CollectorDeps, KnownConsumer, KnownConsumers, LetterReader};
+use crate::ledger::{Ledger, LedgerReader, LetterSource, LetterWriter};
+use crate::shutdown::Shutdown;
+use crate::status::StatusRegistry;
+use crate::supervisor::{RestartPolicy, supervise};
+
+/// How long a change waits for the collectors to stop.
+const STOP_LIMIT: Duration = Duration::from_secs(5);
+/// How long a collector that keeps dying is left stopped.
+const COOL_DOWN: Duration = Duration::from_secs(30);
+/// How often the store is added up for the status.
+const SUM_INTERVAL: Duration = Duration::from_secs(10);
+/// Between two sums, at least this many times as long as the last one took.
+const SUM_PAUSE_FACTOR: u32 = 20;
+
+/// The collectors.
+pub(super) struct DeadLetters {
+    deps: CollectorDeps,
+    consumers: watch::Sender<KnownConsumers>,
+    status_registry: Arc<StatusRegistry>,
+    /// Cancelled when the running collectors are to stop; `None` while none runs.
+    running: Option<CancellationToken>,
+    tasks: JoinSet<()>,
+    _sums: AbortOnDropHandle<()>,
+}
+
+/// What the collectors are built from, besides the configuration.
+pub(super) struct DeadLetterDeps {
+    pub source: Arc<dyn crate::message::Consumer>,
+    pub ledger: Arc<dyn Ledger>,
+    pub users: Arc<crate::message::TrustedUsers>,
+    pub status_registry: Arc<StatusRegistry>,
+    pub shutdown: Shutdown,
+}
+
+impl DeadLetters {
+    /// Starts what the configuration asks for.
+    pub fn start(config: &Config, deps: DeadLetterDeps) -> Self {
+        let DeadLetterDeps { source, ledger, users, status_registry, shutdown } = deps;
+        let consumers = watch::Sender::default();
+        let reader = LetterReader {
+            names: Arc::new(config.names()),
+            users,
+            max_body: config.broker.max_body,
+            consumers: consumers.subscribe(),
+        };
+        let sums = sum_up(config.ledger.location().reader(), Arc::clone(&status_registry), shutdown.clone());
+        let deps = CollectorDeps {
+            source,
+            ledger_state: ledger.state(),
+            ledger: ledger as Arc<dyn LetterWriter>,
+            reader: Arc::new(reader),
+            reconnect_max: config.broker.reconnect_max,
+            shutdown,
+        };
+        let sums = AbortOnDropHandle::new(tokio::spawn(sums));
+        let mut this =
+            DeadLetters { deps, consumers, status_registry, running: None, tasks: JoinSet::new(), _sums: sums };
+        this.apply_consumers(&config.consumers);
+        if config.dead_letters.collect {
+            this.start_collectors();
+        }
+        this
+    }
+
+    /// Starts or stops the collectors. Waits until those that stop have stored what they have received.
+    pub async fn set(&mut self, config: &Config) {
+        self.apply_consumers(&config.consumers);
+        match (config.dead_letters.collect, &self.running) {
+            (true, None) => self.start_collectors(),
+            (false, Some(running)) => {
+                running.cancel();
+                self.running = None;
+                let stopped = async { while self.tasks.join_next().await.is_some() {} };
+                if timeout(STOP_LIMIT, stopped).await.is_err() {
+                    warn!("the collectors of dead letters are still stopping: the broker does not answer");
+                }
+                for queue in LetterSource::ALL {
+                    self.status_registry.collector(*queue).set_enabled(false);
+                }
+                info!("dead letters are left in their queues");
+            }
+            (true, Some(_)) | (false, None) => {}
+        }
+    }
+
+    /// Removed queues stay known, because their messages may still be dead-lettered.
+    fn apply_consumers(&self, consumers: &BTreeMap<String, Consumer>) {
+        let work = consumers.iter().filter(|(_, consumer)| !consumer.handles_failures());
+        let known = work.map(|(name, consumer)| {
+            let format = consumer.format.clone();
+            (consumer.queue.clone(), KnownConsumer { name: name.as_str().into(), format })
+        });
+        self.consumers.send_modify(|consumers| consumers.extend(known));
+    }
+
+    fn start_collectors(&mut self) {
+        let stop = CancellationToken::new();
+        for queue in LetterSource::ALL {
+            let counters = self.status_registry.collector(*queue);
+            counters.set_enabled(true);
+            let collector = Arc::new(Collector::new(*queue, self.deps.clone(), counters, stop.clone()));
+            self.tasks.spawn(run_supervised(*queue, collector, stop.clone(), self.deps.shutdown.clone()));
+        }
+        self.running = Some(stop);
+    }
+
+    /// Waits for the collectors, which end once a shutdown has begun.
+    pub async fn finish(mut self) {
+        while let Some(ended) = self.tasks.join_next().await {
+            if let Err(died) = ended {
+                error!(error = %died, "the supervisor of a collector of dead letters died");
+            }
+        }
+    }
+}
+
+/// Runs a collector until it is stopped. One that keeps dying is left stopped for a while and then started again.
+async fn run_supervised(queue: LetterSource, collector: Arc<Collector>, stop: CancellationToken, shutdown: Shutdown) {
+    let task = format!("collector of {}", queue.as_str());
+    while let Err(exceeded) =
+        supervise(&task, RestartPolicy::DEFAULT, &shutdown, || {}, || Arc::clone(&collector).run()).await
+    {
+        error!(queue = queue.as_str(), error = %exceeded, pause = ?COOL_DOWN, "a collector of dead letters keeps dying; pausing it");
+        // Cancel-safe: all only wait.
+        tokio::select! {
+            () = tokio::time::sleep(COOL_DOWN) => {}
+            () = stop.cancelled() => return,
+            () = shutdown.begun() => return,
+        }
+    }
+}
+
+/// Adds the store up for the status, until a shutdown begins.
+async fn sum_up(reader: Arc<dyn LedgerReader>, status_registry: Arc<StatusRegistry>, shutdown: Shutdown) {
+    loop {
+        let begun = Instant::now();
+        let open = reader.open_dead_letters().await.map_err(|error| chain(&error));
+        status_registry.set_open_dead_letters(open);
+        if !shutdown.sleep(SUM_INTERVAL.max(begun.elapsed() * SUM_PAUSE_FACTOR)).await {
+            return;
+        }
+    }
+}

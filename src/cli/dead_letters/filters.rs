@@ -1,0 +1,80 @@
+//! The arguments that select dead letters, the same for all commands. It only turns them into a filter.
+
+use clap::Args;
+use clap::builder::{NonEmptyStringValueParser, PossibleValuesParser, TypedValueParser};
+use jiff::Timestamp;
+
+use crate::ledger::report::PointInTime;
+use crate::ledger::{DeadLetterFilter, LetterSource, LetterState};
+
+/// Which dead letters are meant.
+#[derive(Debug, Args)]
+pub(super) struct Filters {
+    /// Only those in this state, or "any"
+    #[arg(long, value_name = "STATE", default_value = "open", value_parser = states())]
+    state: States,
+    /// Only those taken from this queue
+    #[arg(long, value_name = "QUEUE", value_parser = sources())]
+    source: Option<LetterSource>,
+    /// Only those with this reason, such as permanent or retries_exhausted
+    #[arg(long, value_name = "REASON", value_parser = NonEmptyStringValueParser::new())]
+    reason: Option<String>,
+    /// Only those with this failure code
+    #[arg(long, value_name = "CODE", value_parser = NonEmptyStringValueParser::new())]
+    code: Option<String>,
+    /// Only those that failed in this consumer
+    #[arg(long, value_name = "CONSUMER", value_parser = NonEmptyStringValueParser::new())]
+    consumer: Option<String>,
+    /// Only orders with a line for this product
+    #[arg(long, value_name = "PRODUCT", value_parser = NonEmptyStringValueParser::new())]
+    product: Option<String>,
+    /// Only orders of the customer with this id
+    #[arg(long, value_name = "ID", value_parser = NonEmptyStringValueParser::new())]
+    customer: Option<String>,
+    /// Only the order with this id, and what is about it
+    #[arg(long, value_name = "ID", value_parser = NonEmptyStringValueParser::new())]
+    order: Option<String>,
+    /// Only those that failed at this time or later: an age such as 24h or 7d, a date, or a time (RFC 3339; UTC without an offset)
+    #[arg(long, value_name = "TIME")]
+    since: Option<PointInTime>,
+    /// Only those that failed before this time, in the same formats
+    #[arg(long, value_name = "TIME")]
+    until: Option<PointInTime>,
+    /// Only those that contain this text: in ids, products, codes, the failure's text or the first 2 KiB of the body, in any case
+    #[arg(long, value_name = "TEXT", value_parser = NonEmptyStringValueParser::new())]
+    text: Option<String>,
+}
+
+/// One state, or none: any.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct States(Option<LetterState>);
+
+fn states() -> impl TypedValueParser<Value = States> {
+    let names = LetterState::ALL.iter().map(|state| state.as_str()).chain(["any"]);
+    PossibleValuesParser::new(names).map(|name| States(LetterState::parse(&name)))
+}
+
+fn sources() -> impl TypedValueParser<Value = LetterSource> {
+    let names = LetterSource::ALL.iter().map(|source| source.as_str());
+    PossibleValuesParser::new(names).map(|name| LetterSource::parse(&name).expect("it is one of the names"))
+}
+
+impl Filters {
+    /// The filter; `now` is what ages refer to.
+    pub fn filter(&self, now: Timestamp) -> DeadLetterFilter {
+        let Filters { state, source, reason, code, consumer, product, customer, order, since, until, text } = self;
+        DeadLetterFilter {
+            states: state.0.into_iter().collect(),
+            source: *source,
+            reason: reason.clone(),
+            code: code.clone(),
+            consumer: consumer.clone(),
+            product: product.clone(),
+            customer: customer.clone(),
+            order: order.clone(),
+            since: since.map(|since| since.at(now)),
+            until: until.map(|until| until.at(now)),
+            text: text.clone(),
+        }
+    }
+}

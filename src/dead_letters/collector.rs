@@ -1,0 +1,369 @@
+//! Takes the messages out of one queue: subscription after subscription, until it is stopped.
+//!
+//! A delivery is acked once the ledger has stored it. One that cannot be stored (its body is larger than orderd reads, or the ledger
+//! refuses it) is held unsettled, so that the broker delivers those behind it; it returns to the queue with the end of the
+//! subscription, which is renewed long before the broker's acknowledgement timeout. So it is tried again every few minutes.
+
+use std::convert::Infallible;
+use std::pin::pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use jiff::Timestamp;
+use tokio::sync::{Semaphore, watch};
+use tokio::time::{Instant, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, error, info, warn};
+
+use super::letter_reader::LetterReader;
+use crate::backoff::Backoff;
+use crate::chain::chain;
+use crate::ledger::{LedgerError, LedgerState, LetterSource, LetterWriter, StoreAnswer, session_id};
+use crate::message::{Consumer, Delivery, DeliveryId, LossCause, MAX_HOLD, Settlement, Subscription};
+use crate::metrics::{Collected, CollectorCounters, KeptCause};
+use crate::shutdown::Shutdown;
+use crate::telemetry::RepeatedLog;
+
+/// Deliveries that are stored at a time. How much memory they take is limited too: `broker.max_unsettled_bytes`.
+const SLOTS: usize = 200;
+/// Upper bound of the first wait between attempts to subscribe.
+const FIRST_WAIT: Duration = Duration::from_millis(100);
+/// A subscription that lived longer than this resets the back-off.
+const BACKOFF_RESET_AFTER: Duration = Duration::from_secs(10);
+/// Of the broker's acknowledgement timeout, once it is known, this part at most.
+const MAX_HOLD_PART: u32 = 2;
+/// How long the last acks are given to reach the queue before the subscription is closed.
+const LAST_ACKS: Duration = Duration::from_secs(1);
+/// How long the end of the last session may take to be recorded.
+const END_SESSION_LIMIT: Duration = Duration::from_secs(5);
+
+/// Failed attempts to subscribe, by queue.
+static FAILURES: RepeatedLog = RepeatedLog::new();
+/// Messages that stay in their queue, by queue and cause.
+static KEPT: RepeatedLog = RepeatedLog::new();
+
+/// What collectors are built from.
+#[derive(Clone)]
+pub struct CollectorDeps {
+    /// Where deliveries come from.
+    pub source: Arc<dyn Consumer>,
+    /// Where they are stored.
+    pub ledger: Arc<dyn LetterWriter>,
+    /// Whether it can record.
+    pub ledger_state: watch::Receiver<LedgerState>,
+    /// Reads what they say.
+    pub reader: Arc<LetterReader>,
+    /// The longest wait between attempts to subscribe.
+    pub reconnect_max: Duration,
+    /// Stops all of them.
+    pub shutdown: Shutdown,
+}
+
+/// The collector of one queue.
+pub struct Collector {
+    queue: LetterSource,
+    deps: CollectorDeps,
+    counters: Arc<CollectorCounters>,
+    /// Cancelled when this collector is to stop.
+    stop: CancellationToken,
+    /// Bodies are read one at a time: one may take much memory once it is decompressed.
+    reading: Arc<Semaphore>,
+    /// How long a delivery may be held.
+    max_hold: Mutex<Duration>,
+}
+
+/// What a delivery has come to.
+enum Outcome {
+    Collected(Collected),
+    /// It stays in the queue.
+    Kept(KeptCause),
+    /// Nothing can be recorded any more.
+    Closed,
+}
+
+/// Why a subscription has ended.
+enum Ended {
+    Stopped,
+    /// It is to be opened again, with room for the messages that stay in the queue.
+    Renewed {
+        kept: usize,
+    },
+    Lost(LossCause),
+}
+
+/// A subscription in the counters, also if the collector dies.
+struct Serving<'c>(&'c CollectorCounters);
+
+impl<'c> Serving<'c> {
+    fn begin(counters: &'c CollectorCounters) -> Self {
+        counters.subscribed();
+        Serving(counters)
+    }
+}
+
+impl Drop for Serving<'_> {
+    fn drop(&mut self) {
+        self.0.unsubscribed();
+    }
+}
+
+impl Collector {
+    /// A collector that does not run yet. It runs until `stop` is cancelled, or a shutdown begins.
+    pub fn new(
+        queue: LetterSource,
+        deps: CollectorDeps,
+        counters: Arc<CollectorCounters>,
+        stop: CancellationToken,
+    ) -> Self {
+        let (reading, max_hold) = (Arc::new(Semaphore::new(1)), Mutex::new(MAX_HOLD));
+        Collector { queue, deps, counters, stop, reading, max_hold }
+    }
+
+    /// Collects until it is stopped. What it has received by then is stored, unless the ledger cannot record.
+    ///
+    /// # Errors
+    /// None.
+    pub async fn run(self: Arc<Self>) -> Result<(), Infallible> {
+        let (mut failures, mut kept) = (0_u32, 0);
+        while !self.is_stopping() {
+            // Cancel-safe: both only wait.
+            tokio::select! {
+                () = until(&self.deps.ledger_state, can_record) => {}
+                () = self.stopping() => break,
+            }
+            let prefetch = u16::try_from(SLOTS + 2 * kept).unwrap_or(u16::MAX);
+            // A shutdown may drop the attempt: the client cleans up after itself.
+            let subscribed = tokio::select! {
+                subscribed = self.deps.source.subscribe(self.queue.as_str(), prefetch) => subscribed,
+                () = self.deps.shutdown.begun() => break,
+            };
+            match subscribed {
+                Ok(subscription) => {
+                    let failed = FAILURES.ended(self.queue);
+                    info!(queue = self.queue.as_str(), prefetch, failed, "collecting dead letters");
+                    let since = Instant::now();
+                    match self.serve(subscription, usize::from(prefetch)).await {
+                        Ended::Stopped => break,
+                        Ended::Renewed { kept: found } => {
+                            (kept, failures) = (found, 0);
+                            continue;
+                        }
+                        Ended::Lost(cause) => {
+                            self.log_loss(cause);
+                            failures = if since.elapsed() > BACKOFF_RESET_AFTER { 0 } else { failures + 1 };
+                        }
+                    }
+                }
+                Err(error) => {
+                    failures += 1;
+                    self.counters.subscribe_failed(chain(&error));
+                    if let Some(due) = FAILURES.occurred(self.queue) {
+                        let (queue, repeated) = (self.queue.as_str(), due.repeated);
+                        warn!(queue, error = %chain(&error), repeated, "cannot collect dead letters; retrying");
+                    }
+                }
+            }
+            let backoff = Backoff { first: FIRST_WAIT, max: self.deps.reconnect_max };
+            // Cancel-safe: both only wait.
+            tokio::select! {
+                () = tokio::time::sleep(backoff.wait(failures.saturating_sub(1), fastrand::f64())) => {}
+                () = self.stopping() => {}
+            }
+        }
+        Ok(())
+    }
+
+    async fn serve(&self, subscription: Subscription, prefetch: usize) -> Ended {
+        let serving = Serving::begin(&self.counters);
+        let Subscription { mut deliveries, settler, .. } = subscription;
+        let session: Arc<str> = session_id().into();
+        let mut in_flight = FuturesUnordered::new();
+        let (mut is_open, mut cancelled, mut kept) = (true, false, 0_usize);
+        let (mut renewed, mut last_ack) = (false, None::<Instant>);
+        let max_hold = self.max_hold();
+        // Only once something is kept.
+        let mut kept_until = Instant::now() + max_hold;
+        let mut lost = settler.ended();
+        let mut cannot_record = pin!(outage_for(&self.deps.ledger_state, max_hold));
+        let ended = loop {
+            if !is_open && in_flight.is_empty() {
+                break if renewed { Ended::Renewed { kept } } else { Ended::Stopped };
+            }
+            // Cancel-safe: `next` is, and the others only wait.
+            tokio::select! {
+                biased;
+                cause = &mut lost => break Ended::Lost(cause),
+                () = self.deps.shutdown.aborted() => break Ended::Stopped,
+                Some((id, outcome)) = in_flight.next(), if !in_flight.is_empty() => match outcome {
+                    Outcome::Collected(collected) => {
+                        settler.settle(id, Settlement::Ack);
+                        last_ack = Some(Instant::now());
+                        self.counters.collected(collected);
+                    }
+                    Outcome::Kept(cause) => {
+                        kept += 1;
+                        kept_until = if kept == 1 { Instant::now() + max_hold } else { kept_until };
+                        self.counters.kept(cause);
+                        self.log_kept(cause);
+                    }
+                    Outcome::Closed => break Ended::Stopped,
+                },
+                () = self.stopping(), if !cancelled => {
+                    cancelled = true;
+                    settler.cancel_when_idle().await;
+                }
+                // What the ledger has not answered by then returns to the queue.
+                () = until(&self.deps.ledger_state, cannot_record_now), if cancelled => break Ended::Stopped,
+                () = &mut cannot_record => break Ended::Renewed { kept },
+                () = sleep_until(kept_until), if kept > 0 && !renewed => {
+                    renewed = true;
+                    settler.cancel().await;
+                }
+                delivery = deliveries.next(), if is_open => match delivery {
+                    None => is_open = false,
+                    Some(delivery) => {
+                        self.counters.received();
+                        in_flight.push(self.store(delivery, Arc::clone(&session)));
+                    }
+                },
+            }
+            // Most slots are taken by messages that stay in the queue.
+            if !renewed && !cancelled && kept + SLOTS / 2 > prefetch && prefetch < usize::from(u16::MAX) {
+                renewed = true;
+                settler.cancel().await;
+            }
+        };
+        // What is dropped here may still be stored, and then is delivered again.
+        let is_clean = in_flight.is_empty();
+        drop(in_flight);
+        drop(serving);
+        // Closing waits for the acks, but cannot do so for certain while another instance consumes the queue too.
+        if let Some(last_ack) = last_ack {
+            sleep_until(last_ack + LAST_ACKS).await;
+        }
+        let closed = settler.close().await;
+        if is_clean && closed.is_ok() && !matches!(ended, Ended::Lost(_)) {
+            // If it is not recorded, the next session compares more than it must.
+            let _ = timeout(END_SESSION_LIMIT, self.deps.ledger.end_session(session.to_string())).await;
+        }
+        ended
+    }
+
+    /// Stores a delivery.
+    async fn store(&self, delivery: Delivery, session: Arc<str>) -> (DeliveryId, Outcome) {
+        let id = delivery.id;
+        if delivery.message.unread > 0 {
+            return (id, Outcome::Kept(KeptCause::TooLarge));
+        }
+        let letter = {
+            let _turn = self.reading.acquire().await;
+            let (reader, queue) = (Arc::clone(&self.deps.reader), self.queue);
+            let reading =
+                tokio::task::spawn_blocking(move || reader.read(queue, &delivery, &session, Timestamp::now()));
+            match reading.await {
+                Ok(letter) => letter,
+                // A defect, which must not cost the other messages.
+                Err(_died) => return (id, Outcome::Kept(KeptCause::Refused)),
+            }
+        };
+        let queue = self.queue.as_str();
+        let outcome = match self.deps.ledger.store_letter(letter).await {
+            Ok(StoreAnswer::Stored(number)) => {
+                debug!(queue, number, "stored a dead letter");
+                Outcome::Collected(Collected::Stored)
+            }
+            Ok(StoreAnswer::Duplicate(number)) => {
+                debug!(queue, number, "a dead letter was stored before");
+                Outcome::Collected(Collected::Duplicate)
+            }
+            Err(error @ LedgerError::Refused { .. }) => {
+                debug!(queue, error = %chain(&error), "the ledger refuses a dead letter");
+                Outcome::Kept(KeptCause::Refused)
+            }
+            Err(LedgerError::Unavailable { .. } | LedgerError::Outdated { .. } | LedgerError::Closed) => {
+                Outcome::Closed
+            }
+        };
+        (id, outcome)
+    }
+
+    fn is_stopping(&self) -> bool {
+        self.stop.is_cancelled() || self.deps.shutdown.has_begun()
+    }
+
+    /// Resolves when nothing more is to be collected. Cancel-safe.
+    async fn stopping(&self) {
+        // Cancel-safe: both only wait.
+        tokio::select! {
+            () = self.stop.cancelled() => {}
+            () = self.deps.shutdown.begun() => {}
+        }
+    }
+
+    fn max_hold(&self) -> Duration {
+        *self.max_hold.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn log_loss(&self, cause: LossCause) {
+        let queue = self.queue.as_str();
+        match cause {
+            LossCause::AckTimeout(limit) => {
+                let hold = (limit / MAX_HOLD_PART).min(MAX_HOLD);
+                *self.max_hold.lock().unwrap_or_else(PoisonError::into_inner) = hold;
+                warn!(
+                    queue,
+                    ?limit,
+                    ?hold,
+                    "the broker's consumer_timeout is short; holding dead letters no longer than this"
+                );
+            }
+            LossCause::Other(reason) => warn!(queue, reason, "lost the subscription to a dead letter queue"),
+        }
+    }
+
+    fn log_kept(&self, cause: KeptCause) {
+        let Some(due) = KEPT.occurred((self.queue, cause.as_str())) else { return };
+        let (queue, repeated) = (self.queue.as_str(), due.repeated);
+        match cause {
+            KeptCause::TooLarge => error!(
+                queue,
+                repeated,
+                "a dead letter stays in its queue: its body is larger than broker.max_body; raise that and restart"
+            ),
+            KeptCause::Refused => {
+                error!(queue, repeated, "a dead letter stays in its queue: the ledger refuses it; report it");
+            }
+        }
+    }
+}
+
+fn can_record(state: &LedgerState) -> bool {
+    !cannot_record_now(state)
+}
+
+fn cannot_record_now(state: &LedgerState) -> bool {
+    matches!(state, LedgerState::Unavailable(_))
+}
+
+/// Resolves while the ledger's state is as wanted. Cancel-safe.
+async fn until(state: &watch::Receiver<LedgerState>, is_wanted: fn(&LedgerState) -> bool) {
+    if state.clone().wait_for(is_wanted).await.is_err() {
+        // The sender was dropped, so the state cannot change any more.
+        std::future::pending().await
+    }
+}
+
+/// Resolves once the ledger could not record for this long without a break. Not cancel-safe: it starts again.
+async fn outage_for(state: &watch::Receiver<LedgerState>, duration: Duration) {
+    loop {
+        until(state, cannot_record_now).await;
+        if timeout(duration, until(state, can_record)).await.is_err() {
+            return;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

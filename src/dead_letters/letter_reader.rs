@@ -1,0 +1,313 @@
+//! Reads what a message in a dead letter queue says about itself: why it is there, where it failed, and which order it is.
+//!
+//! Pure. Headers are believed only on copies that orderd is proven to have published; everything else is shown as it came.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use tokio::sync::watch;
+
+use super::fingerprint::{fingerprint, without_counts};
+use super::message_json::{headers_json, properties_json};
+use super::order::{Reading, order_of_event, read_failed_order, read_order};
+use crate::formats::Format;
+use crate::ledger::{Identification, LetterOrder, LetterOrigin, LetterSource, MAX_SEARCH_BYTES, NewStoredLetter};
+use crate::message::{Delivery, ExchangeNames, HeaderValue, Headers, Provenance, Sender, TrustedUsers, names};
+use crate::recovery::{DeadLetterReason, History, MAX_REASON_BYTES};
+
+/// A message that comes back this often without being settled may be what ends the process: it is stored unread.
+const READ_ATTEMPTS: u64 = 3;
+/// The reason of a message that anyone has put into the dead letter queue.
+const FOREIGN: &str = "foreign";
+/// The reason of a message that matched no binding.
+const UNROUTED: &str = "unrouted";
+/// The reasons for which RabbitMQ dead-letters. Anyone can send another, in a header of its name.
+const BROKER_REASONS: [&str; 4] = ["rejected", "expired", "maxlen", "delivery_limit"];
+/// Another reason that a header gives as the broker's.
+const OTHER: &str = "other";
+/// As in the ledger's other tables: the queue that the message failed in has no consumer.
+const UNKNOWN: &str = "unknown";
+
+/// A consumer whose messages may be dead-lettered.
+#[derive(Debug, Clone, PartialEq)]
+pub struct KnownConsumer {
+    /// Its name.
+    pub name: Arc<str>,
+    /// The format of its messages, if they are orders.
+    pub format: Option<Format>,
+}
+
+/// By queue. A reload changes them.
+pub type KnownConsumers = BTreeMap<String, KnownConsumer>;
+
+/// Reads messages.
+#[derive(Debug, Clone)]
+pub struct LetterReader {
+    /// The names of the exchanges.
+    pub names: Arc<ExchangeNames>,
+    /// The broker users whose messages count as orderd's own.
+    pub users: Arc<TrustedUsers>,
+    /// The longest text that a body may have once it is decompressed, in bytes.
+    pub max_body: usize,
+    /// The consumers.
+    pub consumers: watch::Receiver<KnownConsumers>,
+}
+
+/// Why a message is where it is.
+struct Cause {
+    origin: LetterOrigin,
+    reason: String,
+    code: String,
+    failure_kind: Option<String>,
+    failure_reason: Option<String>,
+    /// The queue that the message failed in.
+    queue: Option<String>,
+    consumer: String,
+    retries: u32,
+    failed_at: Timestamp,
+    /// Whether orderd has published it as a copy of a failed message.
+    is_copy: bool,
+}
+
+impl LetterReader {
+    /// What is to be stored of a message. `session`: the subscription that received it.
+    pub fn read(&self, source: LetterSource, delivery: &Delivery, session: &str, now: Timestamp) -> NewStoredLetter {
+        let cause = self.cause(source, delivery, now);
+        let Reading { mut order, identity: identity_of_order } = self.order(delivery, &cause);
+        let event = self.is_readable(delivery).then(|| delivery.message.cloud_event_identity(self.max_body)).flatten();
+        let provenance = Provenance { cloud_event: event.as_deref(), ..self.provenance(delivery, cause.is_copy) };
+        let says_which = delivery.message.properties.message_id.as_deref().is_some_and(|id| !id.is_empty())
+            || event.is_some()
+            || cause.is_copy && delivery.message.headers.get(names::IDENTITY).is_some();
+        let identity = identity_of_order.or_else(|| says_which.then(|| delivery.identity(provenance)));
+        if order.id.is_none() && provenance.sender == Sender::Own {
+            order.id = identity.as_deref().and_then(order_of_event);
+        }
+        let message = &delivery.message;
+        let published = without_counts(&message.headers);
+        let queue = source.as_str();
+        NewStoredLetter {
+            search: search_text(delivery, &cause, identity.as_deref(), &order, self.text(delivery).as_deref()),
+            source,
+            origin: cause.origin,
+            reason: cause.reason,
+            code: cause.code,
+            failure_kind: cause.failure_kind,
+            failure_reason: cause.failure_reason,
+            consumer: cause.consumer,
+            retries: cause.retries,
+            identity,
+            order,
+            origin_queue: cause.queue,
+            exchange: delivery.exchange.clone(),
+            routing_key: delivery.routing_key.clone(),
+            message_id: message.properties.message_id.clone(),
+            user_id: message.properties.user_id.clone(),
+            failed_at: cause.failed_at,
+            at: now,
+            properties: properties_json(&message.properties).to_string(),
+            headers: headers_json(&published).to_string(),
+            body: message.body.clone(),
+            fingerprint: fingerprint(queue, delivery),
+            identification: match (says_which, delivery.redelivered) {
+                (true, _) => Identification::ById,
+                (false, false) => Identification::New,
+                (false, true) => Identification::Redelivered,
+            },
+            session: session.to_owned(),
+        }
+    }
+
+    fn cause(&self, source: LetterSource, delivery: &Delivery, now: Timestamp) -> Cause {
+        let headers = &delivery.message.headers;
+        let is_own = self.is_own(delivery);
+        let death = newest_death(headers);
+        let is_copy = is_own && headers.contains_key(names::FAILURE_KIND);
+        let plain = |origin, reason: &str| Cause {
+            origin,
+            reason: reason.to_owned(),
+            code: reason.to_owned(),
+            failure_kind: None,
+            failure_reason: None,
+            queue: None,
+            consumer: String::new(),
+            retries: 0,
+            failed_at: now,
+            is_copy: false,
+        };
+        match (source, death) {
+            (LetterSource::UnroutedQueue, _) => {
+                plain(if is_own { LetterOrigin::Orderd } else { LetterOrigin::Others }, UNROUTED)
+            }
+            (LetterSource::DeadLetterQueue, None) if is_copy && delivery.exchange == *self.names.dead_letter => {
+                let provenance = self.provenance(delivery, true);
+                let reason = text(headers, names::DEAD_LETTER_REASON).unwrap_or(DeadLetterReason::NoOrigin.as_str());
+                self.of_copy(delivery, provenance, LetterOrigin::Orderd, reason, now)
+            }
+            (LetterSource::DeadLetterQueue, None) => plain(LetterOrigin::Others, FOREIGN),
+            (LetterSource::DeadLetterQueue, Some(death)) => {
+                let reason = death.reason.replace('-', "_");
+                let reason = BROKER_REASONS.into_iter().find(|known| *known == reason).unwrap_or(OTHER);
+                if is_copy {
+                    let provenance = self.provenance(delivery, true);
+                    return self.of_copy(delivery, provenance, LetterOrigin::Broker, reason, now);
+                }
+                let by_key = delivery.routing_key.strip_prefix(ExchangeNames::FAILED_KEY);
+                let by_key = by_key.and_then(|rest| rest.strip_prefix('.')).map(str::to_owned);
+                Cause {
+                    consumer: self.name_of(death.queue).or(by_key).unwrap_or_default(),
+                    queue: Some(death.queue.to_owned()),
+                    failed_at: death.at.unwrap_or(now),
+                    ..plain(LetterOrigin::Broker, reason)
+                }
+            }
+        }
+    }
+
+    /// What the headers of a copy say.
+    fn of_copy(
+        &self,
+        delivery: &Delivery,
+        provenance: Provenance<'_>,
+        origin: LetterOrigin,
+        reason: &str,
+        now: Timestamp,
+    ) -> Cause {
+        // The failure that orderd has recorded, not the broker's dead-lettering after it.
+        let mut copy = delivery.clone();
+        copy.message.headers.remove(names::DEATH);
+        let History { origin: failed_in, retries, failed_at, failure, .. } = History::read(&copy, provenance, now);
+        let queue = failed_in.map(|origin| origin.queue);
+        Cause {
+            origin,
+            reason: reason.to_owned(),
+            code: failure.code,
+            failure_kind: Some(failure.kind.as_str().to_owned()),
+            failure_reason: Some(failure.reason).filter(|reason| !reason.is_empty()),
+            consumer: queue.as_deref().and_then(|queue| self.name_of(queue)).unwrap_or_else(|| UNKNOWN.to_owned()),
+            queue,
+            retries,
+            failed_at,
+            is_copy: true,
+        }
+    }
+
+    fn order(&self, delivery: &Delivery, cause: &Cause) -> Reading {
+        if !self.is_readable(delivery) {
+            return Reading::default();
+        }
+        let consumers = self.consumers.borrow();
+        let by_name = |name: &str| consumers.values().find(|consumer| *consumer.name == *name);
+        match cause.queue.as_deref().and_then(|queue| consumers.get(queue)).or_else(|| by_name(&cause.consumer)) {
+            Some(KnownConsumer { format: Some(format), .. }) => read_failed_order(delivery, format, self.max_body),
+            Some(KnownConsumer { format: None, .. }) => Reading::default(),
+            None => {
+                let mut formats: Vec<Format> = Vec::new();
+                for format in consumers.values().filter_map(|consumer| consumer.format.as_ref()).chain([&Format::Own]) {
+                    if !formats.contains(format) {
+                        formats.push(format.clone());
+                    }
+                }
+                let mut reading = read_order(delivery, &formats, self.max_body);
+                // The failed-order consumer has recorded such a copy by the identity of the message.
+                reading.identity = reading.identity.filter(|_| !cause.is_copy);
+                reading
+            }
+        }
+    }
+
+    /// The text of the body, for a search.
+    fn text(&self, delivery: &Delivery) -> Option<String> {
+        if !self.is_readable(delivery) {
+            return None;
+        }
+        let text = delivery.message.text(self.max_body).ok()?;
+        Some(text[..text.floor_char_boundary(MAX_SEARCH_BYTES)].to_owned())
+    }
+
+    /// Whether its body is read.
+    fn is_readable(&self, delivery: &Delivery) -> bool {
+        delivery.delivery_count() < READ_ATTEMPTS
+    }
+
+    fn name_of(&self, queue: &str) -> Option<String> {
+        self.consumers.borrow().get(queue).map(|consumer| consumer.name.to_string())
+    }
+
+    fn is_own(&self, delivery: &Delivery) -> bool {
+        delivery.message.properties.user_id.as_deref().is_some_and(|user| self.users.contains(user))
+    }
+
+    /// Who published the message first. Of a copy, a header says so.
+    fn provenance<'a>(&self, delivery: &'a Delivery, is_copy: bool) -> Provenance<'a> {
+        let user = delivery.message.properties.user_id.as_deref().unwrap_or_default();
+        let first = if is_copy { text(&delivery.message.headers, names::ORIGINAL_USER_ID).unwrap_or("") } else { user };
+        let sender = match first {
+            "" => Sender::Unverified,
+            user if self.users.contains(user) => Sender::Own,
+            user => Sender::User(user),
+        };
+        Provenance { sender, is_copy, generated: None, cloud_event: None }
+    }
+}
+
+/// The newest entry of `x-death`.
+struct Death<'a> {
+    reason: &'a str,
+    queue: &'a str,
+    at: Option<Timestamp>,
+}
+
+fn newest_death(headers: &Headers) -> Option<Death<'_>> {
+    let HeaderValue::List(deaths) = headers.get(names::DEATH)? else { return None };
+    let HeaderValue::Table(death) = deaths.first()? else { return None };
+    let at = death.get("time").and_then(HeaderValue::as_u64).and_then(|seconds| i64::try_from(seconds).ok());
+    Some(Death {
+        reason: cut(text(death, "reason")?),
+        queue: cut(text(death, "queue")?),
+        at: at.and_then(|seconds| Timestamp::from_second(seconds).ok()),
+    })
+}
+
+fn text<'a>(headers: &'a Headers, name: &str) -> Option<&'a str> {
+    headers.get(name).and_then(HeaderValue::as_text)
+}
+
+/// Only a forged header is longer.
+fn cut(text: &str) -> &str {
+    &text[..text.floor_char_boundary(MAX_REASON_BYTES)]
+}
+
+/// What a search finds: what a person may know about the message, then the beginning of its text.
+fn search_text(
+    delivery: &Delivery,
+    cause: &Cause,
+    identity: Option<&str>,
+    order: &LetterOrder,
+    body: Option<&str>,
+) -> String {
+    let properties = &delivery.message.properties;
+    let known = [
+        identity,
+        order.id.as_deref(),
+        order.customer_id.as_deref(),
+        properties.message_id.as_deref(),
+        Some(delivery.routing_key.as_str()),
+        Some(cause.code.as_str()),
+        cause.failure_reason.as_deref(),
+    ];
+    let mut search = String::new();
+    for part in known.into_iter().flatten().chain(order.products.iter().map(String::as_str)).chain(body) {
+        if search.len() >= MAX_SEARCH_BYTES {
+            break;
+        }
+        search.push_str(&part.to_lowercase());
+        search.push('\n');
+    }
+    search.truncate(search.floor_char_boundary(MAX_SEARCH_BYTES));
+    search
+}
+
+#[cfg(test)]
+mod tests;

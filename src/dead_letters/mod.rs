@@ -1,0 +1,19 @@
+//! The dead letter desk: takes messages out of `dead_letter_queue` and `unrouted_queue` into the ledger, where they can be found.
+//!
+//! ```text
+//! queue ─► collector ─► letter_reader (what the message says) ─► ledger: stored ─► ack
+//!                          order          the order that it is, if it is one
+//!                          fingerprint    what makes it the same message
+//!                          message_json   properties and headers as JSON, with types
+//! ```
+//! A message is acked only once all of it is stored. One that cannot be stored stays in its queue. It never decides what becomes
+//! of a message.
+
+mod collector;
+mod fingerprint;
+mod letter_reader;
+mod message_json;
+mod order;
+
+pub use collector::{Collector, CollectorDeps};
+pub use letter_reader::{KnownConsumer, KnownConsumers, LetterReader};

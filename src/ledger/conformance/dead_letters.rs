@@ -1,0 +1,145 @@
+//! The store of dead letters: each message is stored once, and found by everything that is known about it.
+
+use super::{Ledger, at, rules, stored_letter};
+use crate::ledger::{
+    DeadLetterFilter, DeadLetterQuery, Identification, LetterSource, LetterState, NewStoredLetter, StoreAnswer,
+};
+
+rules! {
+    a_message_that_is_delivered_again_is_stored_once,
+    two_messages_with_the_same_content_and_no_id_are_two,
+    what_a_session_has_stored_that_ended_cleanly_is_not_delivered_again,
+    messages_are_found_by_everything_that_is_known_about_them,
+    pages_follow_each_other_in_both_directions,
+    groups_add_up_messages_and_money_by_cause,
+    a_stored_message_is_whole,
+}
+
+async fn store(ledger: &dyn Ledger, letter: NewStoredLetter) -> StoreAnswer {
+    ledger.store_letter(letter).await.unwrap()
+}
+
+fn without_id(content: u8, session: &str, identification: Identification) -> NewStoredLetter {
+    NewStoredLetter { identity: None, identification, session: session.to_owned(), ..stored_letter("x", content) }
+}
+
+async fn found(ledger: &dyn Ledger, filter: DeadLetterFilter) -> Vec<i64> {
+    let query = DeadLetterQuery { filter, limit: 100, ..DeadLetterQuery::default() };
+    ledger.dead_letters(query).await.unwrap().letters.iter().map(|letter| letter.id).collect()
+}
+
+async fn a_message_that_is_delivered_again_is_stored_once(ledger: &dyn Ledger) {
+    let letter = || stored_letter("ord-1", 1);
+    assert_eq!(store(ledger, letter()).await, StoreAnswer::Stored(1));
+    for session in ["a", "b"] {
+        let again = NewStoredLetter { session: session.to_owned(), ..letter() };
+        assert_eq!(store(ledger, again).await, StoreAnswer::Duplicate(1));
+    }
+    assert_eq!(store(ledger, stored_letter("ord-1", 2)).await, StoreAnswer::Stored(2), "its content differs");
+}
+
+async fn two_messages_with_the_same_content_and_no_id_are_two(ledger: &dyn Ledger) {
+    let new = |session| without_id(1, session, Identification::New);
+    let redelivered = |session| without_id(1, session, Identification::Redelivered);
+    assert_eq!(store(ledger, redelivered("a")).await, StoreAnswer::Stored(1), "another client had received it");
+    // The session ended before the ack, and the other was never stored.
+    assert_eq!(store(ledger, redelivered("b")).await, StoreAnswer::Duplicate(1));
+    assert_eq!(store(ledger, redelivered("b")).await, StoreAnswer::Stored(2), "it is not the same one twice");
+    assert_eq!(store(ledger, new("b")).await, StoreAnswer::Stored(3));
+    // It is not known which of them it is, and none may be lost.
+    assert_eq!(store(ledger, redelivered("c")).await, StoreAnswer::Stored(4));
+}
+
+async fn what_a_session_has_stored_that_ended_cleanly_is_not_delivered_again(ledger: &dyn Ledger) {
+    assert_eq!(store(ledger, without_id(1, "a", Identification::New)).await, StoreAnswer::Stored(1));
+    ledger.end_session("a".to_owned()).await.unwrap();
+    let other = without_id(1, "b", Identification::Redelivered);
+    assert_eq!(store(ledger, other).await, StoreAnswer::Stored(2));
+}
+
+async fn messages_are_found_by_everything_that_is_known_about_them(ledger: &dyn Ledger) {
+    let mut first = stored_letter("ord-1", 1);
+    first.order.products = vec!["Laptop".to_owned(), "Lamp".to_owned()];
+    first.order.customer_id = Some("ada".to_owned());
+    first.search = "ord-1\nlaptop\ngrüße".to_owned();
+    let second = NewStoredLetter {
+        source: LetterSource::UnroutedQueue,
+        reason: "unrouted".to_owned(),
+        code: "unrouted".to_owned(),
+        consumer: String::new(),
+        failed_at: at(9_000),
+        ..stored_letter("ord-2", 2)
+    };
+    store(ledger, first).await;
+    store(ledger, second).await;
+    let any = DeadLetterFilter::default;
+    let text = |text: &str| Some(text.to_owned());
+    for (filter, expected) in [
+        (any(), &[2, 1][..]),
+        (DeadLetterFilter { states: vec![LetterState::Open], ..any() }, &[2, 1]),
+        (DeadLetterFilter { source: Some(LetterSource::UnroutedQueue), ..any() }, &[2]),
+        (DeadLetterFilter { reason: text("permanent"), ..any() }, &[1]),
+        (DeadLetterFilter { code: text("unrouted"), ..any() }, &[2]),
+        (DeadLetterFilter { consumer: text("order"), ..any() }, &[1]),
+        (DeadLetterFilter { product: text("Lamp"), ..any() }, &[1]),
+        (DeadLetterFilter { customer: text("ada"), ..any() }, &[1]),
+        (DeadLetterFilter { order: text("ord-2"), ..any() }, &[2]),
+        (DeadLetterFilter { since: Some(at(9_000)), ..any() }, &[2]),
+        (DeadLetterFilter { until: Some(at(9_000)), ..any() }, &[1]),
+        (DeadLetterFilter { text: text("GRÜSSE"), ..any() }, &[]),
+        (DeadLetterFilter { text: text("GRÜßE"), ..any() }, &[1]),
+        (DeadLetterFilter { text: text("%"), ..any() }, &[]),
+        (DeadLetterFilter { product: text("Lamp"), customer: text("bob"), ..any() }, &[]),
+    ] {
+        assert_eq!(found(ledger, filter.clone()).await, expected, "{filter:?}");
+    }
+}
+
+async fn pages_follow_each_other_in_both_directions(ledger: &dyn Ledger) {
+    for n in 1..=5 {
+        store(ledger, stored_letter("ord", n)).await;
+    }
+    let page = async |before, after| {
+        let query = DeadLetterQuery { before, after, limit: 2, ..DeadLetterQuery::default() };
+        let page = ledger.dead_letters(query).await.unwrap();
+        (page.letters.iter().map(|letter| letter.id).collect::<Vec<_>>(), page.more)
+    };
+    assert_eq!(page(None, None).await, (vec![5, 4], true));
+    assert_eq!(page(Some(4), None).await, (vec![3, 2], true));
+    assert_eq!(page(Some(2), None).await, (vec![1], false));
+    assert_eq!(page(None, Some(0)).await, (vec![1, 2], true));
+    assert_eq!(page(None, Some(3)).await, (vec![4, 5], false));
+    let whole = async |limit, budget| {
+        let query = DeadLetterQuery { after: Some(0), limit, ..DeadLetterQuery::default() };
+        let page = ledger.whole_dead_letters(query, budget).await.unwrap();
+        (page.letters.iter().map(|detail| detail.letter.id).collect::<Vec<_>>(), page.more)
+    };
+    assert_eq!(whole(5, 1 << 20).await, (vec![1, 2, 3, 4, 5], false));
+    assert_eq!(whole(2, 1 << 20).await, (vec![1, 2], true));
+    assert_eq!(whole(5, 1).await, (vec![1], true), "its body is larger than that");
+}
+
+async fn groups_add_up_messages_and_money_by_cause(ledger: &dyn Ledger) {
+    for n in 1..=3 {
+        store(ledger, stored_letter("ord", n)).await;
+    }
+    store(ledger, NewStoredLetter { code: "other".to_owned(), ..stored_letter("ord", 4) }).await;
+    let groups = ledger.dead_letter_groups(DeadLetterFilter::default()).await.unwrap();
+    assert_eq!((groups.messages, groups.groups.len()), (4, 2));
+    let first = &groups.groups[0];
+    assert_eq!((first.messages, first.code.as_str(), first.example), (3, "card_expired", 3));
+    assert_eq!(first.money["EUR"].to_string(), "3600.30");
+    let open = ledger.open_dead_letters().await.unwrap();
+    assert_eq!((open.sums.len(), open.sums[0].messages, open.oldest), (1, 4, Some(at(6_000))));
+    assert_eq!(open.money()["EUR"].to_string(), "4800.40");
+}
+
+async fn a_stored_message_is_whole(ledger: &dyn Ledger) {
+    let letter = NewStoredLetter { body: vec![0, 255, b'\n'].into(), ..stored_letter("ord-1", 1) };
+    store(ledger, letter).await;
+    let detail = ledger.dead_letter(1).await.unwrap().unwrap();
+    assert_eq!((&*detail.content.body, detail.content.revision), (&[0, 255, b'\n'][..], 0));
+    assert_eq!(detail.content.headers["x-retry-count"]["value"], 3);
+    assert_eq!((detail.letter.retries, detail.products.len()), (3, 1));
+    assert_eq!(ledger.dead_letter(2).await.unwrap(), None);
+}

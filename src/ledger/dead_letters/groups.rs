@@ -1,0 +1,141 @@
+//! Adds messages up by their cause. Pure, in bounded memory.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, HashMap};
+
+use jiff::Timestamp;
+
+use super::new::LetterSource;
+use super::query::{DeadLetterGroup, DeadLetterGroups, MAX_GROUPS, OpenDeadLetters, OpenSum};
+use crate::domain::ExactSum;
+
+/// Why a message was dead-lettered.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(in crate::ledger) struct Cause {
+    pub source: LetterSource,
+    pub reason: String,
+    /// Empty: none.
+    pub consumer: String,
+    pub code: String,
+}
+
+/// One message, as far as it is added up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in crate::ledger) struct Counted {
+    pub id: i64,
+    pub cause: Cause,
+    /// With its currency.
+    pub total: Option<(String, ExactSum)>,
+    pub failed_at: Timestamp,
+}
+
+/// The groups so far.
+#[derive(Debug, Default)]
+pub(in crate::ledger) struct GroupBuilder {
+    groups: HashMap<Cause, DeadLetterGroup>,
+    messages: u64,
+}
+
+impl GroupBuilder {
+    pub fn add(&mut self, letter: Counted) {
+        let Counted { id, cause, total, failed_at } = letter;
+        self.messages += 1;
+        if self.groups.len() >= MAX_GROUPS && !self.groups.contains_key(&cause) {
+            return;
+        }
+        let group = self.groups.entry(cause.clone()).or_insert_with(|| DeadLetterGroup {
+            source: cause.source,
+            reason: cause.reason,
+            consumer: Some(cause.consumer).filter(|consumer| !consumer.is_empty()),
+            code: cause.code,
+            messages: 0,
+            oldest: failed_at,
+            newest: failed_at,
+            money: BTreeMap::new(),
+            example: id,
+        });
+        group.messages += 1;
+        group.oldest = group.oldest.min(failed_at);
+        group.newest = group.newest.max(failed_at);
+        group.example = group.example.max(id);
+        add_money(&mut group.money, total);
+    }
+
+    pub fn finish(self) -> DeadLetterGroups {
+        let mut groups: Vec<_> = self.groups.into_values().collect();
+        groups.sort_by(|a, b| {
+            let key = |group: &DeadLetterGroup| (Reverse(group.messages), Reverse(group.example));
+            key(a).cmp(&key(b))
+        });
+        DeadLetterGroups { groups, messages: self.messages }
+    }
+}
+
+/// The sums of open messages so far.
+#[derive(Debug, Default)]
+pub(in crate::ledger) struct OpenBuilder {
+    sums: BTreeMap<(LetterSource, String), OpenSum>,
+    oldest: Option<Timestamp>,
+}
+
+impl OpenBuilder {
+    pub fn add(&mut self, letter: Counted) {
+        let Counted { cause: Cause { source, reason, .. }, total, failed_at, .. } = letter;
+        self.oldest = Some(self.oldest.map_or(failed_at, |oldest| oldest.min(failed_at)));
+        let new = || OpenSum { source, reason: reason.clone(), messages: 0, money: BTreeMap::new() };
+        let sum = self.sums.entry((source, reason.clone())).or_insert_with(new);
+        sum.messages += 1;
+        add_money(&mut sum.money, total);
+    }
+
+    pub fn finish(self) -> OpenDeadLetters {
+        OpenDeadLetters { sums: self.sums.into_values().collect(), oldest: self.oldest }
+    }
+}
+
+fn add_money(money: &mut BTreeMap<String, ExactSum>, total: Option<(String, ExactSum)>) {
+    if let Some((currency, total)) = total {
+        money.entry(currency).or_default().add(total);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn letter(id: i64, code: &str, total: Option<(&str, &str)>) -> Counted {
+        let cause = Cause {
+            source: LetterSource::DeadLetterQueue,
+            reason: "permanent".to_owned(),
+            consumer: "order".to_owned(),
+            code: code.to_owned(),
+        };
+        let total = total.map(|(currency, total)| (currency.to_owned(), total.parse().unwrap()));
+        Counted { id, cause, total, failed_at: Timestamp::from_second(id).unwrap() }
+    }
+
+    #[test]
+    fn a_group_has_its_messages_their_ages_their_money_and_one_example() {
+        let mut groups = GroupBuilder::default();
+        groups.add(letter(1, "card_expired", Some(("EUR", "0.10"))));
+        groups.add(letter(3, "card_expired", Some(("EUR", "0.20"))));
+        groups.add(letter(2, "card_expired", Some(("USD", "5"))));
+        groups.add(letter(4, "other", None));
+        let DeadLetterGroups { groups, messages } = groups.finish();
+        assert_eq!((messages, groups.len()), (4, 2));
+        let first = &groups[0];
+        assert_eq!((first.code.as_str(), first.messages, first.example), ("card_expired", 3, 3));
+        assert_eq!((first.oldest.as_second(), first.newest.as_second()), (1, 3));
+        let money: Vec<_> = first.money.iter().map(|(currency, sum)| format!("{currency} {sum}")).collect();
+        assert_eq!(money, ["EUR 0.30", "USD 5"]);
+    }
+
+    #[test]
+    fn groups_beyond_the_limit_are_counted_and_not_kept() {
+        let mut groups = GroupBuilder::default();
+        let all = i64::try_from(MAX_GROUPS).unwrap() + 5;
+        (0..all).for_each(|id| groups.add(letter(id, &id.to_string(), None)));
+        let DeadLetterGroups { groups, messages } = groups.finish();
+        assert_eq!((groups.len(), messages), (MAX_GROUPS, all.cast_unsigned()));
+    }
+}

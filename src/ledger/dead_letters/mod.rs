@@ -1,0 +1,25 @@
+//! The dead letter store: whole messages that were taken out of `dead_letter_queue` and `unrouted_queue`.
+//!
+//! ```text
+//! new      what is stored of a message, and the answer
+//! query    filters, pages and groups: plain values
+//! groups   adds messages up
+//! ```
+//! A message is stored before it is acked, and acked only once it is stored. So a message whose ack did not reach the broker is
+//! delivered again, and must be recognized: see [`NewStoredLetter::identification`]. What is to become of a stored message is
+//! never decided here.
+
+mod groups;
+mod new;
+mod query;
+
+pub(super) use groups::{Cause, Counted, GroupBuilder, OpenBuilder};
+
+pub use new::{
+    Identification, LetterOrder, LetterOrigin, LetterSource, LetterState, MAX_SEARCH_BYTES, NewStoredLetter,
+    StoreAnswer, session_id,
+};
+pub use query::{
+    DeadLetter, DeadLetterContent, DeadLetterDetail, DeadLetterFilter, DeadLetterGroup, DeadLetterGroups,
+    DeadLetterPage, DeadLetterQuery, LetterAttempt, LetterStep, OpenDeadLetters, OpenSum, WholeDeadLetters,
+};

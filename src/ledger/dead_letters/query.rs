@@ -1,0 +1,259 @@
+//! What can be asked about stored messages, and the answers. Plain values.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use serde::Serialize;
+use serde_json::Value;
+
+use super::new::{LetterOrigin, LetterSource, LetterState};
+use crate::domain::ExactSum;
+
+/// The most groups that are kept apart. Messages of further ones are counted, but not shown.
+pub const MAX_GROUPS: usize = 10_000;
+
+/// Which messages are meant. Every condition that is given must hold.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct DeadLetterFilter {
+    /// In one of these states; in any, if there are none.
+    pub states: Vec<LetterState>,
+    /// Taken from this queue.
+    pub source: Option<LetterSource>,
+    /// With this reason.
+    pub reason: Option<String>,
+    /// With this failure code.
+    pub code: Option<String>,
+    /// That failed in this consumer.
+    pub consumer: Option<String>,
+    /// Orders with a line for this product.
+    pub product: Option<String>,
+    /// Orders of this customer.
+    pub customer: Option<String>,
+    /// This order, or about it.
+    pub order: Option<String>,
+    /// That failed at this time or later.
+    pub since: Option<Timestamp>,
+    /// That failed before this time.
+    pub until: Option<Timestamp>,
+    /// That contain this text, in any case of letters.
+    pub text: Option<String>,
+}
+
+/// A page of messages, the latest first.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct DeadLetterQuery {
+    /// Which messages.
+    pub filter: DeadLetterFilter,
+    /// Only those with a lower number: the end of the page before.
+    pub before: Option<i64>,
+    /// Only those with a higher number, the oldest first.
+    pub after: Option<i64>,
+    /// How many at most.
+    pub limit: usize,
+}
+
+/// One stored message, without its content. Its JSON is a contract: see `docs/reference/cli.md`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct DeadLetter {
+    /// Its number, which no other message gets.
+    pub id: i64,
+    /// What has become of it.
+    pub state: LetterState,
+    /// The queue that it was taken from.
+    pub source: LetterSource,
+    /// Who put it there.
+    pub origin: LetterOrigin,
+    /// Why.
+    pub reason: String,
+    /// The failure's stable code.
+    pub code: String,
+    /// The failure's kind.
+    pub failure_kind: Option<String>,
+    /// The failure's text.
+    pub failure_reason: Option<String>,
+    /// The consumer that failed.
+    pub consumer: Option<String>,
+    /// Delayed retries before that.
+    pub retries: u32,
+    /// The message's identity, as in the log and in `orderd trace`.
+    pub identity: Option<String>,
+    /// The order that it is, or is about.
+    pub order_id: Option<String>,
+    /// The order's customer.
+    pub customer_id: Option<String>,
+    /// The product of the order's first line.
+    pub product: Option<String>,
+    /// The number of different products.
+    pub products: u32,
+    /// What the order costs.
+    pub total: Option<ExactSum>,
+    /// The currency of that.
+    pub currency: Option<String>,
+    /// The queue in which it first failed.
+    pub origin_queue: Option<String>,
+    /// The exchange that it was last published to.
+    pub exchange: String,
+    /// The routing key that it was last published with.
+    pub routing_key: String,
+    /// The property `message_id`.
+    pub message_id: Option<String>,
+    /// The property `user_id`, verified by the broker.
+    pub user_id: Option<String>,
+    /// The length of the body, in bytes.
+    pub bytes: u64,
+    /// When it failed last; if that is not known, when it was taken out of the queue.
+    pub failed_at: Timestamp,
+    /// When it was taken out of the queue.
+    pub collected_at: Timestamp,
+    /// What a person has noted.
+    pub note: Option<String>,
+}
+
+/// A page.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct DeadLetterPage {
+    /// The messages.
+    pub letters: Vec<DeadLetter>,
+    /// Whether there are more.
+    pub more: bool,
+}
+
+/// Messages that failed for the same cause. Its JSON is a contract: see `docs/reference/cli.md`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct DeadLetterGroup {
+    /// The queue that they were taken from.
+    pub source: LetterSource,
+    /// Why they were there.
+    pub reason: String,
+    /// The consumer that failed.
+    pub consumer: Option<String>,
+    /// The failure's stable code.
+    pub code: String,
+    /// How many.
+    pub messages: u64,
+    /// When the first of them failed.
+    pub oldest: Timestamp,
+    /// When the last of them failed.
+    pub newest: Timestamp,
+    /// What the orders cost, by currency.
+    pub money: BTreeMap<String, ExactSum>,
+    /// The number of one of them, the latest.
+    pub example: i64,
+}
+
+/// Groups, those with the most messages first.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+pub struct DeadLetterGroups {
+    /// The groups.
+    pub groups: Vec<DeadLetterGroup>,
+    /// All messages, those of groups that are not shown included.
+    pub messages: u64,
+}
+
+/// What a message contains.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DeadLetterContent {
+    /// 0: as it came.
+    pub revision: i64,
+    /// The properties.
+    pub properties: Value,
+    /// The headers with their types.
+    pub headers: Value,
+    /// The payload.
+    pub body: Vec<u8>,
+}
+
+/// One failed attempt.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct LetterAttempt {
+    /// When.
+    pub at: Timestamp,
+    /// Delayed retries before it.
+    pub retries: i64,
+    /// The failure's kind.
+    pub kind: String,
+    /// The failure's stable code.
+    pub code: String,
+    /// The failure's text.
+    pub reason: String,
+    /// The delay before the next attempt.
+    pub delay: Option<String>,
+}
+
+/// One step, or one undo, as far as it was called.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct LetterStep {
+    /// When it was called last.
+    pub at: Timestamp,
+    /// Its name.
+    pub name: String,
+    /// `do` or `undo`.
+    pub action: String,
+    /// `called`, `done` or `failed`.
+    pub status: String,
+    /// Calls so far.
+    pub attempts: i64,
+    /// What it answered.
+    pub result: Option<Value>,
+    /// The last failure's stable code.
+    pub code: Option<String>,
+    /// The last failure's text.
+    pub reason: Option<String>,
+}
+
+/// One stored message with everything that is recorded about it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DeadLetterDetail {
+    /// The message.
+    pub letter: DeadLetter,
+    /// All products.
+    pub products: Vec<String>,
+    /// Its content, as it is now.
+    pub content: DeadLetterContent,
+    /// Its failed attempts, oldest first.
+    pub attempts: Vec<LetterAttempt>,
+    /// What was called for it, oldest first.
+    pub steps: Vec<LetterStep>,
+}
+
+/// A page of whole messages.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct WholeDeadLetters {
+    /// The messages.
+    pub letters: Vec<DeadLetterDetail>,
+    /// Whether there are more.
+    pub more: bool,
+}
+
+/// Messages that are neither replayed nor discarded, of one source and reason.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OpenSum {
+    /// The queue that they were taken from.
+    pub source: LetterSource,
+    /// Why they were there.
+    pub reason: String,
+    /// How many.
+    pub messages: u64,
+    /// What the orders cost, by currency.
+    pub money: BTreeMap<String, ExactSum>,
+}
+
+/// All messages that are neither replayed nor discarded.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct OpenDeadLetters {
+    /// By source and reason, in order.
+    pub sums: Vec<OpenSum>,
+    /// When the first of them failed.
+    pub oldest: Option<Timestamp>,
+}
+
+impl OpenDeadLetters {
+    /// What all of the orders cost, by currency.
+    pub fn money(&self) -> BTreeMap<String, ExactSum> {
+        let mut money: BTreeMap<String, ExactSum> = BTreeMap::new();
+        for (currency, sum) in self.sums.iter().flat_map(|sum| &sum.money) {
+            money.entry(currency.clone()).or_default().add(*sum);
+        }
+        money
+    }
+}

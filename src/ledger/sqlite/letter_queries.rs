@@ -1,0 +1,311 @@
+//! Reads stored dead letters, on a connection of its own, each answer from one snapshot.
+//!
+//! Contents are read one at a time, and only where they are asked for: one may have many megabytes.
+
+use std::path::Path;
+
+use rusqlite::types::Value as SqlValue;
+use rusqlite::{Connection, OptionalExtension, Row, params_from_iter};
+use serde_json::Value;
+
+use super::open::{self, READ_BUSY_TIMEOUT};
+use super::order_sums::read_amount;
+use super::trace::{time, timestamp};
+use crate::ledger::dead_letters::{
+    Cause, Counted, DeadLetter, DeadLetterContent, DeadLetterDetail, DeadLetterFilter, DeadLetterGroups,
+    DeadLetterPage, DeadLetterQuery, GroupBuilder, LetterAttempt, LetterOrigin, LetterSource, LetterState, LetterStep,
+    OpenBuilder, OpenDeadLetters, WholeDeadLetters,
+};
+use crate::ledger::error::OpenError;
+
+const COLUMNS: &str = "id, state, source, origin, reason, code, failure_kind, failure_reason, consumer, retry_count,
+    identity, order_id, customer_id, product, products, total, currency, origin_queue, exchange, routing_key, message_id,
+    user_id, bytes, failed_at, collected_at, note";
+
+/// Groups and sums need only these, all of them in one index.
+const COUNTED: &str = "id, source, reason, consumer, code, currency, total, failed_at";
+
+/// A statement with its values.
+struct Statement {
+    sql: String,
+    values: Vec<SqlValue>,
+}
+
+/// Blocks, as do the others.
+pub(super) fn page(directory: &Path, query: &DeadLetterQuery) -> Result<DeadLetterPage, OpenError> {
+    read(directory, |connection| read_page(connection, query))
+}
+
+/// One content after the other, until they have `budget` bytes.
+pub(super) fn whole_page(
+    directory: &Path,
+    query: &DeadLetterQuery,
+    budget: usize,
+) -> Result<WholeDeadLetters, OpenError> {
+    read(directory, |connection| {
+        // One transaction, so one snapshot.
+        let snapshot = connection.unchecked_transaction()?;
+        let DeadLetterPage { letters, more } = read_page(&snapshot, query)?;
+        let (count, mut whole, mut bytes) = (letters.len(), Vec::new(), 0);
+        for letter in letters {
+            let detail = read_detail(&snapshot, letter)?;
+            bytes += detail.content.body.len();
+            whole.push(detail);
+            if bytes >= budget {
+                break;
+            }
+        }
+        Ok(WholeDeadLetters { more: more || whole.len() < count, letters: whole })
+    })
+}
+
+fn read_page(connection: &Connection, query: &DeadLetterQuery) -> rusqlite::Result<DeadLetterPage> {
+    let Statement { sql, values } = page_statement(query);
+    let mut select = connection.prepare(&sql)?;
+    let letters = select.query_map(params_from_iter(values), read_letter)?;
+    let mut letters: Vec<_> = letters.collect::<rusqlite::Result<_>>()?;
+    let more = letters.len() > query.limit;
+    letters.truncate(query.limit);
+    Ok(DeadLetterPage { letters, more })
+}
+
+pub(super) fn groups(directory: &Path, filter: &DeadLetterFilter) -> Result<DeadLetterGroups, OpenError> {
+    read(directory, |connection| {
+        let mut groups = GroupBuilder::default();
+        count(connection, filter, |letter| groups.add(letter))?;
+        Ok(groups.finish())
+    })
+}
+
+pub(super) fn open_letters(directory: &Path) -> Result<OpenDeadLetters, OpenError> {
+    read(directory, |connection| {
+        let mut sums = OpenBuilder::default();
+        let states = LetterState::ALL.iter().copied().filter(|state| !state.is_closed()).collect();
+        let filter = DeadLetterFilter { states, ..DeadLetterFilter::default() };
+        count(connection, &filter, |letter| sums.add(letter))?;
+        Ok(sums.finish())
+    })
+}
+
+pub(super) fn detail(directory: &Path, id: i64) -> Result<Option<DeadLetterDetail>, OpenError> {
+    read(directory, |connection| {
+        // One transaction, so one snapshot.
+        let snapshot = connection.unchecked_transaction()?;
+        let sql = format!("SELECT {COLUMNS} FROM stored_dead_letters WHERE id = ?1");
+        let Some(letter) = snapshot.query_row(&sql, [id], read_letter).optional()? else { return Ok(None) };
+        read_detail(&snapshot, letter).map(Some)
+    })
+}
+
+fn read_detail(snapshot: &Connection, letter: DeadLetter) -> rusqlite::Result<DeadLetterDetail> {
+    let mut products = snapshot.prepare_cached("SELECT product FROM stored_products WHERE letter_id = ?1")?;
+    let products = products.query_map([letter.id], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
+    let content = read_content(snapshot, letter.id)?;
+    let (attempts, steps) = match (&letter.identity, &letter.consumer) {
+        (Some(identity), Some(consumer)) => (
+            read_attempts(snapshot, identity, consumer)?,
+            read_steps(snapshot, letter.order_id.as_deref(), identity, consumer)?,
+        ),
+        _ => (Vec::new(), Vec::new()),
+    };
+    Ok(DeadLetterDetail { letter, products, content, attempts, steps })
+}
+
+fn read<T>(directory: &Path, read: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, OpenError> {
+    let connection = open::for_reading(directory, READ_BUSY_TIMEOUT)?;
+    read(&connection).map_err(|error| open::error(directory, error))
+}
+
+fn count(connection: &Connection, filter: &DeadLetterFilter, mut add: impl FnMut(Counted)) -> rusqlite::Result<()> {
+    let Statement { sql, values } = count_statement(filter);
+    let mut select = connection.prepare(&sql)?;
+    let mut rows = select.query(params_from_iter(values))?;
+    while let Some(row) = rows.next()? {
+        let currency: Option<String> = row.get(5)?;
+        let total = match currency {
+            Some(currency) => Some((currency, read_amount(row, 6)?)),
+            None => None,
+        };
+        let (source, reason) = (named(row, 1, LetterSource::parse)?, row.get(2)?);
+        let cause = Cause { source, reason, consumer: row.get(3)?, code: row.get(4)? };
+        add(Counted { id: row.get(0)?, cause, total, failed_at: time(row, 7)? });
+    }
+    Ok(())
+}
+
+fn page_statement(query: &DeadLetterQuery) -> Statement {
+    let Statement { sql: mut conditions, mut values } = conditions(&query.filter);
+    let mut bound = |comparison: &str, id: Option<i64>| {
+        if let Some(id) = id {
+            values.push(SqlValue::Integer(id));
+            conditions.push_str(&format!(" AND id {comparison} ?{}", values.len()));
+        }
+    };
+    bound("<", query.before);
+    bound(">", query.after);
+    let order = if query.after.is_some() { "ASC" } else { "DESC" };
+    // One more than asked for shows whether there are more.
+    let limit = query.limit.saturating_add(1);
+    let sql = format!("SELECT {COLUMNS} FROM stored_dead_letters WHERE {conditions} ORDER BY id {order} LIMIT {limit}");
+    Statement { sql, values }
+}
+
+fn count_statement(filter: &DeadLetterFilter) -> Statement {
+    let Statement { sql: conditions, values } = conditions(filter);
+    Statement { sql: format!("SELECT {COUNTED} FROM stored_dead_letters WHERE {conditions}"), values }
+}
+
+/// The conditions of a filter, each of which an index can find or a stored value can answer.
+fn conditions(filter: &DeadLetterFilter) -> Statement {
+    let DeadLetterFilter { states, source, reason, code, consumer, product, customer, order, since, until, text } =
+        filter;
+    let states = if states.is_empty() { LetterState::ALL } else { states };
+    let states: Vec<_> = states.iter().map(|state| format!("'{}'", state.as_str())).collect();
+    // Always given, because most indexes begin with the state.
+    let mut statement = Statement { sql: format!("state IN ({})", states.join(", ")), values: Vec::new() };
+    let mut add = |condition: &str, value: Option<SqlValue>| {
+        if let Some(value) = value {
+            statement.values.push(value);
+            let number = format!("?{}", statement.values.len());
+            statement.sql.push_str(" AND ");
+            statement.sql.push_str(&condition.replace('?', &number));
+        }
+    };
+    let text_value = |text: &Option<String>| text.clone().map(SqlValue::Text);
+    let millis = |at: jiff::Timestamp| SqlValue::Integer(at.as_millisecond());
+    add("source = ?", source.map(|source| SqlValue::Text(source.as_str().to_owned())));
+    add("reason = ?", text_value(reason));
+    add("code = ?", text_value(code));
+    add("consumer = ?", text_value(consumer));
+    add("id IN (SELECT letter_id FROM stored_products WHERE product = ?)", text_value(product));
+    add("customer_id = ?", text_value(customer));
+    add("order_id = ?", text_value(order));
+    add("failed_at >= ?", since.map(millis));
+    add("failed_at < ?", until.map(millis));
+    add(
+        "EXISTS (SELECT 1 FROM stored_texts WHERE letter_id = stored_dead_letters.id AND instr(text, ?) > 0)",
+        text.as_ref().map(|text| SqlValue::Text(text.to_lowercase())),
+    );
+    statement
+}
+
+fn read_letter(row: &Row<'_>) -> rusqlite::Result<DeadLetter> {
+    let currency: Option<String> = row.get(16)?;
+    Ok(DeadLetter {
+        id: row.get(0)?,
+        state: named(row, 1, LetterState::parse)?,
+        source: named(row, 2, LetterSource::parse)?,
+        origin: named(row, 3, LetterOrigin::parse)?,
+        reason: row.get(4)?,
+        code: row.get(5)?,
+        failure_kind: row.get(6)?,
+        failure_reason: row.get(7)?,
+        consumer: Some(row.get::<_, String>(8)?).filter(|consumer| !consumer.is_empty()),
+        retries: row.get(9)?,
+        identity: row.get(10)?,
+        order_id: row.get(11)?,
+        customer_id: row.get(12)?,
+        product: row.get(13)?,
+        products: row.get(14)?,
+        total: currency.is_some().then(|| read_amount(row, 15)).transpose()?,
+        currency,
+        origin_queue: row.get(17)?,
+        exchange: row.get(18)?,
+        routing_key: row.get(19)?,
+        message_id: row.get(20)?,
+        user_id: row.get(21)?,
+        bytes: row.get::<_, i64>(22)?.cast_unsigned(),
+        failed_at: time(row, 23)?,
+        collected_at: time(row, 24)?,
+        note: row.get(25)?,
+    })
+}
+
+/// A value of an enum. Another program may have written one that does not exist.
+fn named<T>(row: &Row<'_>, column: usize, parse: fn(&str) -> Option<T>) -> rusqlite::Result<T> {
+    let text = row.get_ref(column)?.as_str()?;
+    parse(text).ok_or_else(|| {
+        let error = format!("{text:?} is no value of this column").into();
+        rusqlite::Error::FromSqlConversionFailure(column, rusqlite::types::Type::Text, error)
+    })
+}
+
+fn read_content(snapshot: &Connection, id: i64) -> rusqlite::Result<DeadLetterContent> {
+    let sql = "SELECT revision, properties, headers, body FROM stored_contents WHERE letter_id = ?1
+               ORDER BY revision DESC LIMIT 1";
+    snapshot.prepare_cached(sql)?.query_row([id], |row| {
+        Ok(DeadLetterContent {
+            revision: row.get(0)?,
+            properties: json(row, 1)?,
+            headers: json(row, 2)?,
+            body: row.get(3)?,
+        })
+    })
+}
+
+fn json(row: &Row<'_>, column: usize) -> rusqlite::Result<Value> {
+    serde_json::from_str(row.get_ref(column)?.as_str()?)
+        .map_err(|error| rusqlite::Error::FromSqlConversionFailure(column, rusqlite::types::Type::Text, error.into()))
+}
+
+fn read_attempts(snapshot: &Connection, identity: &str, consumer: &str) -> rusqlite::Result<Vec<LetterAttempt>> {
+    let mut select = snapshot.prepare_cached(
+        "SELECT failed_at, retry_count, failure_kind, failure_code, failure_reason, delay FROM attempts
+         WHERE identity = ?1 AND consumer = ?2 ORDER BY failed_at, retry_count",
+    )?;
+    let attempts = select.query_map([identity, consumer], |row| {
+        Ok(LetterAttempt {
+            at: time(row, 0)?,
+            retries: row.get(1)?,
+            kind: row.get(2)?,
+            code: row.get(3)?,
+            reason: row.get(4)?,
+            delay: row.get(5)?,
+        })
+    })?;
+    attempts.collect()
+}
+
+/// The calls for an order, or for another message of this consumer.
+fn read_steps(
+    snapshot: &Connection,
+    order: Option<&str>,
+    identity: &str,
+    consumer: &str,
+) -> rusqlite::Result<Vec<LetterStep>> {
+    let mut select = snapshot.prepare_cached(
+        "SELECT called_at, finished_at, step, action, status, attempts, result, failure_code, failure_reason FROM steps
+         WHERE scope = ?1 AND identity = ?2 ORDER BY called_at, position",
+    )?;
+    let key = order.map_or([consumer, identity], |order| ["", order]);
+    let steps = select.query_map(key, |row| {
+        let status: String = row.get(4)?;
+        let (called_at, finished_at): (i64, Option<i64>) = (row.get(0)?, row.get(1)?);
+        let result: Option<String> = row.get(6)?;
+        Ok(LetterStep {
+            at: timestamp(finished_at.filter(|_| status != "called").unwrap_or(called_at)),
+            name: row.get(2)?,
+            action: row.get(3)?,
+            status,
+            attempts: row.get(5)?,
+            result: result.and_then(|result| serde_json::from_str(&result).ok()),
+            code: row.get(7)?,
+            reason: row.get(8)?,
+        })
+    })?;
+    steps.collect()
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    /// How SQLite reads a page, and how it reads groups.
+    pub fn plans(connection: &Connection, query: &DeadLetterQuery) -> [Vec<String>; 2] {
+        [page_statement(query), count_statement(&query.filter)].map(|Statement { sql, values }| {
+            let mut explain = connection.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).unwrap();
+            let plan = explain.query_map(params_from_iter(values), |row| row.get::<_, String>(3)).unwrap();
+            plan.map(Result::unwrap).collect()
+        })
+    }
+}

@@ -1,0 +1,205 @@
+//! The store of dead letters in the file: found by indexes however many there are, removed by retention, erased and backed up.
+
+use tempfile::TempDir;
+
+use super::super::letter_queries::tests::plans;
+use super::super::{SqliteLedger, back_up};
+use super::{count, directory, other};
+use crate::ledger::conformance::{at, attempt, dead_letter, stored_letter};
+use crate::ledger::{
+    DeadLetterFilter, DeadLetterQuery, ErasureOptions, ErasureSubject, LedgerEntry, LedgerMaintenance, LedgerReader,
+    LedgerWriter, LetterOrigin, LetterSource, LetterState, LetterWriter, NewStoredLetter, StoreAnswer,
+};
+
+/// Stores this many letters, as fast as SQLite can make them up.
+fn generate(directory: &TempDir, letters: i64) {
+    let connection = other(directory);
+    let sql = format!(
+        "PRAGMA synchronous = off;
+         BEGIN;
+         CREATE TEMP TABLE n AS WITH RECURSIVE n (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n LIMIT {letters}) SELECT n FROM n;
+         INSERT INTO stored_dead_letters
+             (state, source, origin, reason, code, failure_kind, failure_reason, consumer, retry_count, identity, order_id,
+              customer_id, product, products, total, currency, origin_queue, exchange, routing_key, message_id, user_id,
+              bytes, failed_at, collected_at, fingerprint, session)
+         SELECT iif(n % 10 = 0, 'replayed', 'open'), iif(n % 20 = 1, 'unrouted_queue', 'dead_letter_queue'), 'orderd',
+                iif(n % 3 = 0, 'retries_exhausted', 'permanent'), 'code_' || (n % 50), 'permanent',
+                'the payment service has refused the card of customer ' || n, iif(n % 4 = 0, 'priority', 'order'), n % 4,
+                'ord-' || n, 'ord-' || n, 'customer-' || (n % 5000), 'product ' || (n % 300), 1, (n % 1000) || '.10',
+                iif(n % 5 = 0, 'USD', 'EUR'), 'order_queue', 'orders.dead_letter', 'order.normal.web', 'ord-' || n, 'orderd',
+                300, 1000 * n, 1000 * n + 7, randomblob(32), 'a' FROM n;
+         INSERT INTO stored_contents SELECT n, 0, '{{}}', '{{}}', zeroblob(300) FROM n;
+         INSERT INTO stored_products SELECT 'product ' || (n % 300), n FROM n;
+         INSERT INTO stored_texts
+         SELECT n, 'ord-' || n || char(10) || 'customer-' || (n % 5000) || printf('%.*c', 600, 'x') || n || '@example.com' FROM n;
+         COMMIT;"
+    );
+    connection.execute_batch(&sql).unwrap();
+}
+
+fn text(text: &str) -> Option<String> {
+    Some(text.to_owned())
+}
+
+#[tokio::test]
+async fn a_hundred_thousand_dead_letters_are_found_and_grouped_by_indexes() {
+    const LETTERS: i64 = 100_000;
+    let directory = directory();
+    let ledger = SqliteLedger::open(directory.path()).unwrap();
+    generate(&directory, LETTERS);
+    let connection = other(&directory);
+    let open = || DeadLetterFilter { states: vec![LetterState::Open], ..DeadLetterFilter::default() };
+    for (filter, index, found) in [
+        (open(), "stored_by_state", 90_000),
+        (DeadLetterFilter { reason: text("permanent"), ..open() }, "stored_by_reason", 60_000),
+        (DeadLetterFilter { code: text("code_7"), ..open() }, "stored_by_code", 2_000),
+        (DeadLetterFilter { consumer: text("priority"), ..open() }, "stored_by_consumer", 20_000),
+        (DeadLetterFilter { source: Some(LetterSource::UnroutedQueue), ..open() }, "stored_by_source", 5_000),
+        (DeadLetterFilter { customer: text("customer-7"), ..open() }, "stored_by_customer", 20),
+        (DeadLetterFilter { order: text("ord-77777"), ..open() }, "stored_by_order", 1),
+        (DeadLetterFilter { since: Some(at(99_000_000)), ..open() }, "stored_by_", 900),
+        (DeadLetterFilter { until: Some(at(1_000_000)), ..open() }, "stored_by_", 900),
+        (DeadLetterFilter { product: text("product 7"), ..open() }, "stored_products", 334),
+        (DeadLetterFilter { text: text("77777@EXAMPLE.com"), ..open() }, "stored_by_state", 1),
+        (DeadLetterFilter { states: Vec::new(), ..open() }, "stored_by_state", 100_000),
+    ] {
+        let query = DeadLetterQuery { filter, limit: 50, ..DeadLetterQuery::default() };
+        let [page, groups] = plans(&connection, &query);
+        for plan in [&page, &groups] {
+            assert!(plan.iter().all(|line| !line.starts_with("SCAN stored")), "{query:?}: {plan:#?}");
+        }
+        assert!(page.iter().any(|line| line.contains(index)), "{query:?}: {page:#?}");
+        let listed = ledger.dead_letters(query.clone()).await.unwrap();
+        let grouped = ledger.dead_letter_groups(query.filter.clone()).await.unwrap();
+        assert_eq!(grouped.messages, found, "{query:?}");
+        let listed_count = listed.letters.len() as u64;
+        assert_eq!((listed_count, listed.more), (found.min(50), found > 50), "{query:?}");
+    }
+    // The page of the default filter is read in the order of the index, and all groups from one index alone.
+    let [page, groups] =
+        plans(&connection, &DeadLetterQuery { filter: open(), limit: 50, ..DeadLetterQuery::default() });
+    assert!(!page.iter().any(|line| line.contains("TEMP B-TREE")), "{page:#?}");
+    assert!(groups.iter().any(|line| line.contains("COVERING INDEX stored_by_cause")), "{groups:#?}");
+    let open = ledger.open_dead_letters().await.unwrap();
+    assert_eq!(open.sums.iter().map(|sum| sum.messages).sum::<u64>(), 90_000);
+    ledger.close().await;
+}
+
+#[tokio::test]
+async fn retention_removes_what_is_replayed_or_discarded_with_its_content_and_nothing_else() {
+    let directory = directory();
+    let ledger = SqliteLedger::open(directory.path()).unwrap();
+    generate(&directory, 100);
+    // As the replay does.
+    let connection = other(&directory);
+    connection.execute("UPDATE stored_dead_letters SET closed_at = 2000 WHERE state = 'replayed'", []).unwrap();
+    // Letters 10 and 11 are among those of the orders `ord-10`, which is replayed, and `ord-11`, which is open.
+    for id in ["ord-10", "ord-11"] {
+        ledger.record(LedgerEntry::Attempt(Box::new(attempt(id, "order", 0)))).await.unwrap();
+    }
+    let mut removed = 0;
+    loop {
+        let pruned = ledger.prune(at(10_000)).await.unwrap();
+        removed += pruned.letters;
+        if !pruned.more {
+            break;
+        }
+    }
+    assert_eq!(removed, 10);
+    for table in ["stored_dead_letters", "stored_contents", "stored_products", "stored_texts"] {
+        assert_eq!(count(&connection, table), 90, "{table}");
+    }
+    let all = DeadLetterQuery { limit: 1_000, ..DeadLetterQuery::default() };
+    let left = ledger.dead_letters(all).await.unwrap().letters;
+    assert!(left.iter().all(|letter| letter.state == LetterState::Open));
+    let attempts: String =
+        connection.query_row("SELECT group_concat(identity) FROM attempts", [], |row| row.get(0)).unwrap();
+    assert_eq!(attempts, "ord-11");
+    ledger.close().await;
+}
+
+/// Whether the text is anywhere in the ledger's files.
+fn contains(directory: &TempDir, text: &str) -> bool {
+    let files = std::fs::read_dir(directory.path()).unwrap();
+    let mut contents = files.map(|file| std::fs::read(file.unwrap().path()).unwrap());
+    contents.any(|content| content.windows(text.len()).any(|window| window == text.as_bytes()))
+}
+
+#[tokio::test]
+async fn an_erased_customer_is_in_no_dead_letter_and_the_dead_letters_still_count() {
+    let directory = directory();
+    let ledger = SqliteLedger::open(directory.path()).unwrap();
+    let of = |id: &str, content: u8, customer: &str| {
+        let mut letter = stored_letter(id, content);
+        letter.order.customer_id = text(customer);
+        letter.body = format!(r#"{{"id":"{id}","email":"{customer}@example.com"}}"#).into();
+        letter.search = format!("{id}\n{customer}@example.com");
+        letter.failure_reason = Some(format!("the card of {customer} has expired"));
+        letter
+    };
+    let event = NewStoredLetter {
+        identity: text("ord-1/notification/processed"),
+        order: crate::ledger::LetterOrder { id: text("ord-1"), ..Default::default() },
+        ..of("ord-1", 3, "ada-lovelace")
+    };
+    // Another customer's order with the same id.
+    let conflict = of("ord-1", 4, "grace-hopper");
+    for letter in [of("ord-1", 1, "ada-lovelace"), of("ord-2", 2, "grace-hopper"), event, conflict] {
+        ledger.store_letter(letter).await.unwrap();
+    }
+    let ada = ErasureSubject::Customer("ada-lovelace".to_owned());
+    let targets = super::super::erasure_targets(directory.path(), &ada).unwrap();
+    assert_eq!(targets.orders, ["ord-1"], "it was never accepted");
+    let erase = |dry_run| {
+        let options = ErasureOptions { dry_run, ..ErasureOptions::default() };
+        super::super::erase(directory.path(), &targets, options).unwrap().dead_letters
+    };
+    assert_eq!((erase(true), erase(false), erase(false)), (2, 2, 0));
+    ledger.close().await;
+    assert!(!contains(&directory, "ada-lovelace"));
+    assert!(contains(&directory, "grace-hopper@example.com"));
+    let ledger = SqliteLedger::open(directory.path()).unwrap();
+    let letter = ledger.dead_letter(1).await.unwrap().unwrap();
+    assert_eq!((letter.letter.state, letter.content.body.len()), (LetterState::Discarded, 0));
+    assert_eq!(letter.letter.order_id.as_deref(), Some("ord-1"));
+    let groups = ledger.dead_letter_groups(DeadLetterFilter::default()).await.unwrap();
+    assert_eq!(groups.messages, 4);
+    let conflict = ledger.dead_letter(4).await.unwrap().unwrap();
+    assert_eq!((conflict.letter.state, conflict.content.body.is_empty()), (LetterState::Open, false));
+    ledger.close().await;
+}
+
+#[tokio::test]
+async fn a_message_that_the_broker_dead_lettered_itself_has_the_reason_that_orderd_has_recorded() {
+    let directory = directory();
+    let ledger = SqliteLedger::open(directory.path()).unwrap();
+    ledger.record(dead_letter(attempt("ord-1", "order", 2))).await.unwrap();
+    let rejected = |identity: &str, content| NewStoredLetter {
+        origin: LetterOrigin::Broker,
+        reason: "rejected".to_owned(),
+        code: "rejected".to_owned(),
+        ..stored_letter(identity, content)
+    };
+    assert_eq!(ledger.store_letter(rejected("ord-1", 1)).await.unwrap(), StoreAnswer::Stored(1));
+    assert_eq!(ledger.store_letter(rejected("ord-2", 2)).await.unwrap(), StoreAnswer::Stored(2));
+    let all = DeadLetterQuery { limit: 10, ..DeadLetterQuery::default() };
+    let letters = ledger.dead_letters(all).await.unwrap().letters;
+    let reasons = letters.iter().map(|letter| (letter.reason.as_str(), letter.code.as_str(), letter.retries));
+    let expected = [("rejected", "rejected", 3), ("retries_exhausted", "stock_unreachable", 2)];
+    assert_eq!(reasons.collect::<Vec<_>>(), expected);
+    let attempts = ledger.dead_letter(1).await.unwrap().unwrap().attempts;
+    assert_eq!(attempts.iter().map(|attempt| attempt.code.as_str()).collect::<Vec<_>>(), ["stock_unreachable"]);
+    ledger.close().await;
+}
+
+#[tokio::test]
+async fn a_backup_contains_the_dead_letters() {
+    let directory = directory();
+    let ledger = SqliteLedger::open(directory.path()).unwrap();
+    ledger.store_letter(stored_letter("ord-1", 1)).await.unwrap();
+    let target = TempDir::new().unwrap();
+    let file = target.path().join("backup.db");
+    let summary = back_up(directory.path(), &file, false, &|_| {}, &false.into()).unwrap();
+    assert_eq!((summary.rows["stored_dead_letters"], summary.rows["stored_contents"]), (1, 1));
+    ledger.close().await;
+}

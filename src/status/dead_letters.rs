@@ -1,0 +1,154 @@
+//! The dead letters in the status: what collectors do, and what the store has. It only assembles readings.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::ledger::{LetterSource, OpenDeadLetters, OpenSum};
+use crate::metrics::{CollectorCounters, CollectorReading};
+
+/// The dead letters in the ledger, and those on their way there.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct DeadLettersStatus {
+    /// The collectors, by queue; empty if an earlier orderd answered.
+    #[serde(default)]
+    pub collectors: BTreeMap<String, CollectorStatus>,
+    /// Messages in the store that are neither replayed nor discarded.
+    #[serde(default)]
+    pub open: u64,
+    /// The same by queue and reason.
+    #[serde(default)]
+    pub by_reason: Vec<OpenLetters>,
+    /// What the orders among them cost, by currency; amounts are decimal text.
+    #[serde(default)]
+    pub money: BTreeMap<String, String>,
+    /// When the first of them failed; `None` if there are none.
+    #[serde(default)]
+    pub oldest: Option<Timestamp>,
+    /// When the store was added up; `None` if it was not yet.
+    #[serde(default)]
+    pub counted_at: Option<Timestamp>,
+    /// Why it could not be added up the last time.
+    #[serde(default)]
+    pub count_error: Option<String>,
+}
+
+/// The messages in the store with one reason that are neither replayed nor discarded.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OpenLetters {
+    /// The queue that they were taken from.
+    pub source: String,
+    /// Why they were there.
+    pub reason: String,
+    /// How many.
+    pub messages: u64,
+}
+
+/// What the collector of one queue has done since the start.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct CollectorStatus {
+    /// It is to collect: `dead_letters.collect`.
+    pub enabled: bool,
+    /// It has a subscription.
+    pub subscribed: bool,
+    /// Why its last attempt to subscribe failed.
+    pub subscribe_error: Option<String>,
+    /// Messages received; `received = stored + duplicates + released + in_flight`.
+    pub received: u64,
+    /// Stored.
+    pub stored: u64,
+    /// Stored before.
+    pub duplicates: u64,
+    /// Returned to the queue.
+    pub released: u64,
+    /// Received and neither acked nor returned, those that stay in the queue included.
+    pub in_flight: u64,
+    /// Those that stay in the queue because they are larger than `broker.max_body`.
+    pub too_large: u64,
+    /// Those that stay in the queue because the ledger refuses them.
+    pub refused: u64,
+}
+
+/// The last sums of the store.
+#[derive(Debug, Clone, Default)]
+struct Counted {
+    open: OpenDeadLetters,
+    at: Option<Timestamp>,
+    error: Option<String>,
+}
+
+/// The counters of the collectors, and the last sums of the store.
+#[derive(Debug, Default)]
+pub(super) struct DeadLetterRegistry {
+    dead_letter_queue: Arc<CollectorCounters>,
+    unrouted_queue: Arc<CollectorCounters>,
+    counted: Mutex<Counted>,
+}
+
+impl DeadLetterRegistry {
+    pub fn collector(&self, queue: LetterSource) -> &Arc<CollectorCounters> {
+        match queue {
+            LetterSource::DeadLetterQueue => &self.dead_letter_queue,
+            LetterSource::UnroutedQueue => &self.unrouted_queue,
+        }
+    }
+
+    /// The counts of all collectors.
+    pub fn readings(&self) -> impl Iterator<Item = (LetterSource, CollectorReading)> {
+        LetterSource::ALL.iter().map(|queue| (*queue, self.collector(*queue).read()))
+    }
+
+    /// Enters the sums; after an error, the former ones stay.
+    pub fn set_open(&self, open: Result<OpenDeadLetters, String>) {
+        let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
+        match open {
+            Ok(open) => *counted = Counted { open, at: Some(Timestamp::now()), error: None },
+            Err(error) => counted.error = Some(error),
+        }
+    }
+
+    /// The last sums.
+    pub fn open(&self) -> OpenDeadLetters {
+        self.counted.lock().unwrap_or_else(PoisonError::into_inner).open.clone()
+    }
+
+    pub fn status(&self) -> DeadLettersStatus {
+        let Counted { open, at, error } = self.counted.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let OpenDeadLetters { sums, oldest } = &open;
+        let by_reason = |OpenSum { source, reason, messages, .. }: &OpenSum| OpenLetters {
+            source: source.as_str().to_owned(),
+            reason: reason.clone(),
+            messages: *messages,
+        };
+        DeadLettersStatus {
+            collectors: self.readings().map(|(queue, reading)| (queue.as_str().to_owned(), reading.into())).collect(),
+            open: sums.iter().map(|sum| sum.messages).sum(),
+            by_reason: sums.iter().map(by_reason).collect(),
+            money: open.money().into_iter().map(|(currency, sum)| (currency, sum.to_string())).collect(),
+            oldest: *oldest,
+            counted_at: at,
+            count_error: error,
+        }
+    }
+}
+
+impl From<CollectorReading> for CollectorStatus {
+    fn from(reading: CollectorReading) -> Self {
+        let CollectorReading { enabled, subscribed, subscribe_error, received, stored, duplicates, .. } = reading;
+        let CollectorReading { released, in_flight, too_large, refused, .. } = reading;
+        CollectorStatus {
+            enabled,
+            subscribed,
+            subscribe_error,
+            received,
+            stored,
+            duplicates,
+            released,
+            in_flight,
+            too_large,
+            refused,
+        }
+    }
+}
