@@ -79,7 +79,7 @@ impl LetterReader {
         let provenance = Provenance { cloud_event: event.as_deref(), ..self.provenance(delivery, cause.is_copy) };
         let says_which = delivery.message.properties.message_id.as_deref().is_some_and(|id| !id.is_empty())
             || event.is_some()
-            || cause.is_copy && delivery.message.headers.get(names::IDENTITY).is_some();
+            || cause.is_copy && delivery.message.headers.contains_key(names::IDENTITY);
         let identity = identity_of_order.or_else(|| says_which.then(|| delivery.identity(provenance)));
         if order.id.is_none() && provenance.sender == Sender::Own {
             order.id = identity.as_deref().and_then(order_of_event);
