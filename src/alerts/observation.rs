@@ -130,7 +130,8 @@ fn is_event_finding(kind: FindingKind) -> bool {
         | FindingKind::ConsumerPaused
         | FindingKind::UnackedNotHeld
         | FindingKind::DeadLettersHeld
-        | FindingKind::RetriesOverdue => false,
+        | FindingKind::RetriesOverdue
+        | FindingKind::NotCollected => false,
     }
 }
 

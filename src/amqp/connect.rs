@@ -36,6 +36,8 @@ pub struct Connector {
     /// Certificates and key, read again for each connection.
     tls: Option<Arc<TlsReloader>>,
     last_error: Arc<Mutex<Option<String>>>,
+    /// When the broker refused a connection because of a limit, the last time.
+    limit_reached: Arc<Mutex<Option<Instant>>>,
     addresses: Arc<Addresses>,
     /// An address that is tried last.
     pub(super) avoid: Option<Address>,
@@ -57,6 +59,7 @@ impl Connector {
             broker,
             tls,
             last_error: Arc::default(),
+            limit_reached: Arc::default(),
             addresses,
             avoid: None,
             redeclaration,
@@ -73,6 +76,17 @@ impl Connector {
     /// A clone that records its own errors in [`Connector::last_connect_error`].
     pub(super) fn with_own_errors(&self) -> Self {
         Connector { last_error: Arc::default(), ..self.clone() }
+    }
+
+    /// A clone for connections that others do not depend on: its errors and refusals are its own.
+    pub fn for_optional_connections(&self) -> Self {
+        Connector { limit_reached: Arc::default(), ..self.with_own_errors() }
+    }
+
+    /// Whether the broker has refused a connection during this time because a limit was reached.
+    pub fn was_refused_by_limit(&self, during: Duration) -> bool {
+        let reached = *self.limit_reached.lock().unwrap_or_else(PoisonError::into_inner);
+        reached.is_some_and(|at| at.elapsed() < during)
     }
 
     /// Why the last attempt to connect failed; `None` if it succeeded.
@@ -135,6 +149,9 @@ impl Connector {
         F: Future<Output = Result<C, HandshakeError>> + Send + 'static,
     {
         let connected = self.connect_to_any(open).await;
+        if let Err(ConnectError::Limit { .. }) = &connected {
+            *self.limit_reached.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        }
         self.record_error(connected.as_ref().err().map(|error| chain(error)));
         connected
     }

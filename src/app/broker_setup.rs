@@ -80,6 +80,8 @@ pub(super) struct BrokerSetup {
     declare: bool,
     /// Checked before consuming, so that a missing permission is reported now and not with the first failed order.
     permissions: Vec<RequiredPermission>,
+    /// Those of them without which orders are processed all the same.
+    optional_permissions: Vec<RequiredPermission>,
     management: config::Management,
     virtual_host: String,
     retry_exchange: Arc<str>,
@@ -94,7 +96,12 @@ impl BrokerSetup {
             topology: config.topology(),
             declare,
             // Declaring has already shown that the user may declare.
-            permissions: if declare { config.processing_permissions() } else { config.required_permissions() },
+            permissions: if declare {
+                config.collecting_permissions().into_iter().chain(config.processing_permissions()).collect()
+            } else {
+                config.required_permissions()
+            },
+            optional_permissions: config.collecting_permissions(),
             management: config.management.clone(),
             virtual_host: config.broker.virtual_host.clone(),
             retry_exchange: config.names().retry,
@@ -264,7 +271,18 @@ impl BrokerSetup {
             }
             Err(error) => return Err(DeclareError::Connect(error).into()),
         };
-        let denied: Vec<_> = denied.iter().map(|denied| &denied.permission).collect();
+        let denied = denied.iter().map(|denied| &denied.permission);
+        let (optional, denied): (Vec<_>, Vec<_>) = denied.partition(|denied| self.optional_permissions.contains(denied));
+        if !optional.is_empty() {
+            warn!(
+                denied = joined(&optional, ", nor "),
+                "the user may not drain the dead letter queues, so dead letters stay there; `orderd check --permissions` prints \
+                 the commands that grant it, and dead_letters.collect = false leaves the queues alone"
+            );
+        }
+        if denied.is_empty() {
+            return Ok(());
+        }
         Err(TopologyError::Denied(joined(&denied, ", nor ")))
     }
 

@@ -6,17 +6,20 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{Mutex, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{error, info, warn};
 
+use super::collecting_hold::HoldWatch;
+use crate::amqp::Connector;
 use crate::chain::chain;
 use crate::config::{Config, Consumer};
 use crate::dead_letters::{Collector, CollectorDeps, KnownConsumer, KnownConsumers, LetterReader};
 use crate::ledger::{Ledger, LedgerReader, LetterSource, LetterWriter};
+use crate::metrics::HoldCause;
 use crate::shutdown::Shutdown;
 use crate::status::StatusRegistry;
 use crate::supervisor::{RestartPolicy, supervise};
@@ -38,14 +41,16 @@ pub(super) struct DeadLetters {
     /// Cancelled when the running collectors are to stop; `None` while none runs.
     running: Option<CancellationToken>,
     tasks: JoinSet<()>,
+    /// Each collector holds that of its queue while it runs, so that no two share their counters.
+    turns: [Arc<Mutex<()>>; LetterSource::ALL.len()],
     _sums: AbortOnDropHandle<()>,
+    _hold: AbortOnDropHandle<()>,
 }
 
 /// What the collectors are built from, besides the configuration.
 pub(super) struct DeadLetterDeps {
-    pub source: Arc<dyn crate::message::Consumer>,
+    pub connector: Connector,
     pub ledger: Arc<dyn Ledger>,
-    pub users: Arc<crate::message::TrustedUsers>,
     pub status_registry: Arc<StatusRegistry>,
     pub shutdown: Shutdown,
 }
@@ -53,26 +58,43 @@ pub(super) struct DeadLetterDeps {
 impl DeadLetters {
     /// Starts what the configuration asks for.
     pub fn start(config: &Config, deps: DeadLetterDeps) -> Self {
-        let DeadLetterDeps { source, ledger, users, status_registry, shutdown } = deps;
+        let DeadLetterDeps { connector, ledger, status_registry, shutdown } = deps;
         let consumers = watch::Sender::default();
         let reader = LetterReader {
             names: Arc::new(config.names()),
-            users,
+            users: Arc::clone(connector.users()),
             max_body: config.broker.max_body,
             consumers: consumers.subscribe(),
         };
         let sums = sum_up(config.ledger.location().reader(), Arc::clone(&status_registry), shutdown.clone());
+        // Until the first look at the consumers.
+        let hold = watch::Sender::new(Some(HoldCause::Consumers));
         let deps = CollectorDeps {
-            source,
+            source: Arc::new(connector.for_optional_connections()),
+            hold: hold.subscribe(),
             ledger_state: ledger.state(),
             ledger: ledger as Arc<dyn LetterWriter>,
             reader: Arc::new(reader),
             reconnect_max: config.broker.reconnect_max,
             shutdown,
         };
-        let sums = AbortOnDropHandle::new(tokio::spawn(sums));
-        let mut this =
-            DeadLetters { deps, consumers, status_registry, running: None, tasks: JoinSet::new(), _sums: sums };
+        let watching = HoldWatch {
+            status_registry: Arc::clone(&status_registry),
+            connector,
+            reconnect_max: config.broker.reconnect_max,
+            directory: config.ledger.directory.clone(),
+            shutdown: deps.shutdown.clone(),
+        };
+        let mut this = DeadLetters {
+            deps,
+            consumers,
+            status_registry,
+            running: None,
+            tasks: JoinSet::new(),
+            turns: Default::default(),
+            _sums: AbortOnDropHandle::new(tokio::spawn(sums)),
+            _hold: AbortOnDropHandle::new(tokio::spawn(watching.run(hold))),
+        };
         this.apply_consumers(&config.consumers);
         if config.dead_letters.collect {
             this.start_collectors();
@@ -113,11 +135,20 @@ impl DeadLetters {
 
     fn start_collectors(&mut self) {
         let stop = CancellationToken::new();
-        for queue in LetterSource::ALL {
+        for (queue, turn) in LetterSource::ALL.iter().zip(&self.turns) {
             let counters = self.status_registry.collector(*queue);
             counters.set_enabled(true);
             let collector = Arc::new(Collector::new(*queue, self.deps.clone(), counters, stop.clone()));
-            self.tasks.spawn(run_supervised(*queue, collector, stop.clone(), self.deps.shutdown.clone()));
+            let (turn, stop, shutdown) = (Arc::clone(turn), stop.clone(), self.deps.shutdown.clone());
+            self.tasks.spawn(async move {
+                // Cancel-safe: all only wait. The former collector of the queue may still be stopping.
+                let _turn = tokio::select! {
+                    turn = turn.lock_owned() => turn,
+                    () = stop.cancelled() => return,
+                    () = shutdown.begun() => return,
+                };
+                run_supervised(*queue, collector, stop, shutdown).await;
+            });
         }
         self.running = Some(stop);
     }

@@ -9,6 +9,7 @@
 
 mod alerting;
 mod broker_setup;
+mod collecting_hold;
 mod consumer_context;
 mod daemon;
 mod dead_letters;
@@ -194,9 +195,8 @@ async fn start(config: Config, process: Process, shutdown: &Shutdown) -> Result<
     let dead_letters = DeadLetters::start(
         &config,
         DeadLetterDeps {
-            source: Arc::new(connector.clone()),
+            connector: connector.clone(),
             ledger: Arc::clone(&ledger),
-            users: Arc::clone(connector.users()),
             status_registry: Arc::clone(&observability.status_registry),
             shutdown: shutdown.clone(),
         },

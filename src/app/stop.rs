@@ -20,7 +20,7 @@ use crate::shutdown::Shutdown;
 /// How long the workers may take to end once the drain is aborted. They only release their deliveries, unless a handler blocks
 /// its thread.
 const ABORT_LIMIT: Duration = Duration::from_secs(5);
-/// How long the collectors of dead letters may take to end once the workers have: their last acks wait for the broker.
+/// How long the collectors of dead letters may take to end, while the workers do: their last acks wait for the broker.
 const COLLECTORS_LIMIT: Duration = Duration::from_secs(5);
 /// How long the publisher waits for its last confirms, and notifications for the answers of their servers, after all workers have ended.
 const LAST_CONFIRMS: Duration = Duration::from_secs(5);
@@ -35,14 +35,19 @@ pub(super) async fn stop(daemon: Daemon, publisher: &ConfirmingPublisher, shutdo
     let Daemon { pools, dead_letters, observability, retention, alerting, ledger, logs, .. } = daemon;
     let (processes, deliveries) = (pools.processes(), pools.deliveries());
     let mut unfinished = Vec::new();
-    // Cancel-safe: what is not finished then is released.
-    tokio::select! {
-        () = pools.finish() => {}
-        () = after_abort(shutdown) => unfinished.push("workers"),
-    }
-    // At the same time as the pools; the last dead letters of those are in the queue for the next start.
-    if timeout_at(Instant::now() + COLLECTORS_LIMIT, dead_letters.finish()).await.is_err() {
-        unfinished.push("collectors of dead letters");
+    let working = async {
+        // Cancel-safe: what is not finished then is released.
+        tokio::select! {
+            () = pools.finish() => true,
+            () = after_abort(shutdown) => false,
+        }
+    };
+    // The last dead letters of the workers are in the queue for the next start.
+    let (worked, collected) = tokio::join!(working, timeout(COLLECTORS_LIMIT, dead_letters.finish()));
+    for (has_ended, step) in [(worked, "workers"), (collected.is_ok(), "collectors of dead letters")] {
+        if !has_ended {
+            unfinished.push(step);
+        }
     }
     FAILED_MESSAGES.write_all_counts();
     if shutdown.is_aborted() {

@@ -27,13 +27,17 @@ impl Config {
         };
         let consume = |consumer: &Consumer| RequiredPermission::Consume { queue: consumer.queue.clone() };
         let mut permissions: Vec<RequiredPermission> = self.consumers.values().map(consume).collect();
-        let collected = self.collected_queues().iter().map(|queue| (*queue).to_owned());
-        permissions.extend(collected.map(|queue| RequiredPermission::Consume { queue }));
         let workers = self.consumers.iter().filter(|(_, consumer)| !consumer.handles_failures());
         permissions.extend(workers.map(|(name, _)| publish(&names.orders, &ExchangeNames::failed_key(name))));
         permissions.extend(EVENTS.map(|key| publish(&names.orders, key)));
         permissions.extend([publish(&names.retry, ""), publish(&names.dead_letter, "")]);
         permissions
+    }
+
+    /// The permissions that draining the dead letter queues needs. Orders are processed without them.
+    pub fn collecting_permissions(&self) -> Vec<RequiredPermission> {
+        let queues = self.collected_queues().iter().map(|queue| (*queue).to_owned());
+        queues.map(|queue| RequiredPermission::Consume { queue }).collect()
     }
 
     /// The queues that are drained into the ledger.
@@ -43,7 +47,7 @@ impl Config {
     }
 
     /// All permissions that orderd needs: to declare the topology (or, if `topology.declare` is false, to check that it
-    /// exists), and to process orders.
+    /// exists), to drain the dead letter queues, and to process orders.
     pub fn required_permissions(&self) -> Vec<RequiredPermission> {
         let topology = self.topology();
         let declarations = topology.declarations().iter().cloned();
@@ -60,6 +64,7 @@ impl Config {
             declarations.filter_map(permission_to_find).collect()
         };
         // Publishing comes last: a broker with an alarm answers no request after it.
+        permissions.extend(self.collecting_permissions());
         permissions.extend(self.processing_permissions());
         permissions
     }

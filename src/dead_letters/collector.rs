@@ -2,7 +2,9 @@
 //!
 //! A delivery is acked once the ledger has stored it. One that cannot be stored (its body is larger than orderd reads, or the ledger
 //! refuses it) is held unsettled, so that the broker delivers those behind it; it returns to the queue with the end of the
-//! subscription, which is renewed long before the broker's acknowledgement timeout. So it is tried again every few minutes.
+//! subscription, which is renewed before the broker's acknowledgement timeout. So it is tried again every few minutes.
+//!
+//! Orders come first: it subscribes after all consumers have, and gives way when they lack a connection or the disk gets full.
 
 use std::convert::Infallible;
 use std::pin::pin;
@@ -17,12 +19,14 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
-use super::letter_reader::LetterReader;
+use super::fingerprint::fingerprint;
+use super::letter_reader::{BodyAccess, LetterReader};
 use crate::backoff::Backoff;
 use crate::chain::chain;
-use crate::ledger::{LedgerError, LedgerState, LetterSource, LetterWriter, StoreAnswer, session_id};
+use crate::instance;
+use crate::ledger::{LedgerError, LedgerState, LetterSource, LetterWriter, OutageCause, StoreAnswer, session_id};
 use crate::message::{Consumer, Delivery, DeliveryId, LossCause, MAX_HOLD, Settlement, Subscription};
-use crate::metrics::{Collected, CollectorCounters, KeptCause};
+use crate::metrics::{Collected, CollectorCounters, HoldCause, KeptCause};
 use crate::shutdown::Shutdown;
 use crate::telemetry::RepeatedLog;
 
@@ -34,10 +38,13 @@ const FIRST_WAIT: Duration = Duration::from_millis(100);
 const BACKOFF_RESET_AFTER: Duration = Duration::from_secs(10);
 /// Of the broker's acknowledgement timeout, once it is known, this part at most.
 const MAX_HOLD_PART: u32 = 2;
-/// How long the last acks are given to reach the queue before the subscription is closed.
-const LAST_ACKS: Duration = Duration::from_secs(1);
-/// How long the end of the last session may take to be recorded.
-const END_SESSION_LIMIT: Duration = Duration::from_secs(5);
+/// The longest that messages are held which stay in the queue: half of RabbitMQ's usual acknowledgement timeout. Each renewal
+/// transfers them again, so each holds them for twice as long as the one before.
+const MAX_KEPT_HOLD: Duration = Duration::from_secs(15 * 60);
+/// After this time a subscription has received again what stays in the queue.
+const KEPT_RECEIVED_AFTER: Duration = Duration::from_secs(10);
+/// The wait after the ledger had no room for a message.
+const NO_ROOM_WAIT: Duration = Duration::from_secs(60);
 
 /// Failed attempts to subscribe, by queue.
 static FAILURES: RepeatedLog = RepeatedLog::new();
@@ -53,6 +60,8 @@ pub struct CollectorDeps {
     pub ledger: Arc<dyn LetterWriter>,
     /// Whether it can record.
     pub ledger_state: watch::Receiver<LedgerState>,
+    /// Why nothing is to be collected for now.
+    pub hold: watch::Receiver<Option<HoldCause>>,
     /// Reads what they say.
     pub reader: Arc<LetterReader>,
     /// The longest wait between attempts to subscribe.
@@ -79,18 +88,23 @@ enum Outcome {
     Collected(Collected),
     /// It stays in the queue.
     Kept(KeptCause),
-    /// Nothing can be recorded any more.
-    Closed,
+    /// The ledger has no room for it.
+    NoRoom,
+    /// The ledger cannot record it now.
+    NotRecorded,
 }
 
 /// Why a subscription has ended.
 enum Ended {
     Stopped,
-    /// It is to be opened again, with room for the messages that stay in the queue.
+    /// It is to be opened again, with room for the messages that stay in the queue. `held`: they were held as long as they may be.
     Renewed {
         kept: usize,
+        held: bool,
     },
     Lost(LossCause),
+    NoRoom,
+    NotRecorded,
 }
 
 /// A subscription in the counters, also if the collector dies.
@@ -126,11 +140,11 @@ impl Collector {
     /// # Errors
     /// None.
     pub async fn run(self: Arc<Self>) -> Result<(), Infallible> {
-        let (mut failures, mut kept) = (0_u32, 0);
+        let (mut failures, mut kept, mut renewals) = (0_u32, 0, 0_u32);
         while !self.is_stopping() {
             // Cancel-safe: both only wait.
             tokio::select! {
-                () = until(&self.deps.ledger_state, can_record) => {}
+                () = self.may_collect() => {}
                 () = self.stopping() => break,
             }
             let prefetch = u16::try_from(SLOTS + 2 * kept).unwrap_or(u16::MAX);
@@ -144,9 +158,11 @@ impl Collector {
                     let failed = FAILURES.ended(self.queue);
                     info!(queue = self.queue.as_str(), prefetch, failed, "collecting dead letters");
                     let since = Instant::now();
-                    match self.serve(subscription, usize::from(prefetch)).await {
+                    let hold = self.kept_hold(renewals);
+                    match self.serve(subscription, usize::from(prefetch), hold).await {
                         Ended::Stopped => break,
-                        Ended::Renewed { kept: found } => {
+                        Ended::Renewed { kept: found, held } => {
+                            renewals = if found == 0 { 0 } else { renewals + u32::from(held) };
                             (kept, failures) = (found, 0);
                             continue;
                         }
@@ -154,6 +170,11 @@ impl Collector {
                             self.log_loss(cause);
                             failures = if since.elapsed() > BACKOFF_RESET_AFTER { 0 } else { failures + 1 };
                         }
+                        Ended::NoRoom => {
+                            self.wait_for_room().await;
+                            continue;
+                        }
+                        Ended::NotRecorded => failures += 1,
                     }
                 }
                 Err(error) => {
@@ -175,21 +196,50 @@ impl Collector {
         Ok(())
     }
 
-    async fn serve(&self, subscription: Subscription, prefetch: usize) -> Ended {
+    /// Resolves when the ledger can record and nothing has precedence. Cancel-safe.
+    async fn may_collect(&self) {
+        let mut hold = self.deps.hold.clone();
+        loop {
+            until(&self.deps.ledger_state, can_record).await;
+            let cause = *hold.borrow_and_update();
+            self.counters.set_hold(cause);
+            if cause.is_none() {
+                return;
+            }
+            if hold.changed().await.is_err() {
+                // The sender was dropped, so the cause cannot change any more.
+                std::future::pending().await
+            }
+        }
+    }
+
+    /// Lets the orders have what room there is for a while.
+    async fn wait_for_room(&self) {
+        self.counters.set_hold(Some(HoldCause::DiskSpace));
+        // Cancel-safe: both only wait.
+        tokio::select! {
+            () = tokio::time::sleep(NO_ROOM_WAIT) => {}
+            () = self.stopping() => {}
+        }
+    }
+
+    async fn serve(&self, subscription: Subscription, prefetch: usize, kept_hold: Duration) -> Ended {
         let serving = Serving::begin(&self.counters);
         let Subscription { mut deliveries, settler, .. } = subscription;
         let session: Arc<str> = session_id().into();
         let mut in_flight = FuturesUnordered::new();
         let (mut is_open, mut cancelled, mut kept) = (true, false, 0_usize);
-        let (mut renewed, mut last_ack) = (false, None::<Instant>);
-        let max_hold = self.max_hold();
+        let (mut renewed, mut held) = (false, false);
         // Only once something is kept.
-        let mut kept_until = Instant::now() + max_hold;
+        let mut kept_until = Instant::now() + kept_hold;
+        let mut kept_received = pin!(tokio::time::sleep(KEPT_RECEIVED_AFTER));
+        let mut kept_is_known = false;
         let mut lost = settler.ended();
-        let mut cannot_record = pin!(outage_for(&self.deps.ledger_state, max_hold));
+        let mut cannot_record = pin!(outage_for(&self.deps.ledger_state, self.max_hold()));
+        let mut given_way = pin!(until(&self.deps.hold, ends_subscription));
         let ended = loop {
             if !is_open && in_flight.is_empty() {
-                break if renewed { Ended::Renewed { kept } } else { Ended::Stopped };
+                break if renewed && !cancelled { Ended::Renewed { kept, held } } else { Ended::Stopped };
             }
             // Cancel-safe: `next` is, and the others only wait.
             tokio::select! {
@@ -199,16 +249,16 @@ impl Collector {
                 Some((id, outcome)) = in_flight.next(), if !in_flight.is_empty() => match outcome {
                     Outcome::Collected(collected) => {
                         settler.settle(id, Settlement::Ack);
-                        last_ack = Some(Instant::now());
                         self.counters.collected(collected);
                     }
                     Outcome::Kept(cause) => {
                         kept += 1;
-                        kept_until = if kept == 1 { Instant::now() + max_hold } else { kept_until };
+                        kept_until = if kept == 1 { Instant::now() + kept_hold } else { kept_until };
                         self.counters.kept(cause);
                         self.log_kept(cause);
                     }
-                    Outcome::Closed => break Ended::Stopped,
+                    Outcome::NoRoom => break Ended::NoRoom,
+                    Outcome::NotRecorded => break Ended::NotRecorded,
                 },
                 () = self.stopping(), if !cancelled => {
                     cancelled = true;
@@ -216,8 +266,16 @@ impl Collector {
                 }
                 // What the ledger has not answered by then returns to the queue.
                 () = until(&self.deps.ledger_state, cannot_record_now), if cancelled => break Ended::Stopped,
-                () = &mut cannot_record => break Ended::Renewed { kept },
-                () = sleep_until(kept_until), if kept > 0 && !renewed => {
+                () = &mut cannot_record => break Ended::Renewed { kept, held },
+                () = &mut kept_received, if !kept_is_known => {
+                    kept_is_known = true;
+                    self.counters.has_received_kept();
+                }
+                () = sleep_until(kept_until), if kept > 0 && !renewed && !cancelled => {
+                    (renewed, held) = (true, true);
+                    settler.cancel().await;
+                }
+                () = &mut given_way, if !renewed && !cancelled => {
                     renewed = true;
                     settler.cancel().await;
                 }
@@ -236,18 +294,10 @@ impl Collector {
             }
         };
         // What is dropped here may still be stored, and then is delivered again.
-        let is_clean = in_flight.is_empty();
         drop(in_flight);
         drop(serving);
-        // Closing waits for the acks, but cannot do so for certain while another instance consumes the queue too.
-        if let Some(last_ack) = last_ack {
-            sleep_until(last_ack + LAST_ACKS).await;
-        }
-        let closed = settler.close().await;
-        if is_clean && closed.is_ok() && !matches!(ended, Ended::Lost(_)) {
-            // If it is not recorded, the next session compares more than it must.
-            let _ = timeout(END_SESSION_LIMIT, self.deps.ledger.end_session(session.to_string())).await;
-        }
+        // An error means that the connection is lost: the last acks may be, too.
+        let _ = settler.close().await;
         ended
     }
 
@@ -259,9 +309,13 @@ impl Collector {
         }
         let letter = {
             let _turn = self.reading.acquire().await;
+            let access = match self.body_access(&delivery).await {
+                Ok(access) => access,
+                Err(error) => return (id, self.not_recorded(&error)),
+            };
             let (reader, queue) = (Arc::clone(&self.deps.reader), self.queue);
             let reading =
-                tokio::task::spawn_blocking(move || reader.read(queue, &delivery, &session, Timestamp::now()));
+                tokio::task::spawn_blocking(move || reader.read(queue, &delivery, &session, access, Timestamp::now()));
             match reading.await {
                 Ok(letter) => letter,
                 // A defect, which must not cost the other messages.
@@ -278,15 +332,35 @@ impl Collector {
                 debug!(queue, number, "a dead letter was stored before");
                 Outcome::Collected(Collected::Duplicate)
             }
-            Err(error @ LedgerError::Refused { .. }) => {
-                debug!(queue, error = %chain(&error), "the ledger refuses a dead letter");
-                Outcome::Kept(KeptCause::Refused)
-            }
-            Err(LedgerError::Unavailable { .. } | LedgerError::Outdated { .. } | LedgerError::Closed) => {
-                Outcome::Closed
-            }
+            Err(error) => self.not_recorded(&error),
         };
         (id, outcome)
+    }
+
+    /// Whether the body may be read. If the message has come back often, each process that reads it says so before: a process that
+    /// is ended by it has not stored it, and the next one then stores it unread.
+    async fn body_access(&self, delivery: &Delivery) -> Result<BodyAccess, LedgerError> {
+        if !LetterReader::is_suspicious(delivery) {
+            return Ok(BodyAccess::Read);
+        }
+        let fingerprint = fingerprint(self.queue.as_str(), delivery);
+        let has_ended_another = self.deps.ledger.begin_reading(fingerprint, instance::owner()).await?;
+        if has_ended_another {
+            warn!(queue = self.queue.as_str(), "a dead letter is stored unread: a process ended while it read the body");
+        }
+        Ok(if has_ended_another { BodyAccess::Unread } else { BodyAccess::Read })
+    }
+
+    fn not_recorded(&self, error: &LedgerError) -> Outcome {
+        let queue = self.queue.as_str();
+        debug!(queue, error = %chain(error), "the ledger does not record a dead letter");
+        match error {
+            LedgerError::Refused { .. } => Outcome::Kept(KeptCause::Refused),
+            LedgerError::Unavailable { cause: OutageCause::DiskFull | OutageCause::IoError, .. } => Outcome::NoRoom,
+            LedgerError::Unavailable { .. } | LedgerError::Outdated { .. } | LedgerError::Closed => {
+                Outcome::NotRecorded
+            }
+        }
     }
 
     fn is_stopping(&self) -> bool {
@@ -304,6 +378,13 @@ impl Collector {
 
     fn max_hold(&self) -> Duration {
         *self.max_hold.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How long messages may be held that stay in the queue, after this many renewals for them.
+    fn kept_hold(&self, renewals: u32) -> Duration {
+        let max_hold = self.max_hold();
+        let longest = if max_hold < MAX_HOLD { max_hold } else { MAX_KEPT_HOLD };
+        max_hold.saturating_mul(1_u32.checked_shl(renewals).unwrap_or(u32::MAX)).min(longest)
     }
 
     fn log_loss(&self, cause: LossCause) {
@@ -340,15 +421,19 @@ impl Collector {
 }
 
 fn can_record(state: &LedgerState) -> bool {
-    !cannot_record_now(state)
+    matches!(state, LedgerState::Recording)
 }
 
 fn cannot_record_now(state: &LedgerState) -> bool {
     matches!(state, LedgerState::Unavailable(_))
 }
 
-/// Resolves while the ledger's state is as wanted. Cancel-safe.
-async fn until(state: &watch::Receiver<LedgerState>, is_wanted: fn(&LedgerState) -> bool) {
+fn ends_subscription(hold: &Option<HoldCause>) -> bool {
+    hold.is_some_and(HoldCause::ends_subscription)
+}
+
+/// Resolves while the state is as wanted. Cancel-safe.
+async fn until<S>(state: &watch::Receiver<S>, is_wanted: fn(&S) -> bool) {
     if state.clone().wait_for(is_wanted).await.is_err() {
         // The sender was dropped, so the state cannot change any more.
         std::future::pending().await

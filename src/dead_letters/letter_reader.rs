@@ -16,8 +16,8 @@ use crate::ledger::{Identification, LetterOrder, LetterOrigin, LetterSource, MAX
 use crate::message::{Delivery, ExchangeNames, HeaderValue, Headers, Provenance, Sender, TrustedUsers, names};
 use crate::recovery::{DeadLetterReason, History, MAX_REASON_BYTES};
 
-/// A message that comes back this often without being settled may be what ends the process: it is stored unread.
-const READ_ATTEMPTS: u64 = 3;
+/// A message that comes back this often without being settled may be what ends the process.
+const SUSPICIOUS_DELIVERIES: u64 = 3;
 /// The reason of a message that anyone has put into the dead letter queue.
 const FOREIGN: &str = "foreign";
 /// The reason of a message that matched no binding.
@@ -54,6 +54,15 @@ pub struct LetterReader {
     pub consumers: watch::Receiver<KnownConsumers>,
 }
 
+/// Whether the body of a message is looked into.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BodyAccess {
+    /// It is.
+    Read,
+    /// It is not: that has ended a process before.
+    Unread,
+}
+
 /// Why a message is where it is.
 struct Cause {
     origin: LetterOrigin,
@@ -66,20 +75,43 @@ struct Cause {
     consumer: String,
     retries: u32,
     failed_at: Timestamp,
+    /// When the broker dead-lettered it.
+    died_at: Option<Timestamp>,
     /// Whether orderd has published it as a copy of a failed message.
     is_copy: bool,
 }
 
 impl LetterReader {
+    /// Whether reading the body may be what ends the process, so that each attempt must be recorded.
+    pub fn is_suspicious(delivery: &Delivery) -> bool {
+        delivery.delivery_count() >= SUSPICIOUS_DELIVERIES
+    }
+
     /// What is to be stored of a message. `session`: the subscription that received it.
-    pub fn read(&self, source: LetterSource, delivery: &Delivery, session: &str, now: Timestamp) -> NewStoredLetter {
+    pub fn read(
+        &self,
+        source: LetterSource,
+        delivery: &Delivery,
+        session: &str,
+        access: BodyAccess,
+        now: Timestamp,
+    ) -> NewStoredLetter {
         let cause = self.cause(source, delivery, now);
-        let Reading { mut order, identity: identity_of_order } = self.order(delivery, &cause);
-        let event = self.is_readable(delivery).then(|| delivery.message.cloud_event_identity(self.max_body)).flatten();
+        let (Reading { mut order, identity: identity_of_order }, event, text) = match access {
+            BodyAccess::Read => (
+                self.order(delivery, &cause),
+                delivery.message.cloud_event_identity(self.max_body),
+                self.text(delivery),
+            ),
+            BodyAccess::Unread => (Reading::default(), None, None),
+        };
         let provenance = Provenance { cloud_event: event.as_deref(), ..self.provenance(delivery, cause.is_copy) };
         let says_which = delivery.message.properties.message_id.as_deref().is_some_and(|id| !id.is_empty())
             || event.is_some()
             || cause.is_copy && delivery.message.headers.contains_key(names::IDENTITY);
+        // Two messages with the same content are the same order, however often it was published.
+        let identification =
+            if says_which || identity_of_order.is_some() { Identification::ById } else { Identification::Unidentified };
         let identity = identity_of_order.or_else(|| says_which.then(|| delivery.identity(provenance)));
         if order.id.is_none() && provenance.sender == Sender::Own {
             order.id = identity.as_deref().and_then(order_of_event);
@@ -88,7 +120,7 @@ impl LetterReader {
         let published = without_counts(&message.headers);
         let queue = source.as_str();
         NewStoredLetter {
-            search: search_text(delivery, &cause, identity.as_deref(), &order, self.text(delivery).as_deref()),
+            search: search_text(delivery, &cause, identity.as_deref(), &order, text.as_deref()),
             source,
             origin: cause.origin,
             reason: cause.reason,
@@ -105,16 +137,14 @@ impl LetterReader {
             message_id: message.properties.message_id.clone(),
             user_id: message.properties.user_id.clone(),
             failed_at: cause.failed_at,
+            died_at: cause.died_at,
             at: now,
             properties: properties_json(&message.properties).to_string(),
             headers: headers_json(&published).to_string(),
             body: message.body.clone(),
             fingerprint: fingerprint(queue, delivery),
-            identification: match (says_which, delivery.redelivered) {
-                (true, _) => Identification::ById,
-                (false, false) => Identification::New,
-                (false, true) => Identification::Redelivered,
-            },
+            identification,
+            redelivered: delivery.redelivered,
             session: session.to_owned(),
         }
     }
@@ -134,6 +164,7 @@ impl LetterReader {
             consumer: String::new(),
             retries: 0,
             failed_at: now,
+            died_at: None,
             is_copy: false,
         };
         match (source, death) {
@@ -151,7 +182,8 @@ impl LetterReader {
                 let reason = BROKER_REASONS.into_iter().find(|known| *known == reason).unwrap_or(OTHER);
                 if is_copy {
                     let provenance = self.provenance(delivery, true);
-                    return self.of_copy(delivery, provenance, LetterOrigin::Broker, reason, now);
+                    let cause = self.of_copy(delivery, provenance, LetterOrigin::Broker, reason, now);
+                    return Cause { died_at: death.at, ..cause };
                 }
                 let by_key = delivery.routing_key.strip_prefix(ExchangeNames::FAILED_KEY);
                 let by_key = by_key.and_then(|rest| rest.strip_prefix('.')).map(str::to_owned);
@@ -159,6 +191,7 @@ impl LetterReader {
                     consumer: self.name_of(death.queue).or(by_key).unwrap_or_default(),
                     queue: Some(death.queue.to_owned()),
                     failed_at: death.at.unwrap_or(now),
+                    died_at: death.at,
                     ..plain(LetterOrigin::Broker, reason)
                 }
             }
@@ -189,14 +222,12 @@ impl LetterReader {
             queue,
             retries,
             failed_at,
+            died_at: None,
             is_copy: true,
         }
     }
 
     fn order(&self, delivery: &Delivery, cause: &Cause) -> Reading {
-        if !self.is_readable(delivery) {
-            return Reading::default();
-        }
         let consumers = self.consumers.borrow();
         let by_name = |name: &str| consumers.values().find(|consumer| *consumer.name == *name);
         match cause.queue.as_deref().and_then(|queue| consumers.get(queue)).or_else(|| by_name(&cause.consumer)) {
@@ -219,16 +250,8 @@ impl LetterReader {
 
     /// The text of the body, for a search.
     fn text(&self, delivery: &Delivery) -> Option<String> {
-        if !self.is_readable(delivery) {
-            return None;
-        }
         let text = delivery.message.text(self.max_body).ok()?;
         Some(text[..text.floor_char_boundary(MAX_SEARCH_BYTES)].to_owned())
-    }
-
-    /// Whether its body is read.
-    fn is_readable(&self, delivery: &Delivery) -> bool {
-        delivery.delivery_count() < READ_ATTEMPTS
     }
 
     fn name_of(&self, queue: &str) -> Option<String> {

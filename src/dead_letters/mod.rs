@@ -16,4 +16,4 @@ mod message_json;
 mod order;
 
 pub use collector::{Collector, CollectorDeps};
-pub use letter_reader::{KnownConsumer, KnownConsumers, LetterReader};
+pub use letter_reader::{BodyAccess, KnownConsumer, KnownConsumers, LetterReader};

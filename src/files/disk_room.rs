@@ -8,7 +8,7 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
-use rustix::fs::{FallocateFlags, OFlags, fallocate};
+use rustix::fs::{FallocateFlags, OFlags, fallocate, statvfs};
 use rustix::io::Errno;
 
 /// How much is reserved for a moment, in bytes: more than a commit of the ledger usually needs.
@@ -28,6 +28,22 @@ fn reserve(directory: &Path) -> io::Result<()> {
     }
 }
 
+/// What a file system has, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DiskSpace {
+    /// What orderd's user may still use.
+    pub free: u64,
+    /// All of it.
+    pub total: u64,
+}
+
+/// What the file system of a directory has; `None` if that cannot be found out. A quota is not considered.
+pub fn disk_space(directory: &Path) -> Option<DiskSpace> {
+    let found = statvfs(directory).ok()?;
+    let bytes = |blocks: u64| blocks.saturating_mul(found.f_frsize);
+    Some(DiskSpace { free: bytes(found.f_bavail), total: bytes(found.f_blocks) })
+}
+
 /// Whether an error means that the disk or a quota is full.
 pub fn is_disk_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
@@ -43,6 +59,9 @@ mod tests {
         assert!(!has_no_room(directory.path()));
         assert_eq!(directory.path().read_dir().unwrap().count(), 0);
         assert!(!has_no_room(&directory.path().join("missing")), "that cannot be found out");
+        let space = disk_space(directory.path()).unwrap();
+        assert!(space.free > 0 && space.free <= space.total, "{space:?}");
+        assert_eq!(disk_space(&directory.path().join("missing")), None);
     }
 
     #[test]

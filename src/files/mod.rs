@@ -28,7 +28,7 @@ mod read;
 mod rewrite;
 mod rolling;
 
-pub use disk_room::{has_no_room, is_disk_full};
+pub use disk_room::{DiskSpace, disk_space, has_no_room, is_disk_full};
 pub use file_system::{remote_file_system, volatile_file_system};
 pub use inherited::close_inherited_in_children;
 pub use last_line::IncompleteLine;

@@ -56,6 +56,8 @@ struct Tables {
     claims: MemoryClaims,
     alerts: AlertBook,
     letters: MemoryLetters,
+    /// Why the next letter cannot be stored.
+    next_letter_fails: Option<OutageCause>,
 }
 
 #[derive(Debug)]
@@ -126,6 +128,11 @@ impl MemoryLedger {
     /// Begins an outage: entries wait until it ends.
     pub(crate) fn begin_outage(&self, cause: OutageCause) {
         self.state.unavailable(cause, None);
+    }
+
+    /// The next message from a dead letter queue cannot be stored, without an outage.
+    pub(crate) fn refuse_next_letter(&self, cause: OutageCause) {
+        self.tables().next_letter_fails = Some(cause);
     }
 
     /// Ends the outage.
@@ -209,14 +216,17 @@ impl LedgerWriter for MemoryLedger {
 
 impl LetterWriter for MemoryLedger {
     fn store_letter(&self, letter: NewStoredLetter) -> BoxFuture<'static, Result<StoreAnswer, LedgerError>> {
-        self.write(|tables| Ok(tables.letters.store(letter)))
+        self.write(|tables| match tables.next_letter_fails.take() {
+            Some(cause) => {
+                let source = Arc::new(std::io::Error::other("no room for this letter"));
+                Err(LedgerError::Unavailable { action: "store a letter", cause, source })
+            }
+            None => Ok(tables.letters.store(letter)),
+        })
     }
 
-    fn end_session(&self, session: String) -> BoxFuture<'static, Result<(), LedgerError>> {
-        self.write(move |tables| {
-            tables.letters.end_session(&session);
-            Ok(())
-        })
+    fn begin_reading(&self, fingerprint: [u8; 32], process: String) -> BoxFuture<'static, Result<bool, LedgerError>> {
+        self.write(move |tables| Ok(tables.letters.begin_reading(fingerprint, process)))
     }
 }
 

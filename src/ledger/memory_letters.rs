@@ -1,53 +1,53 @@
 //! Stored dead letters in memory.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 use super::dead_letters::{
     Cause, Counted, DeadLetter, DeadLetterContent, DeadLetterDetail, DeadLetterFilter, DeadLetterGroups,
-    DeadLetterPage, DeadLetterQuery, GroupBuilder, Identification, LetterState, NewStoredLetter, OpenBuilder,
+    DeadLetterPage, DeadLetterQuery, GroupBuilder, Identification, LetterOrigin, LetterState, NewStoredLetter, OpenBuilder,
     OpenDeadLetters, StoreAnswer, WholeDeadLetters,
 };
+
+/// A stored message.
+#[derive(Debug)]
+struct MemoryLetter {
+    letter: NewStoredLetter,
+    state: LetterState,
+    maybe_duplicate_of: Option<i64>,
+}
 
 /// The stored messages; a message's number is its place, from 1.
 #[derive(Debug, Default)]
 pub(super) struct MemoryLetters {
-    letters: Vec<NewStoredLetter>,
-    /// Subscriptions that have not ended cleanly.
-    sessions: BTreeSet<String>,
+    letters: Vec<MemoryLetter>,
+    /// The process that began to read a message, by fingerprint.
+    readings: BTreeMap<[u8; 32], String>,
 }
 
 impl MemoryLetters {
     pub fn store(&mut self, letter: NewStoredLetter) -> StoreAnswer {
-        let same = |(_, known): &(usize, &NewStoredLetter)| known.fingerprint == letter.fingerprint;
-        let is_unsure = |(_, known): &(usize, &NewStoredLetter)| {
-            known.session != letter.session && self.sessions.contains(&known.session)
+        self.readings.remove(&letter.fingerprint);
+        let last = |is_meant: &dyn Fn(&MemoryLetter) -> bool| self.letters.iter().rposition(is_meant).map(number);
+        let is_same = |known: &MemoryLetter| known.letter.fingerprint == letter.fingerprint;
+        let original = match letter.identification {
+            Identification::ById => last(&|known| is_same(known) && !known.state.is_closed()),
+            Identification::Unidentified => None,
         };
-        let stored = || self.letters.iter().enumerate().filter(same);
-        let found = match letter.identification {
-            Identification::New => None,
-            Identification::ById => stored().map(|(index, _)| index).last(),
-            Identification::Redelivered => match stored().filter(is_unsure).collect::<Vec<_>>()[..] {
-                [(index, _)] => Some(index),
-                _ => None,
-            },
-        };
-        self.sessions.insert(letter.session.clone());
-        if let Some(index) = found {
-            if letter.identification == Identification::Redelivered {
-                self.letters[index].session = letter.session;
-            }
-            return StoreAnswer::Duplicate(number(index));
+        if let Some(id) = original {
+            return StoreAnswer::Duplicate(id);
         }
-        self.letters.push(letter);
+        let is_of_other_session = |known: &MemoryLetter| is_same(known) && known.letter.session != letter.session;
+        let maybe_duplicate_of = letter.redelivered.then(|| last(&is_of_other_session)).flatten();
+        self.letters.push(MemoryLetter { letter, state: LetterState::Open, maybe_duplicate_of });
         StoreAnswer::Stored(number(self.letters.len() - 1))
     }
 
-    pub fn end_session(&mut self, session: &str) {
-        self.sessions.remove(session);
+    pub fn begin_reading(&mut self, fingerprint: [u8; 32], process: String) -> bool {
+        *self.readings.entry(fingerprint).or_insert_with(|| process.clone()) != process
     }
 
     pub fn page(&self, query: &DeadLetterQuery) -> DeadLetterPage {
-        let found = self.found(&query.filter).map(|(id, letter)| row(id, letter));
+        let found = self.found(&query.filter).map(|(id, known)| row(id, known));
         let mut letters: Vec<_> = found
             .filter(|letter| query.before.is_none_or(|before| letter.id < before))
             .filter(|letter| query.after.is_none_or(|after| letter.id > after))
@@ -77,34 +77,37 @@ impl MemoryLetters {
 
     pub fn groups(&self, filter: &DeadLetterFilter) -> DeadLetterGroups {
         let mut groups = GroupBuilder::default();
-        self.found(filter).for_each(|(id, letter)| groups.add(counted(id, letter)));
+        self.found(filter).for_each(|(id, known)| groups.add(counted(id, &known.letter)));
         groups.finish()
     }
 
     pub fn open(&self) -> OpenDeadLetters {
         let mut sums = OpenBuilder::default();
-        self.found(&DeadLetterFilter::default()).for_each(|(id, letter)| sums.add(counted(id, letter)));
+        let all = DeadLetterFilter::default();
+        let open = self.found(&all).filter(|(_, known)| !known.state.is_closed());
+        open.for_each(|(id, known)| sums.add(counted(id, &known.letter)));
         sums.finish()
     }
 
     /// Without attempts and steps.
     pub fn detail(&self, id: i64) -> Option<DeadLetterDetail> {
-        let letter = self.letters.get(usize::try_from(id).ok()?.checked_sub(1)?)?;
+        let known = self.letters.get(usize::try_from(id).ok()?.checked_sub(1)?)?;
+        let letter = &known.letter;
         let json = |text: &str| serde_json::from_str(text).expect("it was JSON");
         let content = DeadLetterContent {
             revision: 0,
-            properties: json(&letter.properties),
+                properties: json(&letter.properties),
             headers: json(&letter.headers),
             body: letter.body.to_vec(),
         };
         let products = letter.order.products.clone();
-        Some(DeadLetterDetail { letter: row(id, letter), products, content, attempts: Vec::new(), steps: Vec::new() })
+        Some(DeadLetterDetail { letter: row(id, known), products, content, attempts: Vec::new(), steps: Vec::new() })
     }
 
     /// Oldest first.
-    fn found<'a>(&'a self, filter: &'a DeadLetterFilter) -> impl Iterator<Item = (i64, &'a NewStoredLetter)> {
-        let all = self.letters.iter().enumerate().map(|(index, letter)| (number(index), letter));
-        all.filter(|(_, letter)| matches(filter, letter))
+    fn found<'a>(&'a self, filter: &'a DeadLetterFilter) -> impl Iterator<Item = (i64, &'a MemoryLetter)> {
+        let all = self.letters.iter().enumerate().map(|(index, known)| (number(index), known));
+        all.filter(|(_, known)| matches(filter, known))
     }
 }
 
@@ -112,10 +115,10 @@ fn number(index: usize) -> i64 {
     i64::try_from(index + 1).expect("tests store few letters")
 }
 
-fn matches(filter: &DeadLetterFilter, letter: &NewStoredLetter) -> bool {
+fn matches(filter: &DeadLetterFilter, MemoryLetter { letter, state, .. }: &MemoryLetter) -> bool {
     let is = |wanted: &Option<String>, text: &str| wanted.as_ref().is_none_or(|wanted| wanted == text);
     let is_some = |wanted: &Option<String>, text: &Option<String>| wanted.is_none() || wanted == text;
-    (filter.states.is_empty() || filter.states.contains(&LetterState::Open))
+    (filter.states.is_empty() || filter.states.contains(state))
         && filter.source.is_none_or(|source| source == letter.source)
         && is(&filter.reason, &letter.reason)
         && is(&filter.code, &letter.code)
@@ -140,15 +143,18 @@ fn counted(id: i64, letter: &NewStoredLetter) -> Counted {
     Counted { id, cause, total, failed_at: letter.failed_at }
 }
 
-fn row(id: i64, letter: &NewStoredLetter) -> DeadLetter {
-    let letter = letter.clone();
+fn row(id: i64, known: &MemoryLetter) -> DeadLetter {
+    let MemoryLetter { state, maybe_duplicate_of, .. } = *known;
+    let letter = known.letter.clone();
+    let broker_reason = (letter.origin == LetterOrigin::Broker).then(|| letter.reason.clone());
     let (total, currency) = letter.order.total.unzip();
     DeadLetter {
         id,
-        state: LetterState::Open,
+        state,
         source: letter.source,
         origin: letter.origin,
         reason: letter.reason,
+        broker_reason,
         code: letter.code,
         failure_kind: letter.failure_kind,
         failure_reason: letter.failure_reason,
@@ -170,5 +176,7 @@ fn row(id: i64, letter: &NewStoredLetter) -> DeadLetter {
         failed_at: letter.failed_at,
         collected_at: letter.at,
         note: None,
+        maybe_duplicate_of,
+        erased: false,
     }
 }

@@ -66,17 +66,20 @@ pub trait LedgerWriter: Send + Sync + 'static {
 /// Stores messages from the dead letter queues.
 pub trait LetterWriter: Send + Sync + 'static {
     /// Stores a message from `dead_letter_queue` or `unrouted_queue`, unless it is stored already. Its ack must wait for the answer.
-    /// If the broker itself dead-lettered the message, what is recorded about its dead-lettering replaces the broker's reason.
+    /// If the broker itself dead-lettered the message, what is recorded about this dead-lettering replaces the broker's reason.
+    /// Messages wait for each other, and never take the room of what the consumers record.
     ///
     /// # Errors
-    /// As for [`LedgerWriter::record`].
+    /// As for [`LedgerWriter::record`]. Also [`LedgerError::Unavailable`] if there is no room for the message alone: then there is no
+    /// outage.
     fn store_letter(&self, letter: NewStoredLetter) -> BoxFuture<'static, Result<StoreAnswer, LedgerError>>;
 
-    /// Records that a subscription has ended cleanly: the broker has received the acks of all that it has stored.
+    /// Records that `process` is about to read the body of a message that may have ended a process before. Storing the message ends
+    /// the reading. Answers whether another process has begun to read it and has not stored it: then this one must not read it.
     ///
     /// # Errors
     /// As for [`LedgerWriter::record`].
-    fn end_session(&self, session: String) -> BoxFuture<'static, Result<(), LedgerError>>;
+    fn begin_reading(&self, fingerprint: [u8; 32], process: String) -> BoxFuture<'static, Result<bool, LedgerError>>;
 }
 
 /// Reads what is recorded, each answer from one snapshot. Reading works in any process, while a daemon writes and while

@@ -27,6 +27,36 @@ impl KeptCause {
     }
 }
 
+/// Why nothing is taken out of the queues for now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HoldCause {
+    /// Not all consumers have a subscription yet.
+    Consumers,
+    /// A consumer or the publisher gets no connection, because a limit of the broker is reached.
+    ConnectionLimit,
+    /// The ledger's disk is nearly full.
+    DiskSpace,
+}
+
+impl HoldCause {
+    /// Its name in the status.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            HoldCause::Consumers => "consumers",
+            HoldCause::ConnectionLimit => "connection_limit",
+            HoldCause::DiskSpace => "disk_space",
+        }
+    }
+
+    /// Whether a subscription must end, and not only wait to begin.
+    pub fn ends_subscription(self) -> bool {
+        match self {
+            HoldCause::Consumers => false,
+            HoldCause::ConnectionLimit | HoldCause::DiskSpace => true,
+        }
+    }
+}
+
 /// What a delivery has come to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Collected {
@@ -45,6 +75,8 @@ pub struct CollectorReading {
     pub subscribed: bool,
     /// Why its last attempt to subscribe failed.
     pub subscribe_error: Option<String>,
+    /// Why it does not subscribe for now.
+    pub hold: Option<HoldCause>,
     /// Subscriptions since the start.
     pub subscriptions: u64,
     /// Deliveries received.
@@ -57,9 +89,10 @@ pub struct CollectorReading {
     pub released: u64,
     /// Received and not settled, those that stay in the queue included.
     pub in_flight: u64,
-    /// Those of them that stay in the queue, because they are too large.
+    /// Messages that stay in the queue, because they are too large. A new subscription does not change that before it has
+    /// received them again.
     pub too_large: u64,
-    /// Those of them that stay in the queue, because the ledger refuses them.
+    /// Messages that stay in the queue, because the ledger refuses them.
     pub refused: u64,
 }
 
@@ -73,55 +106,95 @@ impl CollectorReading {
     }
 }
 
+/// Messages that stay in the queue.
+#[derive(Debug, Clone, Copy, Default)]
+struct Kept {
+    too_large: u64,
+    refused: u64,
+}
+
+impl Kept {
+    fn max(self, other: Kept) -> Kept {
+        Kept { too_large: self.too_large.max(other.too_large), refused: self.refused.max(other.refused) }
+    }
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Without the messages that stay in the queue.
+    reading: CollectorReading,
+    /// Found by this subscription.
+    kept: Kept,
+    /// Found by the one before, until this one has received them again.
+    kept_before: Kept,
+}
+
 /// The counters of one collector.
 #[derive(Debug, Default)]
-pub struct CollectorCounters(Mutex<CollectorReading>);
+pub struct CollectorCounters(Mutex<State>);
 
 impl CollectorCounters {
     /// All counts at one time.
     pub fn read(&self) -> CollectorReading {
-        self.lock().clone()
+        let state = self.lock();
+        let Kept { too_large, refused } = state.kept.max(state.kept_before);
+        CollectorReading { too_large, refused, ..state.reading.clone() }
     }
 
     /// Whether it is to collect.
     pub fn set_enabled(&self, enabled: bool) {
-        self.lock().enabled = enabled;
+        let mut state = self.lock();
+        state.reading.enabled = enabled;
+        (state.reading.hold, state.kept_before) = (None, Kept::default());
+    }
+
+    /// Why it does not subscribe for now.
+    pub fn set_hold(&self, cause: Option<HoldCause>) {
+        self.lock().reading.hold = cause;
     }
 
     /// An attempt to subscribe has failed.
     pub fn subscribe_failed(&self, error: String) {
-        self.lock().subscribe_error = Some(error);
+        self.lock().reading.subscribe_error = Some(error);
     }
 
     /// It has subscribed.
     pub fn subscribed(&self) {
-        let mut state = self.lock();
-        (state.subscribed, state.subscribe_error) = (true, None);
-        state.subscriptions += 1;
+        let reading = &mut self.lock().reading;
+        (reading.subscribed, reading.subscribe_error) = (true, None);
+        reading.subscriptions += 1;
+    }
+
+    /// The subscription has received again what stays in the queue.
+    pub fn has_received_kept(&self) {
+        self.lock().kept_before = Kept::default();
     }
 
     /// The subscription has ended: what was not settled returns to the queue.
     pub fn unsubscribed(&self) {
         let mut state = self.lock();
-        state.subscribed = false;
-        state.released += state.in_flight;
-        (state.in_flight, state.too_large, state.refused) = (0, 0, 0);
+        state.kept_before = state.kept.max(state.kept_before);
+        state.kept = Kept::default();
+        let reading = &mut state.reading;
+        reading.subscribed = false;
+        reading.released += reading.in_flight;
+        reading.in_flight = 0;
     }
 
     /// A delivery was received.
     pub fn received(&self) {
-        let mut state = self.lock();
-        state.received += 1;
-        state.in_flight += 1;
+        let reading = &mut self.lock().reading;
+        reading.received += 1;
+        reading.in_flight += 1;
     }
 
     /// A delivery is acked.
     pub fn collected(&self, outcome: Collected) {
-        let mut state = self.lock();
-        state.in_flight -= 1;
+        let reading = &mut self.lock().reading;
+        reading.in_flight -= 1;
         match outcome {
-            Collected::Stored => state.stored += 1,
-            Collected::Duplicate => state.duplicates += 1,
+            Collected::Stored => reading.stored += 1,
+            Collected::Duplicate => reading.duplicates += 1,
         }
     }
 
@@ -129,12 +202,12 @@ impl CollectorCounters {
     pub fn kept(&self, cause: KeptCause) {
         let mut state = self.lock();
         match cause {
-            KeptCause::TooLarge => state.too_large += 1,
-            KeptCause::Refused => state.refused += 1,
+            KeptCause::TooLarge => state.kept.too_large += 1,
+            KeptCause::Refused => state.kept.refused += 1,
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, CollectorReading> {
+    fn lock(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -154,7 +227,27 @@ mod tests {
         let reading = counters.read();
         assert_eq!((reading.received, reading.in_flight, reading.kept(KeptCause::TooLarge)), (5, 3, 1));
         counters.unsubscribed();
-        let CollectorReading { received, stored, duplicates, released, in_flight, too_large, .. } = counters.read();
-        assert_eq!((received, stored + duplicates + released, in_flight, too_large), (5, 5, 0, 0));
+        let CollectorReading { received, stored, duplicates, released, in_flight, .. } = counters.read();
+        assert_eq!((received, stored + duplicates + released, in_flight), (5, 5, 0));
+    }
+
+    #[test]
+    fn what_stays_in_the_queue_is_counted_without_a_gap_while_a_subscription_is_renewed() {
+        let counters = CollectorCounters::default();
+        let too_large = || counters.read().too_large;
+        counters.subscribed();
+        (0..2).for_each(|_| counters.kept(KeptCause::TooLarge));
+        for _ in 0..2 {
+            counters.unsubscribed();
+            assert_eq!(too_large(), 2, "between two subscriptions");
+            counters.subscribed();
+            counters.kept(KeptCause::TooLarge);
+            assert_eq!(too_large(), 2, "before it has received both again");
+        }
+        counters.has_received_kept();
+        assert_eq!(too_large(), 1, "the other was removed");
+        counters.unsubscribed();
+        counters.set_enabled(false);
+        assert_eq!(too_large(), 0);
     }
 }

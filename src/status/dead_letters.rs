@@ -55,6 +55,9 @@ pub struct CollectorStatus {
     pub subscribed: bool,
     /// Why its last attempt to subscribe failed.
     pub subscribe_error: Option<String>,
+    /// Why it does not subscribe for now: `consumers`, `connection_limit` or `disk_space`.
+    #[serde(default)]
+    pub hold: Option<String>,
     /// Messages received; `received = stored + duplicates + released + in_flight`.
     pub received: u64,
     /// Stored.
@@ -65,9 +68,9 @@ pub struct CollectorStatus {
     pub released: u64,
     /// Received and neither acked nor returned, those that stay in the queue included.
     pub in_flight: u64,
-    /// Those that stay in the queue because they are larger than `broker.max_body`.
+    /// Messages that stay in the queue because they are larger than `broker.max_body`.
     pub too_large: u64,
-    /// Those that stay in the queue because the ledger refuses them.
+    /// Messages that stay in the queue because the ledger refuses them.
     pub refused: u64,
 }
 
@@ -136,12 +139,13 @@ impl DeadLetterRegistry {
 
 impl From<CollectorReading> for CollectorStatus {
     fn from(reading: CollectorReading) -> Self {
-        let CollectorReading { enabled, subscribed, subscribe_error, received, stored, duplicates, .. } = reading;
+        let CollectorReading { enabled, subscribed, subscribe_error, received, stored, duplicates, hold, .. } = reading;
         let CollectorReading { released, in_flight, too_large, refused, .. } = reading;
         CollectorStatus {
             enabled,
             subscribed,
             subscribe_error,
+            hold: hold.map(|cause| cause.as_str().to_owned()),
             received,
             stored,
             duplicates,

@@ -10,7 +10,7 @@ use super::*;
 use crate::dead_letters::KnownConsumers;
 use crate::ledger::memory::MemoryLedger;
 use crate::ledger::{DeadLetterFilter, DeadLetterQuery, LedgerMaintenance, LedgerReader, OutageCause};
-use crate::message::{ExchangeNames, Message, SettleError, Settler, SubscribeError, TrustedUsers};
+use crate::message::{ExchangeNames, HeaderValue, Message, SettleError, Settler, SubscribeError, TrustedUsers, names};
 
 type Settled = Arc<Mutex<Vec<(u64, Settlement)>>>;
 type Feed = mpsc::UnboundedSender<Delivery>;
@@ -71,14 +71,21 @@ struct Env {
     counters: Arc<CollectorCounters>,
     stop: CancellationToken,
     task: tokio::task::JoinHandle<Result<(), Infallible>>,
+    hold: watch::Sender<Option<HoldCause>>,
     tags: u64,
     _consumers: watch::Sender<KnownConsumers>,
 }
 
 impl Env {
     async fn start() -> Env {
+        let env = Env::new(None);
+        env.until(|env| env.counters.read().subscribed).await;
+        env
+    }
+
+    fn new(hold: Option<HoldCause>) -> Env {
         let (queue, ledger) = (Arc::new(FakeQueue::default()), Arc::new(MemoryLedger::default()));
-        let consumers = watch::Sender::new(BTreeMap::new());
+        let (consumers, hold) = (watch::Sender::new(BTreeMap::new()), watch::Sender::new(hold));
         let reader = LetterReader {
             names: Arc::new(ExchangeNames::new("orders")),
             users: Arc::new(TrustedUsers::known("orderd")),
@@ -89,6 +96,7 @@ impl Env {
             source: Arc::clone(&queue) as Arc<dyn Consumer>,
             ledger: Arc::clone(&ledger) as Arc<dyn LetterWriter>,
             ledger_state: ledger.state(),
+            hold: hold.subscribe(),
             reader: Arc::new(reader),
             reconnect_max: Duration::from_secs(1),
             shutdown: Shutdown::new(),
@@ -96,9 +104,7 @@ impl Env {
         let (counters, stop) = (Arc::new(CollectorCounters::default()), CancellationToken::new());
         let collector = Collector::new(LetterSource::DeadLetterQueue, deps, Arc::clone(&counters), stop.clone());
         let task = tokio::spawn(Arc::new(collector).run());
-        let env = Env { queue, ledger, counters, stop, task, tags: 0, _consumers: consumers };
-        env.until(|env| env.counters.read().subscribed).await;
-        env
+        Env { queue, ledger, counters, stop, task, hold, tags: 0, _consumers: consumers }
     }
 
     async fn until(&self, is: impl Fn(&Env) -> bool) {
@@ -109,17 +115,23 @@ impl Env {
 
     /// Delivers a message; `unread`: how much of its body is missing.
     fn deliver(&mut self, body: &'static str, unread: usize) -> u64 {
+        let delivery = self.delivery(body, unread, None);
+        self.queue.feed.lock().unwrap().as_ref().unwrap().send(delivery).unwrap();
+        self.tags
+    }
+
+    /// `count`: how often the broker has delivered it before.
+    fn delivery(&mut self, body: &'static str, unread: usize, count: Option<i64>) -> Delivery {
         self.tags += 1;
-        let message = Message { body: Bytes::from_static(body.as_bytes()), unread, ..Message::default() };
-        let delivery = Delivery {
+        let headers = count.map(|count| (names::DELIVERY_COUNT.to_owned(), HeaderValue::I64(count))).into_iter().collect();
+        let message = Message { body: Bytes::from_static(body.as_bytes()), headers, unread, ..Message::default() };
+        Delivery {
             id: DeliveryId { connection: 1, tag: self.tags },
             exchange: String::new(),
             routing_key: "dead_letter_queue".to_owned(),
-            redelivered: false,
+            redelivered: count.is_some(),
             message,
-        };
-        self.queue.feed.lock().unwrap().as_ref().unwrap().send(delivery).unwrap();
-        self.tags
+        }
     }
 
     fn settled(&self) -> Vec<(u64, Settlement)> {
@@ -199,4 +211,54 @@ async fn a_collector_that_is_stopped_during_an_outage_leaves_what_it_has_receive
     let settled = env.queue.settled.lock().unwrap().clone();
     assert_eq!((settled, env.counters.read().released), (vec![], 1));
     assert!(env.queue.feed.lock().unwrap().is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn dead_letters_wait_for_the_consumers_and_give_way_when_those_need_the_connection_or_the_disk() {
+    let mut env = Env::new(Some(HoldCause::Consumers));
+    env.until(|env| env.counters.read().hold == Some(HoldCause::Consumers)).await;
+    assert!(env.queue.prefetches.lock().unwrap().is_empty());
+    for cause in [HoldCause::ConnectionLimit, HoldCause::DiskSpace] {
+        env.hold.send_replace(None);
+        env.until(|env| env.counters.read().subscribed).await;
+        env.hold.send_replace(Some(HoldCause::Consumers));
+        let tag = env.deliver("a", 0);
+        env.until(|env| env.settled().contains(&(tag, Settlement::Ack))).await;
+        assert!(env.counters.read().subscribed, "a consumer that subscribes anew needs no other connection");
+        env.hold.send_replace(Some(cause));
+        env.until(|env| env.counters.read().hold == Some(cause)).await;
+        assert!(!env.counters.read().subscribed && env.queue.feed.lock().unwrap().is_none());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dead_letter_that_the_ledger_has_no_room_for_stays_in_its_queue_and_is_tried_again_later() {
+    let mut env = Env::start().await;
+    env.ledger.refuse_next_letter(OutageCause::DiskFull);
+    env.deliver("a", 0);
+    env.until(|env| env.counters.read().hold == Some(HoldCause::DiskSpace)).await;
+    assert_eq!((env.settled(), env.counters.read().released), (vec![], 1));
+    tokio::time::advance(NO_ROOM_WAIT).await;
+    env.until(|env| env.counters.read().subscribed).await;
+    let again = env.deliver("a", 0);
+    env.until(|env| env.settled() == [(again, Settlement::Ack)]).await;
+    assert_eq!(env.counters.read().hold, None);
+}
+
+#[tokio::test]
+async fn a_message_that_came_back_often_is_read_unless_a_process_ended_while_it_did() {
+    let order = r#"{"id":"ord-1","product":"Laptop","quantity":3,"price":"400.00","currency":"EUR"}"#;
+    for (is_marked, expected) in [(false, Some("ord-1")), (true, None)] {
+        let mut env = Env::start().await;
+        let delivery = env.delivery(order, 0, Some(7));
+        let print = fingerprint("dead_letter_queue", &delivery);
+        if is_marked {
+            assert!(!env.ledger.begin_reading(print, "another process".to_owned()).await.unwrap());
+        }
+        env.queue.feed.lock().unwrap().as_ref().unwrap().send(delivery).unwrap();
+        env.until(|env| !env.settled().is_empty()).await;
+        let letter = env.ledger.dead_letter(1).await.unwrap().unwrap().letter;
+        assert_eq!(letter.order_id.as_deref(), expected, "marked: {is_marked}");
+        assert!(!env.ledger.begin_reading(print, "a third process".to_owned()).await.unwrap(), "the mark is removed");
+    }
 }

@@ -70,7 +70,7 @@ fn now() -> Timestamp {
 }
 
 fn read(delivery: &Delivery) -> NewStoredLetter {
-    reader().read(LetterSource::DeadLetterQueue, delivery, "session", now())
+    reader().read(LetterSource::DeadLetterQueue, delivery, "session", BodyAccess::Read, now())
 }
 
 #[test]
@@ -109,9 +109,17 @@ fn headers_of_anyone_else_are_kept_and_not_believed() {
         assert_eq!(letter.failed_at, now());
         assert_eq!(letter.order.id.as_deref(), Some("ord-1"), "it is a valid order all the same");
     }
-    assert_eq!(read(&delivery(None, "", &[], "x")).identification, Identification::New);
-    let redelivered = Delivery { redelivered: true, ..delivery(None, "", &[], "x") };
-    assert_eq!(read(&redelivered).identification, Identification::Redelivered);
+}
+
+#[test]
+fn a_message_is_recognized_by_its_id_or_by_the_order_that_it_is() {
+    let of = |body| read(&delivery(None, "", &[], body)).identification;
+    assert_eq!((of("x"), of(ORDER)), (Identification::Unidentified, Identification::ById));
+    let mut with_id = delivery(None, "", &[], "x");
+    with_id.message.properties.message_id = Some("m-1".to_owned());
+    with_id.redelivered = true;
+    let letter = read(&with_id);
+    assert_eq!((letter.identification, letter.redelivered), (Identification::ById, true));
 }
 
 #[test]
@@ -136,21 +144,24 @@ fn a_message_that_the_broker_dead_lettered_has_the_brokers_reason_and_queue() {
 #[test]
 fn an_unrouted_message_is_read_by_the_formats_of_the_consumers() {
     let typo = delivery(None, "orders.unrouted", &[], ORDER);
-    let letter = reader().read(LetterSource::UnroutedQueue, &typo, "session", now());
+    let letter = reader().read(LetterSource::UnroutedQueue, &typo, "session", BodyAccess::Read, now());
     assert_eq!((letter.reason.as_str(), letter.identity.as_deref()), ("unrouted", Some("ord-1")));
     assert_eq!(letter.order.total.as_ref().map(|(total, _)| total.as_str()), Some("1200.00"));
     let mut event = delivery(Some("orderd"), "orders.unrouted", &[], r#"{"x":1}"#);
     event.message.properties.message_id = Some("ord-1/notification/processed".to_owned());
-    let letter = reader().read(LetterSource::UnroutedQueue, &event, "session", now());
+    let letter = reader().read(LetterSource::UnroutedQueue, &event, "session", BodyAccess::Read, now());
     assert_eq!((letter.origin, letter.order.id.as_deref()), (LetterOrigin::Orderd, Some("ord-1")));
 }
 
 #[test]
-fn a_message_that_may_have_ended_the_process_is_stored_unread() {
+fn a_message_that_has_ended_a_process_is_stored_unread() {
     let mut poison = copy(ORDER);
     poison.message.headers.insert("x-delivery-count".to_owned(), HeaderValue::I64(3));
-    let letter = read(&poison);
+    assert!(LetterReader::is_suspicious(&poison) && !LetterReader::is_suspicious(&copy(ORDER)));
+    let unread = |delivery| reader().read(LetterSource::DeadLetterQueue, delivery, "s", BodyAccess::Unread, now());
+    let letter = unread(&poison);
     assert_eq!((letter.order, letter.code.as_str()), (LetterOrder::default(), "card_expired"));
     assert_eq!(letter.fingerprint, read(&copy(ORDER)).fingerprint, "it is the same message");
     assert!(!letter.headers.contains("x-delivery-count"));
+    assert_eq!(read(&poison).identity.as_deref(), Some("ord-1"), "that it has come back often is no reason");
 }

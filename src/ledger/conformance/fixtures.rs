@@ -130,6 +130,7 @@ pub(crate) fn stored_letter(identity: &str, content: u8) -> NewStoredLetter {
         message_id: Some(identity.to_owned()),
         user_id: Some("orderd".to_owned()),
         failed_at: at(6_000),
+        died_at: None,
         at: at(7_000),
         properties: r#"{"message_id":"ord-1"}"#.to_owned(),
         headers: r#"{"x-retry-count":{"type":"long","value":3}}"#.to_owned(),
@@ -137,6 +138,7 @@ pub(crate) fn stored_letter(identity: &str, content: u8) -> NewStoredLetter {
         search: format!("{identity}\nlaptop\nada@example.com"),
         fingerprint: [content; 32],
         identification: Identification::ById,
+        redelivered: false,
         session: "a".to_owned(),
     }
 }

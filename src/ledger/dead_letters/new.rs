@@ -83,17 +83,14 @@ impl LetterState {
     }
 }
 
-/// How a message is recognized that is delivered again although it is stored. Messages are the same only if all that they
+/// Whether a message can be recognized that is delivered again although it is stored. Messages are the same only if all that they
 /// contain is the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Identification {
-    /// It says which message it is, so the same content is the same message.
+    /// It says which message or which order it is, so the same content is the same message.
     ById,
-    /// It does not, and has not been delivered before: it is a message of its own, even if another has the same content.
-    New,
-    /// It does not, and has been delivered before: it is the one message with this content that a subscription has stored which
-    /// did not end cleanly. If there are several, it is not known whether it is one of them, so it is stored again.
-    Redelivered,
+    /// It does not: another message may have the same content.
+    Unidentified,
 }
 
 /// A number that no other subscription has.
@@ -149,6 +146,8 @@ pub struct NewStoredLetter {
     pub user_id: Option<String>,
     /// When it failed last; if that is not known, when it was taken out of the queue.
     pub failed_at: Timestamp,
+    /// When the broker dead-lettered it, if the broker did.
+    pub died_at: Option<Timestamp>,
     /// When it was taken out of the queue.
     pub at: Timestamp,
     /// The properties, as JSON.
@@ -161,8 +160,10 @@ pub struct NewStoredLetter {
     pub search: String,
     /// SHA-256 of everything that the message contains, apart from the broker's counts of deliveries.
     pub fingerprint: [u8; 32],
-    /// How it is recognized.
+    /// Whether it can be recognized.
     pub identification: Identification,
+    /// Whether the broker has delivered it before.
+    pub redelivered: bool,
     /// The subscription that has received it.
     pub session: String,
 }

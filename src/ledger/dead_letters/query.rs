@@ -65,6 +65,8 @@ pub struct DeadLetter {
     pub origin: LetterOrigin,
     /// Why.
     pub reason: String,
+    /// Why the broker dead-lettered it, if it did.
+    pub broker_reason: Option<String>,
     /// The failure's stable code.
     pub code: String,
     /// The failure's kind.
@@ -107,6 +109,10 @@ pub struct DeadLetter {
     pub collected_at: Timestamp,
     /// What a person has noted.
     pub note: Option<String>,
+    /// The message with the same content that it may be: the broker has delivered it before, and its ack may have been lost.
+    pub maybe_duplicate_of: Option<i64>,
+    /// Its content is erased.
+    pub erased: bool,
 }
 
 /// A page.

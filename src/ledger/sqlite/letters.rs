@@ -2,16 +2,21 @@
 //!
 //! It owns how a message is recognized that is delivered again. It never changes a message that is stored.
 
+use jiff::SignedDuration;
 use rusqlite::{Connection, OptionalExtension, params};
 
+use super::step_texts::securely;
 use crate::ledger::dead_letters::{Identification, LetterOrigin, LetterState, NewStoredLetter, StoreAnswer};
+
+/// How far the record of a dead-lettering and the broker's time of it, in whole seconds of its own clock, may be apart.
+const RECORDED_WITHIN: SignedDuration = SignedDuration::from_mins(10);
 
 /// Stores a message, unless it is stored already.
 pub(super) fn store(connection: &Connection, letter: &NewStoredLetter) -> rusqlite::Result<StoreAnswer> {
+    end_reading(connection, &letter.fingerprint)?;
     if let Some(id) = find(connection, letter)? {
         return Ok(StoreAnswer::Duplicate(id));
     }
-    begin_session(connection, letter)?;
     let recorded = recorded_failure(connection, letter)?;
     let id = insert(connection, letter, recorded)?;
     let mut content = connection.prepare_cached(
@@ -29,48 +34,53 @@ pub(super) fn store(connection: &Connection, letter: &NewStoredLetter) -> rusqli
     Ok(StoreAnswer::Stored(id))
 }
 
-/// The stored message that this one is.
+/// The stored message that this one certainly is. One that is replayed, discarded or erased is none: its sender may have published
+/// it again.
 fn find(connection: &Connection, letter: &NewStoredLetter) -> rusqlite::Result<Option<i64>> {
     match letter.identification {
-        Identification::New => Ok(None),
-        // One that is replayed or discarded may fail again, or be published again by its sender, and then is a case of its own;
-        // unless its ack did not reach the broker.
+        Identification::Unidentified => Ok(None),
         Identification::ById => connection
             .prepare_cached(
-                "SELECT id FROM stored_dead_letters WHERE fingerprint = ?1
-                 AND (state IN ('open', 'held', 'replaying')
-                      OR session IN (SELECT session FROM collecting_sessions WHERE session <> ?2))
+                "SELECT id FROM stored_dead_letters WHERE fingerprint = ?1 AND state IN ('open', 'held', 'replaying')
                  ORDER BY id DESC LIMIT 1",
             )?
-            .query_row((letter.fingerprint, &letter.session), |row| row.get(0))
+            .query_row([letter.fingerprint], |row| row.get(0))
             .optional(),
-        Identification::Redelivered => {
-            let mut select = connection.prepare_cached(
-                "SELECT id FROM stored_dead_letters WHERE fingerprint = ?1
-                 AND session IN (SELECT session FROM collecting_sessions WHERE session <> ?2) LIMIT 2",
-            )?;
-            let found = select.query_map((letter.fingerprint, &letter.session), |row| row.get(0))?;
-            let found: Vec<i64> = found.collect::<rusqlite::Result<_>>()?;
-            let [id] = found[..] else { return Ok(None) };
-            // It is not the same as a further one.
-            begin_session(connection, letter)?;
-            connection
-                .prepare_cached("UPDATE stored_dead_letters SET session = ?2 WHERE id = ?1")?
-                .execute((id, &letter.session))?;
-            Ok(Some(id))
-        }
     }
 }
 
-fn begin_session(connection: &Connection, letter: &NewStoredLetter) -> rusqlite::Result<()> {
-    let mut begin = connection
-        .prepare_cached("INSERT INTO collecting_sessions (session, began_at) VALUES (?1, ?2) ON CONFLICT DO NOTHING")?;
-    begin.execute((&letter.session, letter.at.as_millisecond())).map(drop)
+/// The stored message that this one may be: another subscription may have stored it, and lost the ack. It is not known, because
+/// another message with the same content may be the one that was acked.
+fn possible_original(connection: &Connection, letter: &NewStoredLetter) -> rusqlite::Result<Option<i64>> {
+    if !letter.redelivered {
+        return Ok(None);
+    }
+    connection
+        .prepare_cached(
+            "SELECT id FROM stored_dead_letters WHERE fingerprint = ?1 AND session <> ?2 ORDER BY id DESC LIMIT 1",
+        )?
+        .query_row((letter.fingerprint, &letter.session), |row| row.get(0))
+        .optional()
 }
 
-/// The subscription has ended cleanly.
-pub(super) fn end_session(connection: &Connection, session: &str) -> rusqlite::Result<()> {
-    connection.prepare_cached("DELETE FROM collecting_sessions WHERE session = ?1")?.execute([session]).map(drop)
+/// Records that this process is about to read a message's body. Returns whether another process has begun to, and has neither
+/// stored the message nor ended the reading otherwise.
+pub(super) fn begin_reading(connection: &Connection, fingerprint: &[u8; 32], process: &str) -> rusqlite::Result<bool> {
+    let began: Option<String> = connection
+        .prepare_cached("SELECT process FROM letter_readings WHERE fingerprint = ?1")?
+        .query_row([fingerprint], |row| row.get(0))
+        .optional()?;
+    if let Some(began) = began {
+        return Ok(began != process);
+    }
+    connection
+        .prepare_cached("INSERT INTO letter_readings (fingerprint, process) VALUES (?1, ?2)")?
+        .execute((fingerprint, process))?;
+    Ok(false)
+}
+
+fn end_reading(connection: &Connection, fingerprint: &[u8; 32]) -> rusqlite::Result<()> {
+    connection.prepare_cached("DELETE FROM letter_readings WHERE fingerprint = ?1")?.execute([fingerprint]).map(drop)
 }
 
 /// What the ledger has recorded about a dead-lettering.
@@ -86,14 +96,14 @@ struct RecordedFailure {
 }
 
 /// A message that the broker itself dead-letters, because orderd could not publish a copy, has no header that says why. The
-/// ledger has.
+/// ledger has, if it was recorded just before. An older record is about an earlier failure of the message.
 fn recorded_failure(connection: &Connection, letter: &NewStoredLetter) -> rusqlite::Result<Option<RecordedFailure>> {
-    let Some(identity) = letter.identity.as_deref().filter(|_| letter.origin == LetterOrigin::Broker) else {
-        return Ok(None);
-    };
+    let (Some(identity), Some(died_at)) = (&letter.identity, letter.died_at) else { return Ok(None) };
+    let (died_at, recorded_within) = (died_at.as_millisecond(), RECORDED_WITHIN.as_secs() * 1_000);
     let mut select = connection.prepare_cached(
         "SELECT consumer, reason, retry_count, failure_kind, failure_code, failure_reason, origin_queue, failed_at
-         FROM dead_letters WHERE identity = ?1 AND (consumer = ?2 OR ?2 = '') ORDER BY dead_lettered_at DESC LIMIT 1",
+         FROM dead_letters WHERE identity = ?1 AND (consumer = ?2 OR ?2 = '') AND abs(dead_lettered_at - ?3) <= ?4
+         ORDER BY dead_lettered_at DESC LIMIT 1",
     )?;
     let read = |row: &rusqlite::Row<'_>| {
         Ok(RecordedFailure {
@@ -107,7 +117,7 @@ fn recorded_failure(connection: &Connection, letter: &NewStoredLetter) -> rusqli
             failed_at: row.get(7)?,
         })
     };
-    select.query_row((identity, &letter.consumer), read).optional()
+    select.query_row((identity, &letter.consumer, died_at, recorded_within), read).optional()
 }
 
 fn insert(
@@ -128,21 +138,23 @@ fn insert(
             failed_at: letter.failed_at.as_millisecond(),
         },
     };
+    let broker_reason = (letter.origin == LetterOrigin::Broker).then_some(&letter.reason);
     let given = |text: String| Some(text).filter(|text| !text.is_empty());
     let (total, currency) = letter.order.total.as_ref().map(|(total, currency)| (total, currency)).unzip();
     let mut insert = connection.prepare_cached(
         "INSERT INTO stored_dead_letters
-             (state, source, origin, reason, code, failure_kind, failure_reason, consumer, retry_count, identity, order_id,
+             (state, source, origin, reason, broker_reason, code, failure_kind, failure_reason, consumer, retry_count, identity, order_id,
               customer_id, product, products, total, currency, origin_queue, exchange, routing_key, message_id, user_id,
-              bytes, failed_at, collected_at, fingerprint, session)
+              bytes, failed_at, collected_at, fingerprint, session, maybe_duplicate_of)
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22, ?23,
-                 ?24, ?25, ?26)",
+                 ?24, ?25, ?26, ?27, ?28)",
     )?;
     insert.execute(params![
         LetterState::Open.as_str(),
         letter.source.as_str(),
         letter.origin.as_str(),
         reason,
+        broker_reason,
         code,
         given(kind),
         given(text),
@@ -165,26 +177,34 @@ fn insert(
         letter.at.as_millisecond(),
         letter.fingerprint,
         letter.session,
+        possible_original(connection, letter)?,
     ])?;
     Ok(connection.last_insert_rowid())
 }
 
 /// Removes one batch of messages that were replayed or discarded before `before`, in milliseconds since 1970, and returns how many.
+/// What they contained is overwritten, since `orderd erase` finds nothing that is removed.
 pub(super) fn prune(connection: &Connection, before: i64, limit: i64) -> rusqlite::Result<usize> {
-    let mut select =
-        connection.prepare("SELECT id FROM stored_dead_letters WHERE closed_at < ?1 ORDER BY closed_at LIMIT ?2")?;
-    let ids: Vec<i64> = select.query_map((before, limit), |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
-    for table in ["stored_contents", "stored_products", "stored_texts"] {
-        let mut remove = connection.prepare(&format!("DELETE FROM {table} WHERE letter_id = ?1"))?;
-        for id in &ids {
-            remove.execute([id])?;
+    let ids: Vec<i64> = {
+        let mut select =
+            connection.prepare("SELECT id FROM stored_dead_letters WHERE closed_at < ?1 ORDER BY closed_at LIMIT ?2")?;
+        select.query_map((before, limit), |row| row.get(0))?.collect::<rusqlite::Result<_>>()?
+    };
+    if ids.is_empty() {
+        return Ok(0);
+    }
+    securely(connection, || {
+        for (table, key) in [
+            ("stored_contents", "letter_id"),
+            ("stored_products", "letter_id"),
+            ("stored_texts", "letter_id"),
+            ("stored_dead_letters", "id"),
+        ] {
+            let mut remove = connection.prepare(&format!("DELETE FROM {table} WHERE {key} = ?1"))?;
+            for id in &ids {
+                remove.execute([id])?;
+            }
         }
-    }
-    let mut remove = connection.prepare("DELETE FROM stored_dead_letters WHERE id = ?1")?;
-    for id in &ids {
-        remove.execute([id])?;
-    }
-    // What a session has stored is recognized for as long as a broker may deliver it again.
-    connection.execute("DELETE FROM collecting_sessions WHERE began_at < ?1", [before])?;
-    Ok(ids.len())
+        Ok(ids.len())
+    })
 }

@@ -72,6 +72,9 @@ pub struct Tuning {
     /// Most bytes that the entries may take that wait for the writer or are not answered yet; further ones wait in their
     /// callers. Each counts as at least [`MIN_ENTRY_BYTES`].
     pub pending_bytes: usize,
+    /// The same for messages from dead letter queues, so that those never take the room of orders. A larger one waits for all of
+    /// it, so it is recorded alone.
+    pub letter_bytes: usize,
     /// Most entries in one commit.
     pub batch: usize,
     /// Longest time that the writer waits for more entries before it commits a small batch. It waits less the fewer
@@ -95,6 +98,7 @@ impl Default for Tuning {
     fn default() -> Self {
         Self {
             pending_bytes: 8 << 20,
+            letter_bytes: 1 << 20,
             batch: 1_024,
             gather: Duration::from_millis(10),
             busy_timeout: Duration::from_secs(2),
@@ -115,9 +119,10 @@ pub const MIN_ENTRY_BYTES: usize = 2_048;
 pub struct SqliteLedger {
     directory: PathBuf,
     queue: mpsc::UnboundedSender<Request>,
-    /// The bytes that further entries may take.
-    room: Arc<Semaphore>,
-    pending_bytes: usize,
+    /// What further entries may take.
+    room: Room,
+    /// What further messages from dead letter queues may take.
+    letter_room: Room,
     /// Cancelled when the writer has closed the file.
     finished: CancellationToken,
     shared: writer::SharedState,
@@ -142,13 +147,26 @@ impl SqliteLedger {
         let (queue, requests) = mpsc::unbounded_channel();
         let finished = CancellationToken::new();
         let shared = writer::SharedState::default();
-        let (hung_after, pending_bytes) = (tuning.hung_after, tuning.pending_bytes);
+        let hung_after = tuning.hung_after;
+        let (room, letter_room) = (Room::new(tuning.pending_bytes), Room::new(tuning.letter_bytes));
         writer::spawn(directory, tuning, requests, shared.clone(), finished.clone())?;
         monitor::spawn(queue.downgrade(), shared.busy.clone(), shared.state.clone(), hung_after)
             .map_err(|source| OpenError::Thread { location: open::location(directory), source })?;
         warn_of_file_system(directory);
-        let room = Arc::new(Semaphore::new(pending_bytes));
-        Ok(Self { directory: directory.to_owned(), queue, room, pending_bytes, finished, shared })
+        Ok(Self { directory: directory.to_owned(), queue, room, letter_room, finished, shared })
+    }
+}
+
+/// Bytes that entries may take which are not answered yet.
+#[derive(Debug, Clone)]
+struct Room {
+    free: Arc<Semaphore>,
+    bytes: usize,
+}
+
+impl Room {
+    fn new(bytes: usize) -> Self {
+        Room { free: Arc::new(Semaphore::new(bytes)), bytes }
     }
 }
 
@@ -209,7 +227,8 @@ impl LedgerMaintenance for SqliteLedger {
 impl SqliteLedger {
     /// The call itself queues the entry while there is room, so entries are recorded in the order of the calls.
     fn enqueue(&self, entry: WriterEntry, bytes: usize) -> impl Future<Output = Outcome> + Send + use<> {
-        let bytes = bytes.max(MIN_ENTRY_BYTES).min(self.pending_bytes);
+        let room = if matches!(entry, WriterEntry::Letter(_)) { &self.letter_room } else { &self.room };
+        let bytes = bytes.max(MIN_ENTRY_BYTES).min(room.bytes);
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
         let queue = self.queue.clone();
         let send = move |room| {
@@ -217,10 +236,10 @@ impl SqliteLedger {
             let sent = queue.send(Request::Record(PendingEntry { entry, answer, _room: room }));
             sent.map(|()| answered).map_err(|_| LedgerError::Closed)
         };
-        let sent = match Arc::clone(&self.room).try_acquire_many_owned(bytes) {
+        let sent = match Arc::clone(&room.free).try_acquire_many_owned(bytes) {
             Ok(room) => Either::Left(ready(send(room))),
             Err(_) => {
-                let room = Arc::clone(&self.room);
+                let room = Arc::clone(&room.free);
                 // Boxed, because it contains the entry and is rarely needed.
                 let sent = async move {
                     // The semaphore is never closed.
@@ -286,8 +305,8 @@ impl LetterWriter for SqliteLedger {
         answer!(answered, Letter)
     }
 
-    fn end_session(&self, session: String) -> BoxFuture<'static, Result<(), LedgerError>> {
-        let answered = self.enqueue(WriterEntry::EndSession(session), MIN_ENTRY_BYTES);
-        answer!(answered, SessionEnded)
+    fn begin_reading(&self, fingerprint: [u8; 32], process: String) -> BoxFuture<'static, Result<bool, LedgerError>> {
+        let answered = self.enqueue(WriterEntry::BeginReading { fingerprint, process }, MIN_ENTRY_BYTES);
+        answer!(answered, Reading)
     }
 }

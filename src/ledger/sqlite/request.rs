@@ -15,7 +15,7 @@ pub(super) type Outcome = Result<WriterAnswer, LedgerError>;
 pub(super) type Answer = oneshot::Sender<Outcome>;
 
 /// What is recorded: one effect, a cancellation, a claim or a record of a run, alerts, a message from a dead letter queue, or that
-/// a subscription to one has ended cleanly.
+/// the reading of one begins.
 #[derive(Debug)]
 pub(super) enum WriterEntry {
     Effect(LedgerEntry),
@@ -24,7 +24,7 @@ pub(super) enum WriterEntry {
     Run(Box<RunRecord>),
     Alerts(Option<Box<AlertBook>>),
     Letter(Box<NewStoredLetter>),
-    EndSession(String),
+    BeginReading { fingerprint: [u8; 32], process: String },
 }
 
 /// The answer to each kind of entry.
@@ -36,7 +36,7 @@ pub(super) enum WriterAnswer {
     Run(RunRecorded),
     Alerts(AlertAnswer),
     Letter(StoreAnswer),
-    SessionEnded(()),
+    Reading(bool),
 }
 
 /// An entry to record, until it is answered.

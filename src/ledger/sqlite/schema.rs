@@ -306,6 +306,7 @@ const VERSION_4: &str = "
         source         TEXT NOT NULL,     -- dead_letter_queue | unrouted_queue
         origin         TEXT NOT NULL,     -- who put it there: orderd | broker | others
         reason         TEXT NOT NULL,     -- x-dead-letter-reason, the broker's reason, foreign, or unrouted
+        broker_reason  TEXT,              -- the broker's, if the broker dead-lettered it
         code           TEXT NOT NULL,
         failure_kind   TEXT,
         failure_reason TEXT,
@@ -329,7 +330,9 @@ const VERSION_4: &str = "
         closed_at      INTEGER,           -- set with replayed and discarded
         note           TEXT,
         fingerprint    BLOB NOT NULL,     -- SHA-256 of all that the message contains
-        session        TEXT NOT NULL      -- the subscription that received it
+        session        TEXT NOT NULL,     -- the subscription that received it
+        maybe_duplicate_of INTEGER,       -- the stored one with this content that it may be
+        erased_at      INTEGER            -- when its content was erased
     ) STRICT;
     CREATE INDEX stored_by_state ON stored_dead_letters (state);
     CREATE INDEX stored_by_reason ON stored_dead_letters (state, reason);
@@ -368,10 +371,10 @@ const VERSION_4: &str = "
         text      TEXT NOT NULL
     ) STRICT;
 
-    -- Subscriptions that have not ended cleanly: the broker may deliver again what they have stored.
-    CREATE TABLE collecting_sessions (
-        session  TEXT NOT NULL PRIMARY KEY,
-        began_at INTEGER NOT NULL
+    -- Messages whose body a process is reading that may have ended an earlier one. What is left here did end it.
+    CREATE TABLE letter_readings (
+        fingerprint BLOB NOT NULL PRIMARY KEY,
+        process     TEXT NOT NULL
     ) STRICT, WITHOUT ROWID;
 ";
 

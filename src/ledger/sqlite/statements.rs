@@ -238,9 +238,9 @@ impl<'c> Statements<'c> {
             WriterEntry::Letter(letter) => {
                 letters::store(self.connection, letter).map(WriterAnswer::Letter).map_err(RecordError::Batch)
             }
-            WriterEntry::EndSession(session) => {
-                let ended = letters::end_session(self.connection, session);
-                ended.map(WriterAnswer::SessionEnded).map_err(RecordError::Batch)
+            WriterEntry::BeginReading { fingerprint, process } => {
+                let began = letters::begin_reading(self.connection, fingerprint, process);
+                began.map(WriterAnswer::Reading).map_err(RecordError::Batch)
             }
         }
     }

@@ -5,6 +5,7 @@
 //! it still carries out all other requests.
 
 use std::collections::VecDeque;
+use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
@@ -24,7 +25,7 @@ use super::files::{FileReplaced, OpenFiles};
 use super::monitor::Busy;
 use super::overwrite::OverwriteDetector;
 use super::record_error::RecordError;
-use super::request::{Outcome, PendingEntry, Request};
+use super::request::{Outcome, PendingEntry, Request, WriterEntry};
 use super::statements::Statements;
 use super::store_error::ledger_error;
 use super::{Tuning, open, schema};
@@ -137,8 +138,8 @@ struct Writer<'c> {
     tuning: Tuning,
     /// What is to be recorded, in order of arrival.
     pending: VecDeque<PendingEntry>,
-    /// How many of the pending entries are committed one by one, because one of them cannot be recorded.
-    singly: usize,
+    /// Messages from dead letter queues, which are recorded after everything else that is pending, in transactions of their own.
+    letters: VecDeque<PendingEntry>,
     /// Why the last commit failed, and how many have failed since one succeeded.
     outage: Option<(LedgerError, u32)>,
 }
@@ -152,7 +153,7 @@ impl<'c> Writer<'c> {
         shared: SharedState,
         tuning: Tuning,
     ) -> Self {
-        let pending = VecDeque::with_capacity(tuning.batch);
+        let (pending, letters) = (VecDeque::with_capacity(tuning.batch), VecDeque::new());
         Writer {
             connection,
             statements,
@@ -162,7 +163,7 @@ impl<'c> Writer<'c> {
             shared,
             tuning,
             pending,
-            singly: 0,
+            letters,
             outage: None,
         }
     }
@@ -176,6 +177,9 @@ impl<'c> Writer<'c> {
             previous = received.len();
             for request in received.drain(..) {
                 match request {
+                    Request::Record(entry @ PendingEntry { entry: WriterEntry::Letter(_), .. }) => {
+                        self.letters.push_back(entry);
+                    }
                     Request::Record(entry) => self.pending.push_back(entry),
                     Request::Prune { before, answer } => prunings.push((before, answer)),
                     Request::CheckFiles => {}
@@ -205,7 +209,8 @@ impl<'c> Writer<'c> {
     /// Waits for requests. During an outage it waits no longer than until the next attempt. `false` if the queue is closed
     /// and there is nothing left to do.
     fn receive(&mut self, received: &mut Vec<Request>, previous: usize) -> bool {
-        let Some((error, failures)) = self.outage.clone().filter(|_| !self.pending.is_empty()) else {
+        let has_pending = !self.pending.is_empty() || !self.letters.is_empty();
+        let Some((error, failures)) = self.outage.clone().filter(|_| has_pending) else {
             let any = self.requests.blocking_recv_many(received, self.tuning.batch) > 0;
             if any {
                 self.gather(received, previous);
@@ -227,7 +232,7 @@ impl<'c> Writer<'c> {
                     Err(TryRecvError::Empty) => break,
                     Err(TryRecvError::Disconnected) => {
                         // The last attempt has just failed.
-                        for PendingEntry { answer, .. } in self.pending.drain(..) {
+                        for PendingEntry { answer, .. } in self.pending.drain(..).chain(self.letters.drain(..)) {
                             let _ = answer.send(Err(error.clone()));
                         }
                         return !received.is_empty();
@@ -236,6 +241,7 @@ impl<'c> Writer<'c> {
             }
             // The messages of these entries were released, and will be delivered again.
             self.pending.retain(|entry| !entry.answer.is_closed());
+            self.letters.retain(|entry| !entry.answer.is_closed());
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return true;
@@ -248,13 +254,10 @@ impl<'c> Writer<'c> {
     fn failed(&mut self, error: LedgerError) {
         let failures = self.outage.take().map_or(0, |(_, failures)| failures + 1);
         let cause = match &error {
-            // SQLite reports an exceeded quota so.
-            LedgerError::Unavailable { cause: OutageCause::IoError, .. } if has_no_room(self.files.directory()) => {
-                OutageCause::DiskFull
-            }
+            error if self.is_disk_full(error) => OutageCause::DiskFull,
             LedgerError::Unavailable { cause, .. } => *cause,
             LedgerError::Outdated { .. } => {
-                for PendingEntry { answer, .. } in self.pending.drain(..) {
+                for PendingEntry { answer, .. } in self.pending.drain(..).chain(self.letters.drain(..)) {
                     let _ = answer.send(Err(error.clone()));
                 }
                 OutageCause::Outdated
@@ -263,6 +266,18 @@ impl<'c> Writer<'c> {
         };
         self.shared.state.unavailable(cause, Some(&chain(&error)));
         self.outage = Some((error, failures));
+    }
+
+    fn is_disk_full(&self, error: &LedgerError) -> bool {
+        match error {
+            LedgerError::Unavailable { cause: OutageCause::DiskFull, .. } => true,
+            // SQLite reports an exceeded quota so.
+            LedgerError::Unavailable { cause: OutageCause::IoError, .. } => has_no_room(self.files.directory()),
+            LedgerError::Unavailable { .. }
+            | LedgerError::Outdated { .. }
+            | LedgerError::Refused { .. }
+            | LedgerError::Closed => false,
+        }
     }
 
     /// Checks that the files are those that were opened, and that the database was not overwritten in place.
@@ -330,16 +345,41 @@ impl<'c> Writer<'c> {
         }
     }
 
-    /// Commits what is pending in batches, and answers each entry of a batch after its commit. If one entry makes its batch
-    /// fail, the entries of the batch are committed one by one, so that only that one is refused.
+    /// Commits what is pending, and then the messages from dead letter queues.
     ///
     /// # Errors
-    /// The store could not record a batch, which stays pending with all that follow.
+    /// The store could not record a batch, which stays pending with all that follow. If only the messages have no room, that is no
+    /// outage: they are answered with the error, and stay in their queues.
     fn commit_pending(&mut self) -> Result<(), LedgerError> {
-        while !self.pending.is_empty() {
-            let size = if self.singly > 0 { 1 } else { self.tuning.batch.min(self.pending.len()) };
+        let mut pending = mem::take(&mut self.pending);
+        let committed = self.commit_all(&mut pending);
+        self.pending = pending;
+        committed?;
+        let mut letters = mem::take(&mut self.letters);
+        let committed = self.commit_all(&mut letters);
+        self.letters = letters;
+        match committed {
+            Err(error) if self.is_disk_full(&error) => {
+                for PendingEntry { answer, .. } in self.letters.drain(..) {
+                    let _ = answer.send(Err(error.clone()));
+                }
+                Ok(())
+            }
+            committed => committed,
+        }
+    }
+
+    /// Commits entries in batches, and answers each entry of a batch after its commit. If one entry makes its batch fail, the
+    /// entries of the batch are committed one by one, so that only that one is refused.
+    ///
+    /// # Errors
+    /// The store could not record a batch, which stays among the entries with all that follow.
+    fn commit_all(&mut self, entries: &mut VecDeque<PendingEntry>) -> Result<(), LedgerError> {
+        let mut singly = 0;
+        while !entries.is_empty() {
+            let size = if singly > 0 { 1 } else { self.tuning.batch.min(entries.len()) };
             // A panic is a defect. Its entry is refused, and the writer continues with the next.
-            let result = catch_unwind(AssertUnwindSafe(|| self.transact(size))).unwrap_or_else(|_| {
+            let result = catch_unwind(AssertUnwindSafe(|| self.transact(entries, size))).unwrap_or_else(|_| {
                 tracing::error!("the ledger's writer panicked; its batch was rolled back");
                 Err(LedgerError::refused("record an entry", std::io::Error::other("the ledger's writer panicked")))
             });
@@ -354,15 +394,15 @@ impl<'c> Writer<'c> {
                     match (error, size) {
                         (error @ LedgerError::Refused { .. }, 1) => vec![Err(error)],
                         (LedgerError::Refused { .. }, _) => {
-                            self.singly = size;
+                            singly = size;
                             continue;
                         }
                         (error, _) => return Err(error),
                     }
                 }
             };
-            self.singly = self.singly.saturating_sub(size);
-            for (entry, outcome) in self.pending.drain(..size).zip(outcomes) {
+            singly = singly.saturating_sub(size);
+            for (entry, outcome) in entries.drain(..size).zip(outcomes) {
                 // The caller may have stopped waiting.
                 let _ = entry.answer.send(outcome);
             }
@@ -370,14 +410,14 @@ impl<'c> Writer<'c> {
         Ok(())
     }
 
-    /// Records the first `size` pending entries in one transaction. An entry that fails alone leaves nothing behind and does
+    /// Records the first `size` entries in one transaction. An entry that fails alone leaves nothing behind and does
     /// not affect the others; an error that ends the transaction is returned.
     ///
     /// The files are checked after the commit, so no entry is answered that was committed to a file that was gone.
-    fn transact(&mut self, size: usize) -> Result<Vec<Outcome>, LedgerError> {
+    fn transact(&mut self, entries: &VecDeque<PendingEntry>, size: usize) -> Result<Vec<Outcome>, LedgerError> {
         self.begin()?;
         let mut outcomes = Vec::with_capacity(size);
-        for PendingEntry { entry, .. } in self.pending.iter().take(size) {
+        for PendingEntry { entry, .. } in entries.iter().take(size) {
             match self.statements.record(entry) {
                 Ok(recorded) => outcomes.push(Ok(recorded)),
                 // If SQLite has ended the transaction, each further entry would be committed on its own.

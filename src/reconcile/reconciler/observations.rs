@@ -5,7 +5,7 @@ use jiff::{SignedDuration, Timestamp};
 use super::super::broker_view::{FindingKind, QueueView};
 use super::super::count_comparison::Gap;
 use super::super::findings::Observation;
-use crate::metrics::{CollectorReading, FailedUndos};
+use crate::metrics::{CollectorReading, HoldCause, FailedUndos};
 use crate::topology::ExchangeNames;
 
 /// Messages wait, and the queue has no consumer.
@@ -56,7 +56,15 @@ pub(super) fn failed_undos(FailedUndos { messages, last }: FailedUndos, now: Tim
 pub(super) fn not_collected(queue: &str, collector: &CollectorReading) -> Option<Observation> {
     let CollectorReading { too_large, refused, .. } = collector;
     let detail = match (too_large, refused) {
-        (0, 0) => return None,
+        (0, 0) => {
+            return (collector.hold == Some(HoldCause::DiskSpace)).then(|| Observation {
+                queue: queue.to_owned(),
+                kind: FindingKind::NotCollected,
+                messages: None,
+                detail: "the ledger's disk is nearly full, and what is left is for orders: make room, or move the ledger"
+                    .to_owned(),
+            });
+        }
         (_, 0) => {
             "they are larger than broker.max_body, so they cannot be stored: raise it and restart orderd".to_owned()
         }

@@ -33,13 +33,13 @@ async fn waiting_entries_are_limited_in_bytes_and_a_larger_one_is_recorded_alone
     program.execute_batch("BEGIN EXCLUSIVE").unwrap();
     let waiting =
         [ledger.record(large("a", 700_000)), ledger.record(large("b", 700_000)), ledger.record(large("c", 3 << 20))];
-    assert!(ledger.room.available_permits() < 400_000);
+    assert!(ledger.room.free.available_permits() < 400_000);
     program.execute_batch("COMMIT").unwrap();
     for answer in futures_util::future::join_all(waiting).await {
         assert_eq!(answer.unwrap(), New);
     }
     // All of it is given back.
-    drop(ledger.room.acquire_many(1 << 20).await.unwrap());
+    drop(ledger.room.free.acquire_many(1 << 20).await.unwrap());
 }
 
 #[tokio::test]
@@ -52,8 +52,8 @@ async fn an_outage_lasts_until_a_write_succeeds_although_all_callers_have_stoppe
     assert_eq!(outage(&ledger).await, OutageCause::Locked);
     drop(answer);
     // The room of a dropped entry is given back.
-    let all = u32::try_from(ledger.pending_bytes).unwrap();
-    drop(ledger.room.acquire_many(all).await.unwrap());
+    let all = u32::try_from(ledger.room.bytes).unwrap();
+    drop(ledger.room.free.acquire_many(all).await.unwrap());
     for _ in 0..2 {
         // Each is answered before the writer's next attempt, so the second one follows an attempt without an entry.
         assert!(ledger.prune(jiff::Timestamp::UNIX_EPOCH).await.is_err());

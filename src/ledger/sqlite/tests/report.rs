@@ -45,7 +45,7 @@ proptest! {
                     "stored_contents",
                     "stored_products",
                     "stored_texts",
-                    "collecting_sessions",
+                    "letter_readings",
                 ];
                 let drop = newer.map(|table| format!("DROP TABLE {table};"));
                 let columns = "ALTER TABLE events DROP COLUMN provider; ALTER TABLE events DROP COLUMN recipient; \
