@@ -272,7 +272,8 @@ impl BrokerSetup {
             Err(error) => return Err(DeclareError::Connect(error).into()),
         };
         let denied = denied.iter().map(|denied| &denied.permission);
-        let (optional, denied): (Vec<_>, Vec<_>) = denied.partition(|denied| self.optional_permissions.contains(denied));
+        let (optional, denied): (Vec<_>, Vec<_>) =
+            denied.partition(|denied| self.optional_permissions.contains(denied));
         if !optional.is_empty() {
             warn!(
                 denied = joined(&optional, ", nor "),

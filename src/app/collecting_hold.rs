@@ -52,8 +52,7 @@ impl HoldWatch {
                 is_short = self.is_short_of_disk(is_short).await;
                 disk_due = Instant::now() + DISK_CHECK;
             }
-            consumers_since =
-                if self.all_consume() { None } else { consumers_since.or_else(|| Some(Instant::now())) };
+            consumers_since = if self.all_consume() { None } else { consumers_since.or_else(|| Some(Instant::now())) };
             let waits = consumers_since.is_some_and(|since| since.elapsed() < CONSUMERS_WAIT);
             let at_limit = self.connector.was_refused_by_limit(self.reconnect_max + LIMIT_GRACE);
             let cause = match (is_short, at_limit, waits) {
@@ -87,7 +86,8 @@ impl HoldWatch {
         match (was_short, is_short) {
             (false, true) => warn!(
                 free = space.free,
-                reserve, "the ledger's disk is nearly full: dead letters stay in their queues, so that orders have room"
+                reserve,
+                "the ledger's disk is nearly full: dead letters stay in their queues, so that orders have room"
             ),
             (true, false) => info!(free = space.free, "the ledger's disk has room for dead letters again"),
             (true, true) | (false, false) => {}

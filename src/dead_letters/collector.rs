@@ -346,7 +346,10 @@ impl Collector {
         let fingerprint = fingerprint(self.queue.as_str(), delivery);
         let has_ended_another = self.deps.ledger.begin_reading(fingerprint, instance::owner()).await?;
         if has_ended_another {
-            warn!(queue = self.queue.as_str(), "a dead letter is stored unread: a process ended while it read the body");
+            warn!(
+                queue = self.queue.as_str(),
+                "a dead letter is stored unread: a process ended while it read the body"
+            );
         }
         Ok(if has_ended_another { BodyAccess::Unread } else { BodyAccess::Read })
     }

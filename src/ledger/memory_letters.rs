@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use super::dead_letters::{
     Cause, Counted, DeadLetter, DeadLetterContent, DeadLetterDetail, DeadLetterFilter, DeadLetterGroups,
-    DeadLetterPage, DeadLetterQuery, GroupBuilder, Identification, LetterOrigin, LetterState, NewStoredLetter, OpenBuilder,
-    OpenDeadLetters, StoreAnswer, WholeDeadLetters,
+    DeadLetterPage, DeadLetterQuery, GroupBuilder, Identification, LetterOrigin, LetterState, NewStoredLetter,
+    OpenBuilder, OpenDeadLetters, StoreAnswer, WholeDeadLetters,
 };
 
 /// A stored message.
@@ -96,7 +96,7 @@ impl MemoryLetters {
         let json = |text: &str| serde_json::from_str(text).expect("it was JSON");
         let content = DeadLetterContent {
             revision: 0,
-                properties: json(&letter.properties),
+            properties: json(&letter.properties),
             headers: json(&letter.headers),
             body: letter.body.to_vec(),
         };

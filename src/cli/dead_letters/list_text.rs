@@ -31,6 +31,11 @@ pub(super) fn write_letters(
                 letter.state.as_str().to_owned()
             }
         };
+        let state = match (state.is_empty(), letter.maybe_duplicate_of) {
+            (_, None) => state,
+            (true, Some(original)) => format!("maybe {original} again"),
+            (false, Some(original)) => format!("{state}, maybe {original} again"),
+        };
         let what = letter.order_id.as_deref().or(letter.identity.as_deref()).unwrap_or(&letter.routing_key);
         table.add_row([
             letter.id.to_string(),

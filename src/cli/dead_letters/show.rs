@@ -57,6 +57,10 @@ fn write_text(detail: &DeadLetterDetail, out: &mut dyn Write) -> io::Result<()> 
     line("consumer", letter.consumer.as_deref())?;
     let code = if letter.code == letter.reason { String::new() } else { format!(", code {}", letter.code) };
     line("reason", Some(&format!("{}{code}, after {} delayed retries", letter.reason, letter.retries)))?;
+    line("broker's reason", letter.broker_reason.as_deref().filter(|reason| *reason != letter.reason))?;
+    let original =
+        letter.maybe_duplicate_of.map(|id| format!("of {id}, with the same content: its ack may have been lost"));
+    line("maybe again", original.as_deref())?;
     line("failure", letter.failure_reason.as_deref())?;
     line("failed", Some(&format!("{:.0}, collected {:.0}", letter.failed_at, letter.collected_at)))?;
     line("identity", letter.identity.as_deref())?;

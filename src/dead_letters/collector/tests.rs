@@ -123,7 +123,8 @@ impl Env {
     /// `count`: how often the broker has delivered it before.
     fn delivery(&mut self, body: &'static str, unread: usize, count: Option<i64>) -> Delivery {
         self.tags += 1;
-        let headers = count.map(|count| (names::DELIVERY_COUNT.to_owned(), HeaderValue::I64(count))).into_iter().collect();
+        let headers =
+            count.map(|count| (names::DELIVERY_COUNT.to_owned(), HeaderValue::I64(count))).into_iter().collect();
         let message = Message { body: Bytes::from_static(body.as_bytes()), headers, unread, ..Message::default() };
         Delivery {
             id: DeliveryId { connection: 1, tag: self.tags },

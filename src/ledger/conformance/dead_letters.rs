@@ -22,7 +22,13 @@ async fn store(ledger: &dyn Ledger, letter: NewStoredLetter) -> StoreAnswer {
 /// A message that says neither which message nor which order it is.
 fn without_id(session: &str, redelivered: bool) -> NewStoredLetter {
     let identification = Identification::Unidentified;
-    NewStoredLetter { identity: None, identification, redelivered, session: session.to_owned(), ..stored_letter("x", 1) }
+    NewStoredLetter {
+        identity: None,
+        identification,
+        redelivered,
+        session: session.to_owned(),
+        ..stored_letter("x", 1)
+    }
 }
 
 async fn found(ledger: &dyn Ledger, filter: DeadLetterFilter) -> Vec<i64> {

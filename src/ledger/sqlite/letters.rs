@@ -186,8 +186,8 @@ fn insert(
 /// What they contained is overwritten, since `orderd erase` finds nothing that is removed.
 pub(super) fn prune(connection: &Connection, before: i64, limit: i64) -> rusqlite::Result<usize> {
     let ids: Vec<i64> = {
-        let mut select =
-            connection.prepare("SELECT id FROM stored_dead_letters WHERE closed_at < ?1 ORDER BY closed_at LIMIT ?2")?;
+        let mut select = connection
+            .prepare("SELECT id FROM stored_dead_letters WHERE closed_at < ?1 ORDER BY closed_at LIMIT ?2")?;
         select.query_map((before, limit), |row| row.get(0))?.collect::<rusqlite::Result<_>>()?
     };
     if ids.is_empty() {

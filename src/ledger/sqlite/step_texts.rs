@@ -65,7 +65,10 @@ pub(super) fn set_erasure(connection: &Connection, key: &RunKey, erasure: Option
 }
 
 /// Does something with the writer's connection while SQLite overwrites whole pages too that are no longer used.
-pub(super) fn securely<T>(connection: &Connection, action: impl FnOnce() -> rusqlite::Result<T>) -> rusqlite::Result<T> {
+pub(super) fn securely<T>(
+    connection: &Connection,
+    action: impl FnOnce() -> rusqlite::Result<T>,
+) -> rusqlite::Result<T> {
     let set = |how: &str| connection.pragma_update_and_check(None, "secure_delete", how, |_| Ok(()));
     set("on")?;
     let result = action();

@@ -5,7 +5,7 @@ use jiff::{SignedDuration, Timestamp};
 use super::super::broker_view::{FindingKind, QueueView};
 use super::super::count_comparison::Gap;
 use super::super::findings::Observation;
-use crate::metrics::{CollectorReading, HoldCause, FailedUndos};
+use crate::metrics::{CollectorReading, FailedUndos, HoldCause};
 use crate::topology::ExchangeNames;
 
 /// Messages wait, and the queue has no consumer.
@@ -61,8 +61,9 @@ pub(super) fn not_collected(queue: &str, collector: &CollectorReading) -> Option
                 queue: queue.to_owned(),
                 kind: FindingKind::NotCollected,
                 messages: None,
-                detail: "the ledger's disk is nearly full, and what is left is for orders: make room, or move the ledger"
-                    .to_owned(),
+                detail:
+                    "the ledger's disk is nearly full, and what is left is for orders: make room, or move the ledger"
+                        .to_owned(),
             });
         }
         (_, 0) => {

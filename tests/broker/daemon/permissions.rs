@@ -139,6 +139,35 @@ fn the_permissions_that_check_prints_suffice_where_an_administrator_declares() {
 }
 
 #[test]
+fn orders_are_processed_without_the_permission_to_read_the_dead_letter_queues() {
+    let node = Node::shared();
+    let mut own = Restricted::new(&node);
+    own.env.change("broker.username", "guest");
+    own.env.change("broker.password", "guest");
+    assert_eq!(own.env.start().stop(), 0);
+    own.env.change("broker.username", &own.user.clone());
+    own.env.change("broker.password", PASSWORD);
+    own.env.change("topology.declare", "false");
+    // As granted for an orderd that did not read them.
+    for command in own.needed()["commands"].as_array().unwrap() {
+        own.run_printed(command.as_str().unwrap());
+    }
+    own.env.change("dead_letters.collect", "true");
+    let mut orderd = own.env.start();
+    own.env.raw().publish_to("orders", "order.normal.created", &Properties::persistent(), &order("ord-1"));
+    own.env.ledger().await_settled(1);
+    wait_until("the status says why nothing is collected", || {
+        let collectors = orderd.status()["dead_letters"]["collectors"].clone();
+        ["dead_letter_queue", "unrouted_queue"].iter().all(|queue| !collectors[*queue]["subscribe_error"].is_null())
+    });
+    assert_eq!(orderd.stop(), 0);
+    assert!(orderd.has_logged("the user may not drain the dead letter queues"));
+    let mut check = own.env.command(&["check", "--connect"]);
+    assert_ne!(check.wait_for_exit(), 0);
+    assert!(check.output().contains("dead_letter_queue"), "{}", check.output());
+}
+
+#[test]
 fn check_reports_each_revoked_permission_and_declares_nothing() {
     let node = Node::shared();
     let own = Restricted::new(&node);

@@ -1,14 +1,16 @@
 //! The store of dead letters in the file: found by indexes however many there are, removed by retention, erased and backed up.
 
+use futures_util::future::join_all;
 use tempfile::TempDir;
 
 use super::super::letter_queries::tests::plans;
-use super::super::{SqliteLedger, back_up};
+use super::super::{MIN_ENTRY_BYTES, SqliteLedger, Tuning, back_up};
 use super::{count, directory, other};
-use crate::ledger::conformance::{at, attempt, dead_letter, stored_letter};
+use crate::ledger::conformance::{accept, at, attempt, dead_letter, order, stored_letter};
 use crate::ledger::{
-    DeadLetterFilter, DeadLetterQuery, ErasureOptions, ErasureSubject, LedgerEntry, LedgerMaintenance, LedgerReader,
-    LedgerWriter, LetterOrigin, LetterSource, LetterState, LetterWriter, NewStoredLetter, StoreAnswer,
+    DeadLetterFilter, DeadLetterQuery, ErasureOptions, ErasureSubject, LedgerEntry, LedgerError, LedgerMaintenance,
+    LedgerReader, LedgerWriter, LetterOrigin, LetterSource, LetterState, LetterWriter, NewStoredLetter, OutageCause,
+    Recorded, StoreAnswer,
 };
 
 /// Stores this many letters, as fast as SQLite can make them up.
@@ -97,6 +99,10 @@ async fn retention_removes_what_is_replayed_or_discarded_with_its_content_and_no
     for id in ["ord-10", "ord-11"] {
         ledger.record(LedgerEntry::Attempt(Box::new(attempt(id, "order", 0)))).await.unwrap();
     }
+    // In pages of its own, which the writer does not overwrite otherwise.
+    let sql = "UPDATE stored_contents SET body = zeroblob(9000) || 'ada@example.com' WHERE letter_id = ?1";
+    connection.execute(sql, [10]).unwrap();
+    assert!(contains(&directory, "ada@example.com"));
     let mut removed = 0;
     loop {
         let pruned = ledger.prune(at(10_000)).await.unwrap();
@@ -115,6 +121,50 @@ async fn retention_removes_what_is_replayed_or_discarded_with_its_content_and_no
     let attempts: String =
         connection.query_row("SELECT group_concat(identity) FROM attempts", [], |row| row.get(0)).unwrap();
     assert_eq!(attempts, "ord-11");
+    drop(connection);
+    ledger.close().await;
+    assert!(!contains(&directory, "ada@example.com"), "`orderd erase` finds no row any more");
+}
+
+#[tokio::test]
+async fn a_dead_letter_without_room_on_the_disk_is_no_outage_and_orders_are_recorded() {
+    let directory = directory();
+    let tuning = Tuning { max_pages: Some(150), ..Tuning::default() };
+    let ledger = SqliteLedger::open_with(directory.path(), tuning).unwrap();
+    let program = other(&directory);
+    let large = || NewStoredLetter { body: vec![b'x'; 2 << 20].into(), ..stored_letter("ord-large", 1) };
+    let letters = [large(), stored_letter("ord-1", 2)];
+    program.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let letters = letters.map(|letter| ledger.store_letter(letter));
+    let orders = join_all((0..50).map(|n| ledger.record(accept(order(&format!("ord-{n}"))))));
+    program.execute_batch("COMMIT").unwrap();
+    let (letters, orders) = tokio::join!(join_all(letters), orders);
+    assert!(orders.iter().all(|answer| matches!(answer, Ok(Recorded::New))), "{orders:?}");
+    let is_full = |answer: &Result<StoreAnswer, LedgerError>| {
+        matches!(answer, Err(LedgerError::Unavailable { cause: OutageCause::DiskFull, .. }))
+    };
+    assert!(is_full(&letters[0]), "{letters:?}");
+    assert_eq!(ledger.outages(), 0);
+    assert_eq!(ledger.store_letter(stored_letter("ord-1", 2)).await.unwrap(), StoreAnswer::Stored(1));
+    ledger.close().await;
+}
+
+#[tokio::test]
+async fn dead_letters_never_take_the_room_of_orders_and_a_large_one_is_stored_alone() {
+    let directory = directory();
+    let tuning = Tuning { pending_bytes: 64 * MIN_ENTRY_BYTES, letter_bytes: 2 * MIN_ENTRY_BYTES, ..Tuning::default() };
+    let ledger = SqliteLedger::open_with(directory.path(), tuning).unwrap();
+    let program = other(&directory);
+    program.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let body = |content: u8| vec![content; 1 << 20];
+    let letters =
+        (1..=8).map(|n| ledger.store_letter(NewStoredLetter { body: body(n).into(), ..stored_letter("x", n) }));
+    let letters: Vec<_> = letters.collect();
+    assert_eq!(ledger.room.free.available_permits(), 64 * MIN_ENTRY_BYTES);
+    program.execute_batch("COMMIT").unwrap();
+    let answers = join_all(letters).await;
+    assert!(answers.iter().all(|answer| matches!(answer, Ok(StoreAnswer::Stored(_)))), "{answers:?}");
+    assert_eq!(ledger.letter_room.free.available_permits(), 2 * MIN_ENTRY_BYTES, "all of it is given back");
     ledger.close().await;
 }
 
@@ -144,7 +194,10 @@ async fn an_erased_customer_is_in_no_dead_letter_and_the_dead_letters_still_coun
     };
     // Another customer's order with the same id.
     let conflict = of("ord-1", 4, "grace-hopper");
-    for letter in [of("ord-1", 1, "ada-lovelace"), of("ord-2", 2, "grace-hopper"), event, conflict] {
+    // As erased messages looked once.
+    let forged =
+        NewStoredLetter { headers: r#"{"erased":{"type":"void"}}"#.to_owned(), ..of("ord-1", 5, "ada-lovelace") };
+    for letter in [of("ord-1", 1, "ada-lovelace"), of("ord-2", 2, "grace-hopper"), event, conflict, forged] {
         ledger.store_letter(letter).await.unwrap();
     }
     let ada = ErasureSubject::Customer("ada-lovelace".to_owned());
@@ -154,7 +207,7 @@ async fn an_erased_customer_is_in_no_dead_letter_and_the_dead_letters_still_coun
         let options = ErasureOptions { dry_run, ..ErasureOptions::default() };
         super::super::erase(directory.path(), &targets, options).unwrap().dead_letters
     };
-    assert_eq!((erase(true), erase(false), erase(false)), (2, 2, 0));
+    assert_eq!((erase(true), erase(false), erase(false)), (3, 3, 0));
     ledger.close().await;
     assert!(!contains(&directory, "ada-lovelace"));
     assert!(contains(&directory, "grace-hopper@example.com"));
@@ -163,7 +216,7 @@ async fn an_erased_customer_is_in_no_dead_letter_and_the_dead_letters_still_coun
     assert_eq!((letter.letter.state, letter.content.body.len()), (LetterState::Discarded, 0));
     assert_eq!(letter.letter.order_id.as_deref(), Some("ord-1"));
     let groups = ledger.dead_letter_groups(DeadLetterFilter::default()).await.unwrap();
-    assert_eq!(groups.messages, 4);
+    assert_eq!((groups.messages, letter.letter.erased), (5, true));
     let conflict = ledger.dead_letter(4).await.unwrap().unwrap();
     assert_eq!((conflict.letter.state, conflict.content.body.is_empty()), (LetterState::Open, false));
     ledger.close().await;
@@ -174,19 +227,31 @@ async fn a_message_that_the_broker_dead_lettered_itself_has_the_reason_that_orde
     let directory = directory();
     let ledger = SqliteLedger::open(directory.path()).unwrap();
     ledger.record(dead_letter(attempt("ord-1", "order", 2))).await.unwrap();
-    let rejected = |identity: &str, content| NewStoredLetter {
+    // It is recorded as dead-lettered at 7 s.
+    let rejected = |identity: &str, content, died_at| NewStoredLetter {
         origin: LetterOrigin::Broker,
         reason: "rejected".to_owned(),
         code: "rejected".to_owned(),
+        died_at: Some(died_at),
         ..stored_letter(identity, content)
     };
-    assert_eq!(ledger.store_letter(rejected("ord-1", 1)).await.unwrap(), StoreAnswer::Stored(1));
-    assert_eq!(ledger.store_letter(rejected("ord-2", 2)).await.unwrap(), StoreAnswer::Stored(2));
+    let months_later = at(100 * 86_400_000);
+    let letters = [
+        rejected("ord-1", 1, at(8_000)),
+        rejected("ord-2", 2, at(8_000)),
+        NewStoredLetter { failed_at: months_later, ..rejected("ord-1", 3, months_later) },
+    ];
+    for (letter, id) in letters.into_iter().zip(1..) {
+        assert_eq!(ledger.store_letter(letter).await.unwrap(), StoreAnswer::Stored(id));
+    }
     let all = DeadLetterQuery { limit: 10, ..DeadLetterQuery::default() };
     let letters = ledger.dead_letters(all).await.unwrap().letters;
     let reasons = letters.iter().map(|letter| (letter.reason.as_str(), letter.code.as_str(), letter.retries));
-    let expected = [("rejected", "rejected", 3), ("retries_exhausted", "stock_unreachable", 2)];
+    let of_broker = ("rejected", "rejected", 3);
+    let expected = [of_broker, of_broker, ("retries_exhausted", "stock_unreachable", 2)];
     assert_eq!(reasons.collect::<Vec<_>>(), expected);
+    assert!(letters.iter().all(|letter| letter.broker_reason.as_deref() == Some("rejected")));
+    assert_eq!(letters[0].failed_at, months_later, "what is recorded is about another failure");
     let attempts = ledger.dead_letter(1).await.unwrap().unwrap().attempts;
     assert_eq!(attempts.iter().map(|attempt| attempt.code.as_str()).collect::<Vec<_>>(), ["stock_unreachable"]);
     ledger.close().await;
