@@ -277,8 +277,8 @@ impl BrokerSetup {
         if !optional.is_empty() {
             warn!(
                 denied = joined(&optional, ", nor "),
-                "the user may not drain the dead letter queues, so dead letters stay there; `orderd check --permissions` prints \
-                 the commands that grant it, and dead_letters.collect = false leaves the queues alone"
+                remedy = "`orderd check --permissions` prints the commands that grant it; or set dead_letters.collect = false",
+                "the user may not drain the dead letter queues, so dead letters stay there"
             );
         }
         if denied.is_empty() {

@@ -55,9 +55,7 @@ struct Tables {
     runs: MemoryRuns,
     claims: MemoryClaims,
     alerts: AlertBook,
-    letters: MemoryLetters,
-    /// Why the next letter cannot be stored.
-    next_letter_fails: Option<OutageCause>,
+    letters: MemoryLetters,,
 }
 
 #[derive(Debug)]
@@ -132,7 +130,7 @@ impl MemoryLedger {
 
     /// The next message from a dead letter queue cannot be stored, without an outage.
     pub(crate) fn refuse_next_letter(&self, cause: OutageCause) {
-        self.tables().next_letter_fails = Some(cause);
+        self.tables().letters.fail_next(cause);
     }
 
     /// Ends the outage.
@@ -216,13 +214,7 @@ impl LedgerWriter for MemoryLedger {
 
 impl LetterWriter for MemoryLedger {
     fn store_letter(&self, letter: NewStoredLetter) -> BoxFuture<'static, Result<StoreAnswer, LedgerError>> {
-        self.write(|tables| match tables.next_letter_fails.take() {
-            Some(cause) => {
-                let source = Arc::new(std::io::Error::other("no room for this letter"));
-                Err(LedgerError::Unavailable { action: "store a letter", cause, source })
-            }
-            None => Ok(tables.letters.store(letter)),
-        })
+        self.write(|tables| tables.letters.store(letter))
     }
 
     fn begin_reading(&self, fingerprint: [u8; 32], process: String) -> BoxFuture<'static, Result<bool, LedgerError>> {

@@ -1,12 +1,15 @@
 //! Stored dead letters in memory.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use super::dead_letters::{
     Cause, Counted, DeadLetter, DeadLetterContent, DeadLetterDetail, DeadLetterFilter, DeadLetterGroups,
     DeadLetterPage, DeadLetterQuery, GroupBuilder, Identification, LetterOrigin, LetterState, NewStoredLetter,
     OpenBuilder, OpenDeadLetters, StoreAnswer, WholeDeadLetters,
 };
+use super::error::LedgerError;
+use super::state::OutageCause;
 
 /// A stored message.
 #[derive(Debug)]
@@ -22,10 +25,20 @@ pub(super) struct MemoryLetters {
     letters: Vec<MemoryLetter>,
     /// The process that began to read a message, by fingerprint.
     readings: BTreeMap<[u8; 32], String>,
+    /// Why the next one cannot be stored.
+    next_fails: Option<OutageCause>,
 }
 
 impl MemoryLetters {
-    pub fn store(&mut self, letter: NewStoredLetter) -> StoreAnswer {
+    pub fn fail_next(&mut self, cause: OutageCause) {
+        self.next_fails = Some(cause);
+    }
+
+    pub fn store(&mut self, letter: NewStoredLetter) -> Result<StoreAnswer, LedgerError> {
+        if let Some(cause) = self.next_fails.take() {
+            let source = Arc::new(std::io::Error::other("no room for this letter"));
+            return Err(LedgerError::Unavailable { action: "store a letter", cause, source });
+        }
         self.readings.remove(&letter.fingerprint);
         let last = |is_meant: &dyn Fn(&MemoryLetter) -> bool| self.letters.iter().rposition(is_meant).map(number);
         let is_same = |known: &MemoryLetter| known.letter.fingerprint == letter.fingerprint;
@@ -34,12 +47,12 @@ impl MemoryLetters {
             Identification::Unidentified => None,
         };
         if let Some(id) = original {
-            return StoreAnswer::Duplicate(id);
+            return Ok(StoreAnswer::Duplicate(id));
         }
         let is_of_other_session = |known: &MemoryLetter| is_same(known) && known.letter.session != letter.session;
         let maybe_duplicate_of = letter.redelivered.then(|| last(&is_of_other_session)).flatten();
         self.letters.push(MemoryLetter { letter, state: LetterState::Open, maybe_duplicate_of });
-        StoreAnswer::Stored(number(self.letters.len() - 1))
+        Ok(StoreAnswer::Stored(number(self.letters.len() - 1)))
     }
 
     pub fn begin_reading(&mut self, fingerprint: [u8; 32], process: String) -> bool {

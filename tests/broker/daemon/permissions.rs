@@ -161,7 +161,7 @@ fn orders_are_processed_without_the_permission_to_read_the_dead_letter_queues() 
         ["dead_letter_queue", "unrouted_queue"].iter().all(|queue| !collectors[*queue]["subscribe_error"].is_null())
     });
     assert_eq!(orderd.stop(), 0);
-    assert!(orderd.has_logged("the user may not drain the dead letter queues"));
+    assert!(orderd.has_logged("the user may not drain the dead letter queues, so dead letters stay there"));
     let mut check = own.env.command(&["check", "--connect"]);
     assert_ne!(check.wait_for_exit(), 0);
     assert!(check.output().contains("dead_letter_queue"), "{}", check.output());

@@ -100,7 +100,7 @@ async fn retention_removes_what_is_replayed_or_discarded_with_its_content_and_no
         ledger.record(LedgerEntry::Attempt(Box::new(attempt(id, "order", 0)))).await.unwrap();
     }
     // In pages of its own, which the writer does not overwrite otherwise.
-    let sql = "UPDATE stored_contents SET body = zeroblob(9000) || 'ada@example.com' WHERE letter_id = ?1";
+    let sql = "UPDATE stored_contents SET body = CAST(zeroblob(9000) || 'ada@example.com' AS BLOB) WHERE letter_id = ?1";
     connection.execute(sql, [10]).unwrap();
     assert!(contains(&directory, "ada@example.com"));
     let mut removed = 0;
@@ -143,9 +143,8 @@ async fn a_dead_letter_without_room_on_the_disk_is_no_outage_and_orders_are_reco
     let is_full = |answer: &Result<StoreAnswer, LedgerError>| {
         matches!(answer, Err(LedgerError::Unavailable { cause: OutageCause::DiskFull, .. }))
     };
-    assert!(is_full(&letters[0]), "{letters:?}");
+    assert!(is_full(&letters[0]) && matches!(letters[1], Ok(StoreAnswer::Stored(1))), "{letters:?}");
     assert_eq!(ledger.outages(), 0);
-    assert_eq!(ledger.store_letter(stored_letter("ord-1", 2)).await.unwrap(), StoreAnswer::Stored(1));
     ledger.close().await;
 }
 
@@ -164,7 +163,8 @@ async fn dead_letters_never_take_the_room_of_orders_and_a_large_one_is_stored_al
     program.execute_batch("COMMIT").unwrap();
     let answers = join_all(letters).await;
     assert!(answers.iter().all(|answer| matches!(answer, Ok(StoreAnswer::Stored(_)))), "{answers:?}");
-    assert_eq!(ledger.letter_room.free.available_permits(), 2 * MIN_ENTRY_BYTES, "all of it is given back");
+    let all = u32::try_from(2 * MIN_ENTRY_BYTES).unwrap();
+    drop(ledger.letter_room.free.acquire_many(all).await.unwrap());
     ledger.close().await;
 }
 
