@@ -55,7 +55,7 @@ struct Tables {
     runs: MemoryRuns,
     claims: MemoryClaims,
     alerts: AlertBook,
-    letters: MemoryLetters,,
+    letters: MemoryLetters,
 }
 
 #[derive(Debug)]

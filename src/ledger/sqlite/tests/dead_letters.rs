@@ -100,7 +100,8 @@ async fn retention_removes_what_is_replayed_or_discarded_with_its_content_and_no
         ledger.record(LedgerEntry::Attempt(Box::new(attempt(id, "order", 0)))).await.unwrap();
     }
     // In pages of its own, which the writer does not overwrite otherwise.
-    let sql = "UPDATE stored_contents SET body = CAST(zeroblob(9000) || 'ada@example.com' AS BLOB) WHERE letter_id = ?1";
+    let sql =
+        "UPDATE stored_contents SET body = CAST(zeroblob(9000) || 'ada@example.com' AS BLOB) WHERE letter_id = ?1";
     connection.execute(sql, [10]).unwrap();
     assert!(contains(&directory, "ada@example.com"));
     let mut removed = 0;
