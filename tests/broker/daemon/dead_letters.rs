@@ -126,18 +126,20 @@ fn dead_letters_are_drained_into_the_ledger_and_found_there_by_what_is_known_abo
     assert_eq!(listed(&env, &[]).len(), 7, "while no daemon runs");
 }
 
-/// The numbers in the bodies of stored messages, and how often each is there.
-fn numbers(ledger: &LedgerReader) -> BTreeMap<String, u64> {
+/// The bodies of stored messages, and how often each is there, with and without those that may be there twice.
+fn bodies(ledger: &LedgerReader, condition: &str) -> BTreeMap<String, u64> {
     let mut counts = BTreeMap::new();
-    for body in ledger.rows("SELECT body FROM stored_contents") {
+    let sql = format!("SELECT body FROM stored_dead_letters JOIN stored_contents ON letter_id = id WHERE {condition}");
+    for body in ledger.rows(&sql) {
         *counts.entry(body).or_default() += 1;
     }
     counts
 }
 
 #[test]
-fn instances_that_are_killed_while_they_drain_lose_no_dead_letter_and_store_none_twice() {
+fn instances_that_are_killed_while_they_drain_lose_no_dead_letter_and_store_none_twice_without_saying_so() {
     const MESSAGES: u64 = 4_000;
+    const TWINS: u64 = 500;
     let node = Node::shared();
     let env = desk(&node).set("log.level", "info");
     let mut orderd = env.start();
@@ -149,6 +151,10 @@ fn instances_that_are_killed_while_they_drain_lose_no_dead_letter_and_store_none
     for n in (0..MESSAGES).filter(|n| n % 2 == 1) {
         let properties = Properties::persistent().text("message_id", &format!("m-{n}"));
         raw.publish_to("orders.dead_letter", "any", &properties, &body(n));
+        // Nothing distinguishes these.
+        if n % (MESSAGES / TWINS) == 1 {
+            raw.publish("dead_letter_queue", &persistent(), b"twin");
+        }
     }
     for round in 1..=6 {
         let mut instances = [env.start(), env.start()];
@@ -163,10 +169,18 @@ fn instances_that_are_killed_while_they_drain_lose_no_dead_letter_and_store_none
     wait_until("all are drained", || raw.queue_counts("dead_letter_queue") == Some((0, 1)));
     assert_eq!(orderd.stop(), 0);
     assert_eq!(raw.depth("dead_letter_queue"), 0);
-    let counts = numbers(&ledger);
+    let twins = bodies(&ledger, "true")["twin"];
+    assert!(twins >= TWINS, "{} twins are lost", TWINS - twins);
+    let mut counts = bodies(&ledger, "maybe_duplicate_of IS NULL");
+    let unmarked = counts.remove("twin").unwrap();
+    assert!(unmarked <= TWINS, "{unmarked}");
     assert_eq!(counts.len() as u64, MESSAGES, "none is lost");
     let twice: Vec<_> = counts.iter().filter(|(_, count)| **count > 1).collect();
     assert!(twice.is_empty(), "{twice:?}");
+    assert_eq!(
+        ledger.number("SELECT count(*) FROM stored_dead_letters WHERE message_id <> '' AND maybe_duplicate_of <> 0"),
+        0
+    );
 }
 
 #[test]
