@@ -93,7 +93,7 @@ bench: ## Compare orderd's throughput with the broker's own limit; STEPS=http wi
 	@$(STEP) "build orderd and the benchmark with full optimization" $(CARGO) bench --profile dist --locked --bench pipeline --no-run
 	@$(STEP) "benchmark" $(CARGO) bench --profile dist --locked --bench pipeline -- $(if $(N),--orders $(N)) $(if $(STEPS),--steps $(STEPS)) $(if $(NOTIFY),--notify $(NOTIFY))
 
-soak: programs ## Random faults under load; check that no order or event is lost or duplicated; FAULTS=300 SEED=1 KINDS=ledger_moved
+soak: programs ## Random faults under load; check that no order, event or completed step is lost or duplicated; FAULTS=300 SEED=1 KINDS=ledger_moved
 	@$(STEP) "soak" $(DEBUG)/soak $(if $(FAULTS),--faults $(FAULTS)) $(if $(SEED),--seed $(SEED)) $(if $(KINDS),--kinds $(KINDS))
 
 cluster-test: ## A cluster of three RabbitMQ nodes that fail under load; FAULTS=node_killed,quorum_lost

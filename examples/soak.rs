@@ -1,5 +1,6 @@
 //! `make soak`: random faults of orderd, the broker, the network and the disk under load. In the end, every order must be in
-//! the ledger exactly once, a dead letter or unrouted, and every event must have its line.
+//! the ledger exactly once, a dead letter or unrouted, every event must have its line, and each charge of the shop's services
+//! must be kept with a processed order or refunded.
 
 #[path = "../tests/support/harness/mod.rs"]
 mod harness;

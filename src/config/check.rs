@@ -36,6 +36,7 @@ pub(super) fn check(config: &Config, handlers: HandlerRegistry, report: &Report)
     bindings_do_not_overlap(config, report);
     events_are_bound(config, report);
     step_events_are_bound(config, report);
+    retry_limits_are_not_longer_than_the_delays(config, report);
     order_ids_do_not_collide(config, report);
     default_channels_exist(config, report);
     default_channels_agree(config, report);
@@ -311,6 +312,21 @@ fn events_are_bound(config: &Config, report: &Report) {
             ExchangeNames::UNROUTED_QUEUE
         );
         report.warning("queues", message);
+    }
+}
+
+/// A retry is postponed by one of the consumer's delays, never by more than the longest.
+fn retry_limits_are_not_longer_than_the_delays(config: &Config, report: &Report) {
+    for (name, consumer) in &config.consumers {
+        let longest = consumer.retry.delays.iter().map(|delay| delay.as_duration()).max().unwrap_or_default();
+        for (key, limit) in consumer.handler_settings.retry_limits().iter().filter(|(_, limit)| *limit > longest) {
+            let message = format!(
+                "is {}, but the longest of consumers.{name}.retry.delays is {}: a service that asks for more is called again after that",
+                duration::format(*limit),
+                duration::format(longest)
+            );
+            report.warning(&format!("consumers.{name}.{key}"), message);
+        }
     }
 }
 

@@ -65,8 +65,13 @@ fn format(name: &str, mut section: Section<'_>) -> Spec {
         section.section_problem("must have another name: \"text\" and \"json\" are output formats of `orderd check`");
     }
     let units = [("major", Unit::Major), ("minor", Unit::Minor)];
-    let unit = section.optional_or("unit", Unit::Major, &value_parser::one_of(&units));
-    let base = section.optional("base", &base_spec);
+    let unit = section.optional("unit", &value_parser::one_of(&units));
+    // The amounts of the base are in this unit, too: it is the unit of the whole document.
+    let base = section.optional("base", &base_spec).map(|base| match unit {
+        Some(unit) => base.in_unit(unit),
+        None => base,
+    });
+    let unit = unit.unwrap_or_default();
     let hint = ": where the order's id is, such as \"/id\"";
     let id = if base.is_some() { section.optional("id", &id) } else { section.required("id", hint, &id) };
     let (source_of_id, prefix) = id.clone().unwrap_or_default();

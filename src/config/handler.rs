@@ -68,6 +68,7 @@ pub struct HandlerSettings {
     constructor: Arc<dyn Any + Send + Sync>,
     call_time: Duration,
     event_keys: Arc<[String]>,
+    retry_limits: Arc<[(String, Duration)]>,
     directories: Arc<[PathBuf]>,
 }
 
@@ -86,6 +87,7 @@ impl HandlerSettings {
             constructor: Arc::new(constructor),
             call_time: Duration::ZERO,
             event_keys: Arc::new([]),
+            retry_limits: Arc::new([]),
             directories: Arc::new([]),
         }
     }
@@ -111,6 +113,17 @@ impl HandlerSettings {
     /// Patterns of the routing keys of events that services ask the handler to publish.
     pub fn event_keys(&self) -> &[String] {
         &self.event_keys
+    }
+
+    /// Sets the keys that limit how long a service may postpone a retry, if they are given.
+    #[must_use]
+    pub fn with_retry_limits(self, limits: Vec<(String, Duration)>) -> Self {
+        HandlerSettings { retry_limits: limits.into(), ..self }
+    }
+
+    /// The keys that limit how long a service may postpone a retry, such as `steps[0].retry_after_max`, if they are given.
+    pub fn retry_limits(&self) -> &[(String, Duration)] {
+        &self.retry_limits
     }
 
     /// Sets the directories whose files belong to the configuration.

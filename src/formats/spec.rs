@@ -169,6 +169,18 @@ impl Spec {
             rounding: Decimal::ZERO,
         }
     }
+
+    /// With all amounts in this unit.
+    pub fn in_unit(mut self, unit: Unit) -> Self {
+        let lines = [self.line.as_mut(), self.items.as_mut().map(|items| &mut items.line)];
+        let prices = lines.into_iter().flatten().map(|line| match &mut line.price {
+            PriceSpec::Each(amount) | PriceSpec::Total(amount) => amount,
+        });
+        let amounts =
+            [&mut self.total, &mut self.shipping, &mut self.fees, &mut self.tax, &mut self.discount].into_iter().flatten();
+        prices.chain(amounts).for_each(|amount| amount.unit = unit);
+        self
+    }
 }
 
 /// Serialized as the keys of `[formats.<name>]`, with pointers where the section has them.

@@ -36,6 +36,11 @@ pub trait HandlerFactory: Send + Sync + 'static {
         Vec::new()
     }
 
+    /// The keys that limit how long a service may postpone a retry, if they are given.
+    fn retry_limits(_settings: &Self::Settings) -> Vec<(String, Duration)> {
+        Vec::new()
+    }
+
     /// How long the handler may wait for other services in one attempt, which does not count toward the consumer's timeout.
     fn call_time(_settings: &Self::Settings) -> Duration {
         Duration::ZERO
@@ -95,10 +100,12 @@ impl<F: HandlerFactory> HandlerSpec for F {
         let keys = serde_json::to_value(&settings).expect("settings are structs of plain values");
         let lines = F::check_lines(consumer, &settings);
         let (call_time, event_keys) = (F::call_time(&settings), F::event_keys(&settings));
+        let retry_limits = F::retry_limits(&settings);
         let build = move |consumer: HandlerConsumer<'_>, deps: &HandlerDeps| F::build(consumer, &settings, deps);
         HandlerSettings::new(&keys, lines, Constructor(Box::new(build)))
             .with_call_time(call_time)
             .with_event_keys(event_keys)
+            .with_retry_limits(retry_limits)
     }
 }
 

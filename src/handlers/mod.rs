@@ -36,6 +36,7 @@ pub use event_log::{EventLog, EventLogClosed, EventLogWriter};
 pub use factory::{HandlerConsumer, HandlerFactory, build};
 pub use failed::DeadLetteredEvent;
 pub use notification::LogChannel;
+pub use order::StepOrder;
 pub use origin_consumer::OriginConsumer;
 
 use crate::config::{HandlerRegistry, HandlerSettings, Sources};

@@ -57,6 +57,10 @@ impl HandlerFactory for StepsFactory {
         settings.steps.event_keys()
     }
 
+    fn retry_limits(settings: &StepsHandlerSettings) -> Vec<(String, Duration)> {
+        settings.steps.retry_limits()
+    }
+
     fn build(consumer: HandlerConsumer<'_>, settings: &StepsHandlerSettings, deps: &HandlerDeps) -> Arc<dyn Handler> {
         Arc::new(StepsHandler {
             engine: Engine::new(consumer.name, consumer.workers, &settings.steps, &deps.steps),

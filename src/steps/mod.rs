@@ -37,7 +37,7 @@ pub use engine_step::StepResources;
 pub use events::EventPublisher;
 pub use http::{HttpService, HttpSettings};
 pub use plan::left_to_undo;
-pub use request::{OrderInput, RunInput};
+pub use request::{OrderInput, RunInput, UndoCause};
 pub use run_error::RunError;
 pub use service::{
     FailureCause, MAX_ANSWER_BYTES, MAX_EVENTS, StepAnswer, StepCall, StepEvent, StepFailure, StepService, TraceContext,

@@ -6,6 +6,7 @@
 //! Without `order` if the message is none. For an undo, with `failure`: why the order failed.
 
 use bytes::Bytes;
+use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::Value as Json;
 use serde_json::value::RawValue;
@@ -45,11 +46,15 @@ pub struct OrderInput<'a> {
     pub facts: OrderFacts,
 }
 
-/// The failure in the body of an undo.
-#[derive(Serialize)]
-struct FailureBody<'a> {
+/// Why a step is undone.
+#[derive(Serialize, JsonSchema)]
+#[schemars(title = "failure")]
+pub struct UndoCause<'a> {
+    /// The failure's kind, such as `permanent`.
     kind: &'a str,
+    /// The failure's stable code, such as `http_409`, or `cancelled`.
     code: &'a str,
+    /// Text for people.
     reason: &'a str,
 }
 
@@ -81,7 +86,7 @@ pub(super) fn body(input: &RunInput<'_>, recorded: &[RecordedStep], failure: Opt
     body.push(b'}');
     if let Some(RunFailure { kind, code, reason, .. }) = failure {
         body.extend_from_slice(b",\"failure\":");
-        push(&mut body, &FailureBody { kind, code, reason });
+        push(&mut body, &UndoCause { kind, code, reason });
     }
     body.push(b'}');
     body.into()

@@ -154,6 +154,12 @@ impl StepsSettings {
         self.0.iter().flat_map(|step| &step.emits).cloned().collect()
     }
 
+    /// The limits of `Retry-After` that are given, each with its key.
+    pub fn retry_limits(&self) -> Vec<(String, Duration)> {
+        let limits = self.0.iter().enumerate().filter(|(_, step)| step.retry_after_max != DEFAULT_RETRY_AFTER_MAX);
+        limits.map(|(index, step)| (format!("steps[{index}].retry_after_max"), step.retry_after_max)).collect()
+    }
+
     /// What `orderd check` prints about them.
     pub fn check_lines(&self, consumer: &str) -> Vec<String> {
         self.0.iter().enumerate().map(|(index, step)| step.check_line(consumer, index)).collect()

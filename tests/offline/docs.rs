@@ -68,6 +68,13 @@ fn the_readme_stays_short() {
     assert!(lines <= README_LINES, "{lines} lines; move text to docs/");
 }
 
+#[test]
+fn the_readme_says_that_services_must_honour_the_idempotency_key() {
+    let readme = read("README.md");
+    let promise = readme.split("\n\n").find(|part| part.starts_with("**The promise.**")).expect("there is a promise");
+    assert!(promise.contains("`Idempotency-Key`"), "{promise}");
+}
+
 /// The keys of the annotated default file by section, with `<name>` in place of a queue's or consumer's name.
 fn default_keys() -> BTreeMap<String, Vec<String>> {
     let (mut keys, mut section) = (BTreeMap::<_, Vec<_>>::new(), String::new());

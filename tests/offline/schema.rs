@@ -6,6 +6,8 @@ use std::path::Path;
 
 use jsonschema::Validator;
 use orderd::domain::{AnalyticsEvent, CancelledEvent, Notification, Order, OrderDocument};
+use orderd::formats::Format;
+use orderd::handlers::StepOrder;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -160,6 +162,61 @@ fn the_events_of_every_order_are_valid() {
         "failure_code": "invalid_price", "consumer": "order", "at": "2026-11-22T08:00:02Z"});
     assert!(validator.is_valid(&failed));
     assert!(!validator.is_valid(&json!({"event": "failed", "order_id": "1"})));
+}
+
+/// The properties of an object's schema.
+fn properties(schema: &Value) -> BTreeSet<&str> {
+    schema["properties"].as_object().unwrap().keys().map(String::as_str).collect()
+}
+
+/// The part of a schema, which may be optional, that describes an object or a list.
+fn some(schema: &Value) -> &Value {
+    let options = schema["anyOf"].as_array();
+    options.and_then(|options| options.iter().find(|option| option["type"] != "null")).unwrap_or(schema)
+}
+
+#[test]
+fn the_request_of_a_step_is_valid_and_every_field_of_its_order_is_documented() {
+    let (schema, validator) = (schema("step"), validator("step"));
+    let guide = fs::read_to_string(root().join("docs/guides/steps.md")).unwrap();
+    let received = guide.split("## What your service receives").nth(1).unwrap().split("\n## ").next().unwrap();
+    let rows = || received.lines().filter(|line| line.starts_with("| `"));
+    let named: BTreeSet<&str> =
+        rows().filter_map(|row| row.split(" |").next()).flat_map(|cell| cell.split('`').skip(1).step_by(2)).collect();
+    let order = some(&schema["properties"]["order"]);
+    for field in properties(&schema).union(&properties(order)) {
+        assert!(named.contains(field), "{field}");
+    }
+    let lines = rows().find(|row| row.starts_with("| `items` |")).unwrap();
+    for field in properties(&order["properties"]["items"]["items"]) {
+        assert!(lines.contains(&format!("`{field}`")), "{field}");
+    }
+
+    let example = received.split("```json\n").nth(1).unwrap().split("```").next().unwrap();
+    let example: Value = serde_json::from_str(example).unwrap();
+    let documents = root().join("tests/offline/documents");
+    for (format, document) in [
+        ("orderd", example["message"].to_string()),
+        ("shopify", fs::read_to_string(documents.join("shopify.json")).unwrap()),
+        ("woocommerce", fs::read_to_string(documents.join("woocommerce.json")).unwrap()),
+    ] {
+        let Ok(OrderDocument::Placed(read)) = Format::built_in(format).unwrap().read(&document, None) else {
+            panic!("{format}")
+        };
+        let called_with = serde_json::to_value(StepOrder::new(&read, &read.check().unwrap())).unwrap();
+        if format == "orderd" {
+            assert_eq!(called_with, example["order"]);
+        }
+        assert!(properties(order).is_superset(&called_with.as_object().unwrap().keys().map(String::as_str).collect()));
+        let message: Value = serde_json::from_str(&document).unwrap();
+        let failure = json!({"kind": "permanent", "code": "http_409", "reason": "sold out"});
+        let mut request = json!({"order": called_with, "message": message, "steps": {"charge": 7}, "failure": failure});
+        validator.validate(&request).unwrap_or_else(|error| panic!("{error}: {request}"));
+        request["order"].as_object_mut().unwrap().remove("total");
+        assert!(!validator.is_valid(&request));
+    }
+    assert!(validator.is_valid(&json!({"message": "text", "steps": {}})), "a message that is not an order");
+    assert!(!validator.is_valid(&json!({"message": {}})));
 }
 
 /// The keys of a schema by section, with `<name>` for any name.

@@ -1,4 +1,4 @@
-//! `orderd schema`: JSON Schemas of orders, of the configuration and of the events that orderd publishes.
+//! `orderd schema`: JSON Schemas of orders, of the configuration, of the events that orderd publishes and of what steps are called with.
 //!
 //! An order or a configuration that orderd accepts is valid by its schema, which tests hold; the rules that a schema cannot state,
 //! such as the sum of an order, are orderd's own.
@@ -7,6 +7,7 @@ mod config;
 mod formats;
 mod order;
 mod places;
+mod step;
 
 use std::io::{self, Write};
 
@@ -35,6 +36,8 @@ pub enum SchemaOf {
     Config,
     /// The events about orders that orderd publishes
     Event,
+    /// What a step's service is called with
+    Step,
 }
 
 /// An event about an order.
@@ -58,6 +61,7 @@ impl SchemaOf {
             SchemaOf::Order => settings(true).into_generator().into_root_schema_for::<order::OrderMessage>(),
             SchemaOf::Config => settings(false).into_generator().into_root_schema_for::<config::ConfigDocument>(),
             SchemaOf::Event => settings(true).into_generator().into_root_schema_for::<Event<'_>>(),
+            SchemaOf::Step => settings(true).into_generator().into_root_schema_for::<step::StepRequest<'_>>(),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Formats of orders, and the consumers that use them.
 
 use super::*;
+use crate::domain::OrderDocument;
 use crate::formats::spec::Spec;
 
 /// The default file with this section.
@@ -60,6 +61,28 @@ fn a_format_of_another_shop_is_a_built_in_one_with_a_prefix() {
     assert!(without[0].starts_with("formats.shop.id: must have the key \"pointer\""), "{without:?}");
     let long = format!("id = {{ pointer = \"/id\", prefix = \"{}\" }}", "x".repeat(65));
     assert!(problem(&long)[0].starts_with("formats.shop.id: prefix must"), "{:?}", problem(&long));
+}
+
+#[test]
+fn cents_in_a_format_with_a_base_are_not_read_as_euros() {
+    let format = |keys: &str| valid(&with_format(keys)).formats["shop"].clone();
+    let order = r#"{"id": 1, "currency": "EUR", "total_price": 2480, "shipping_lines": [{"price": 490}],
+        "line_items": [{"name": "Lamp", "quantity": 1, "price": 1990}]}"#;
+    let total = |keys: &str| {
+        let OrderDocument::Placed(order) = format(keys).read(order, None).unwrap() else { panic!("{keys}") };
+        order.check().unwrap().total.to_string()
+    };
+    assert_eq!(total("base = \"shopify\"\nunit = \"minor\""), "24.80");
+    assert_eq!(total("base = \"shopify\"\nunit = \"minor\"\nshipping = \"/shipping_lines/*/price\""), "24.80");
+    assert_eq!(total("base = \"shopify\"\nunit = \"major\""), total("base = \"shopify\""));
+    for base in ["orderd", "shopify", "woocommerce"] {
+        let spec = serde_json::to_value(format(&format!("base = {base:?}\nunit = \"minor\"")).spec()).unwrap();
+        let amounts = [&spec["price"], &spec["items"]["price"], &spec["items"]["total"]].into_iter().chain(
+            ["total", "shipping", "fees", "tax", "discount"].map(|key| &spec[key]));
+        for amount in amounts.filter(|amount| !amount.is_null()) {
+            assert_eq!(amount["unit"], "minor", "{base}: {spec}");
+        }
+    }
 }
 
 #[test]

@@ -28,6 +28,19 @@ fn events_of_steps_that_no_queue_is_bound_for_are_warned_of() {
 }
 
 #[test]
+fn a_longer_retry_after_than_all_delays_is_warned_of() {
+    let with = |limit: &str| {
+        let step = "[[consumers.order.steps]]\nname = \"ship\"\nhttp = { url = \"http://127.0.0.1:1/\" }";
+        warnings(&format!("{DEFAULT_FILE}\n{step}\n{limit}\n"))
+    };
+    for enough in ["", "retry_after_max = \"1m\""] {
+        assert_eq!(with(enough), [""; 0], "{enough}");
+    }
+    let found = with("retry_after_max = \"10m\"");
+    assert!(found.len() == 1 && found[0].starts_with("consumers.order.steps[0].retry_after_max: is 10m"), "{found:?}");
+}
+
+#[test]
 fn every_queue_has_one_consumer_and_every_consumer_a_queue() {
     for (from, to, expected) in [
         (

@@ -23,6 +23,7 @@ use tracing::{debug, warn};
 
 use self::fault_injection::{FaultInjection, FaultKind};
 use self::on_conflict::OnConflict;
+pub use self::step_order::StepOrder;
 use self::step_order::step_order;
 use super::claim::Claims;
 use super::event_publication::event;
@@ -78,6 +79,10 @@ impl HandlerFactory for OrderFactory {
 
     fn event_keys(settings: &OrderSettings) -> Vec<String> {
         settings.steps.event_keys()
+    }
+
+    fn retry_limits(settings: &OrderSettings) -> Vec<(String, Duration)> {
+        settings.steps.retry_limits()
     }
 
     fn call_time(settings: &OrderSettings) -> Duration {

@@ -218,6 +218,11 @@ impl Audit {
         &self.records.dead_letters
     }
 
+    /// The orders that are unrouted and nowhere else.
+    pub fn only_unrouted_orders(&self) -> HashSet<String> {
+        self.records.only_unrouted_orders()
+    }
+
     /// Whether there are no discrepancies.
     pub fn passed(&self) -> bool {
         self.problems.is_empty()

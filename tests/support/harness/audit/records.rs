@@ -39,6 +39,11 @@ impl Records {
         })
     }
 
+    /// The orders that are unrouted and nowhere else.
+    pub fn only_unrouted_orders(&self) -> HashSet<String> {
+        self.unrouted.iter().filter(|id| !self.is_settled(id) && !id.contains('/')).cloned().collect()
+    }
+
     /// Messages that are unrouted, and settled as well: they were published more than once.
     pub fn unrouted_and_settled(&self) -> u64 {
         self.unrouted.iter().filter(|id| self.is_settled(id)).count() as u64

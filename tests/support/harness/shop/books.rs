@@ -75,6 +75,12 @@ impl Books {
         ("200 OK", answer)
     }
 
+    /// Only what was done for other orders than these.
+    pub fn without(mut self, orders: &HashSet<String>) -> Books {
+        self.done.values_mut().for_each(|done| done.retain(|order| !orders.contains(order)));
+        self
+    }
+
     fn done(&self, action: Action) -> &[String] {
         self.done.get(&action).map_or(&[], Vec::as_slice)
     }
@@ -154,6 +160,18 @@ impl BooksAudit {
     /// Whether there are no discrepancies.
     pub fn passed(&self) -> bool {
         self.problems.is_empty()
+    }
+
+    /// The comparison as JSON.
+    pub fn to_json(&self) -> serde_json::Value {
+        let done = |action| self.books.done(action).len();
+        serde_json::json!({
+            "charged": done(Action::Charge),
+            "refunded": done(Action::Refund),
+            "failed_after_charge": self.failed_after_charge,
+            "calls_answered_from_the_key": self.books.repeated,
+            "problems": self.problems,
+        })
     }
 }
 

@@ -1,6 +1,7 @@
-//! The soak: orders under load, some of which fail, while orderd, the broker, the network and the disk suffer random faults. At
-//! the end every published order must have been processed once, be a dead letter or be unrouted; every recorded event must
-//! have a whole line in its file, and the sums must match.
+//! The soak: orders under load, some of which fail, while orderd, the broker, the network and the disk suffer random faults. A
+//! shop's services charge, reserve and ship each order. At the end every published order must have been processed once, be a dead
+//! letter or be unrouted; every recorded event must have a whole line in its file, the sums must match, and what the services did
+//! must be kept with a processed order or undone.
 
 mod broker_api;
 mod disk;
@@ -30,6 +31,7 @@ use super::daemon::CONFIG;
 use super::environment::{ADDRESSES, EarlierData, Environment};
 use super::node::Node;
 use super::queued_messages::QueuedMessages;
+use super::shop::Shop;
 
 /// Orders published in a second.
 const RATE: u32 = 50;
@@ -48,6 +50,8 @@ pub const SETTINGS: [(&str, &str); 7] = [
     ("ORDERD_CONSUMERS__ANALYTICS__RETRY__DELAYS", "1s,5s"),
     ("ORDERD_LOG__ROTATION", "never"),
 ];
+/// The consumers whose orders the shop's services work on.
+pub const STEPS: [&str; 2] = ["ORDERD_CONSUMERS__ORDER__STEPS", "ORDERD_CONSUMERS__PRIORITY__STEPS"];
 /// Lost connections are noticed and replaced soon.
 const RECONNECT_SETTINGS: [(&str, &str); 2] =
     [("ORDERD_BROKER__RECONNECT_MAX", "2s"), ("ORDERD_BROKER__HEARTBEAT", "2s")];
@@ -74,13 +78,16 @@ impl Soak {
         let mounts = super::repository()?.join("target").join(&self.name);
         let mounts = ["ledger-disk", "events-disk"].map(|name| mounts.join(name));
         mounts.iter().for_each(|path| Disk::unmount_leftover(path));
+        let shop = Shop::start()?;
+        let steps = shop.steps();
+        let settings = STEPS.map(|key| (key, &*steps));
         let mut environment = Environment::prepare(
             &self.name,
-            &[&SETTINGS[..], &RECONNECT_SETTINGS].concat(),
+            &[&SETTINGS[..], &RECONNECT_SETTINGS, &settings].concat(),
             EarlierData::Deleted,
             &runtime,
         )?;
-        let report = self.run_in(&mut environment, mounts, &runtime, log);
+        let report = self.run_in(&mut environment, mounts, &shop, &runtime, log);
         environment.tear_down()?;
         report
     }
@@ -89,6 +96,7 @@ impl Soak {
         &self,
         environment: &mut Environment,
         mounts: [PathBuf; 2],
+        shop: &Shop,
         runtime: &Runtime,
         log: &mut dyn FnMut(String),
     ) -> Outcome<SoakReport> {
@@ -134,13 +142,17 @@ impl Soak {
         faults::events::restore_deleted_files(&mut targets)?;
         let Targets { ledger, events, producer, mut queued, gaps, .. } = targets;
         producer.stop(runtime)?;
-        report.audit = Some(runtime.block_on(async {
+        let audit = runtime.block_on(async {
             queued.collect(&environment.connector()).await?;
             let published = Published { gaps, ..Published::orders(orders) };
             let mut audit = Audit::of_run(published, &ledger, queued.with_stored(&ledger)?).await?;
             audit.compare_event_files(&events)?;
             Outcome::Ok(audit)
-        })?);
+        })?;
+        // An order whose copy is unrouted has not ended: what was done for it is neither kept nor undone.
+        let books = shop.books().without(&audit.only_unrouted_orders());
+        report.books = Some(books.audit(audit.processed(), audit.dead_letters(), audit.cancelled()));
+        report.audit = Some(audit);
         Ok(report)
     }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::super::audit::Audit;
+use super::super::shop::books::BooksAudit;
 use super::fault::{Fault, FaultKind};
 
 /// The faults of one kind.
@@ -37,13 +38,15 @@ pub struct SoakReport {
     pub kinds: BTreeMap<&'static FaultKind, KindReport>,
     /// The audit at the end.
     pub audit: Option<Audit>,
+    /// What the shop's services did, compared with what became of the orders.
+    pub books: Option<BooksAudit>,
 }
 
 impl SoakReport {
     /// A report without faults.
     pub fn new(seed: u64, kinds: &[&'static FaultKind]) -> SoakReport {
         let kinds = kinds.iter().map(|kind| (*kind, KindReport::default())).collect();
-        SoakReport { seed, kinds, audit: None }
+        SoakReport { seed, kinds, audit: None, books: None }
     }
 
     /// Adds a fault that happened, and how long recovery from it took.
@@ -58,9 +61,9 @@ impl SoakReport {
         self.kinds.entry(fault.kind).or_default().nothing_to_do += 1;
     }
 
-    /// Whether every order and every event is accounted for.
+    /// Whether every order, every event and everything that the shop's services did is accounted for.
     pub fn passed(&self) -> bool {
-        self.audit.as_ref().is_some_and(Audit::passed)
+        self.audit.as_ref().is_some_and(Audit::passed) && self.books.as_ref().is_some_and(BooksAudit::passed)
     }
 
     /// The number of faults that happened.
@@ -82,6 +85,7 @@ impl SoakReport {
             "seed": self.seed, "faults": self.faults(), "passed": self.passed(),
             "kinds": kinds.collect::<serde_json::Map<_, _>>(),
             "audit": self.audit.as_ref().map(Audit::to_json),
+            "steps": self.books.as_ref().map(BooksAudit::to_json),
         })
     }
 }
@@ -107,6 +111,7 @@ impl fmt::Display for SoakReport {
             "  killed: orderd was killed meanwhile; median and maximum: time until it was ready and settled orders"
         )?;
         writeln!(f, "  {nothing_to_do} more faults found nothing to do, and do not count\n")?;
-        self.audit.as_ref().map_or(Ok(()), |audit| write!(f, "{audit}"))
+        self.audit.as_ref().map_or(Ok(()), |audit| write!(f, "{audit}"))?;
+        self.books.as_ref().map_or(Ok(()), |books| write!(f, "\n\n{books}"))
     }
 }
