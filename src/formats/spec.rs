@@ -176,8 +176,9 @@ impl Spec {
         let prices = lines.into_iter().flatten().map(|line| match &mut line.price {
             PriceSpec::Each(amount) | PriceSpec::Total(amount) => amount,
         });
-        let amounts =
-            [&mut self.total, &mut self.shipping, &mut self.fees, &mut self.tax, &mut self.discount].into_iter().flatten();
+        let amounts = [&mut self.total, &mut self.shipping, &mut self.fees, &mut self.tax, &mut self.discount]
+            .into_iter()
+            .flatten();
         prices.chain(amounts).for_each(|amount| amount.unit = unit);
         self
     }

@@ -77,8 +77,9 @@ fn cents_in_a_format_with_a_base_are_not_read_as_euros() {
     assert_eq!(total("base = \"shopify\"\nunit = \"major\""), total("base = \"shopify\""));
     for base in ["orderd", "shopify", "woocommerce"] {
         let spec = serde_json::to_value(format(&format!("base = {base:?}\nunit = \"minor\"")).spec()).unwrap();
-        let amounts = [&spec["price"], &spec["items"]["price"], &spec["items"]["total"]].into_iter().chain(
-            ["total", "shipping", "fees", "tax", "discount"].map(|key| &spec[key]));
+        let amounts = [&spec["price"], &spec["items"]["price"], &spec["items"]["total"]]
+            .into_iter()
+            .chain(["total", "shipping", "fees", "tax", "discount"].map(|key| &spec[key]));
         for amount in amounts.filter(|amount| !amount.is_null()) {
             assert_eq!(amount["unit"], "minor", "{base}: {spec}");
         }
