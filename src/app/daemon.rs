@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use serde_json::json;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::{error, info, warn};
@@ -15,6 +16,7 @@ use tracing::{error, info, warn};
 use super::alerting::Alerting;
 use super::dead_letters::DeadLetters;
 use super::event_logs::EventLogs;
+use super::journal::Journal;
 use super::ledger::unusable;
 use super::observability::Observability;
 use super::pauses::Pauses;
@@ -27,7 +29,7 @@ use crate::amqp::Connector;
 use crate::chain::chain;
 use crate::config::{Config, Sources};
 use crate::control::{CommandReceiver, ControlCommand, ControlError, PauseReport, Permit, ReloadReport};
-use crate::ledger::{Ledger, OutageCause};
+use crate::ledger::{JournalAction, Ledger, NewJournalEntry, OutageCause};
 use crate::shutdown::Shutdown;
 use crate::status::LastReload;
 use crate::systemd::ServiceNotifier;
@@ -50,6 +52,7 @@ pub(super) struct Daemon {
     pub retention: Retention,
     pub alerting: Alerting,
     pub ledger: Arc<dyn Ledger>,
+    pub journal: Journal,
     pub logs: EventLogs,
     pub level: LevelSwitch,
     pub drain_timeout: watch::Sender<Duration>,
@@ -152,18 +155,20 @@ impl Daemon {
     /// answered with [`ControlError::NotRunning`]. The receiver of the answer may be gone.
     async fn carry_out(&mut self, command: ControlCommand) {
         match command {
-            ControlCommand::Reload { by, permit, answer } => {
+            ControlCommand::Reload { by, actor, permit, answer } => {
                 if let Some(result) = self.reload(by, &permit).await {
-                    if let Err(error) = &result {
-                        info!(by, %error, "reload not carried out");
+                    match &result {
+                        Ok(report) => self.journal.record(reload_entry(by, &actor, report)).await,
+                        Err(error) => info!(by, %error, "reload not carried out"),
                     }
                     let _ = answer.send(result);
                 }
             }
-            ControlCommand::SetPaused { consumer, paused, permit, answer } => {
+            ControlCommand::SetPaused { consumer, paused, actor, permit, answer } => {
                 let result = self.set_paused(consumer, paused, &permit).await;
-                if let Err(error) = &result {
-                    info!(paused, %error, "neither paused nor resumed");
+                match &result {
+                    Ok(report) => self.journal.record(pause_entry(&actor, report)).await,
+                    Err(error) => info!(paused, %error, "neither paused nor resumed"),
                 }
                 let _ = answer.send(result);
             }
@@ -310,4 +315,22 @@ impl Daemon {
         }
         Ok(PauseReport { consumer, paused, changed })
     }
+}
+
+/// Most changed keys in an entry of the journal. Their values are not in it.
+const MAX_KEYS: usize = 100;
+
+fn reload_entry(by: &str, actor: &str, report: &ReloadReport) -> NewJournalEntry {
+    let changed: Vec<_> = report.changes.iter().map(|change| change.key.as_str()).take(MAX_KEYS).collect();
+    let result = json!({
+        "outcome": report.outcome, "generation": report.generation, "changed": changed,
+        "changed_count": report.changes.len(), "problems": report.problems.len(),
+    });
+    NewJournalEntry::new(Timestamp::now(), actor, JournalAction::Reload, &json!({ "by": by }), &result)
+}
+
+fn pause_entry(actor: &str, PauseReport { consumer, paused, changed }: &PauseReport) -> NewJournalEntry {
+    let action = if *paused { JournalAction::Pause } else { JournalAction::Resume };
+    let (subject, result) = (json!({ "consumer": consumer }), json!({ "changed": changed }));
+    NewJournalEntry::new(Timestamp::now(), actor, action, &subject, &result)
 }

@@ -14,6 +14,7 @@ mod consumer_context;
 mod daemon;
 mod dead_letters;
 mod event_logs;
+mod journal;
 mod ledger;
 mod observability;
 mod orphaned_objects;
@@ -41,6 +42,7 @@ use broker_setup::{BrokerSetup, PolicyCheck};
 use daemon::Daemon;
 use dead_letters::{DeadLetterDeps, DeadLetters};
 use event_logs::EventLogs;
+use journal::Journal;
 use observability::Observability;
 use pauses::Pauses;
 pub use pauses::PausesError;
@@ -223,6 +225,7 @@ async fn start(config: Config, process: Process, shutdown: &Shutdown) -> Result<
         dead_letters,
         pauses,
         observability,
+        journal: Journal::new(Arc::clone(&ledger)),
         ledger,
         logs,
         level,

@@ -32,7 +32,7 @@ const MIN_STEP: Duration = Duration::from_secs(1);
 /// Stops everything, after a shutdown has begun. Deliveries are settled before the publisher closes, and recorded before
 /// the ledger closes. Returns the names of the steps that did not end in time.
 pub(super) async fn stop(daemon: Daemon, publisher: &ConfirmingPublisher, shutdown: &Shutdown) -> Vec<&'static str> {
-    let Daemon { pools, dead_letters, observability, retention, alerting, ledger, logs, .. } = daemon;
+    let Daemon { pools, dead_letters, observability, retention, alerting, ledger, journal, logs, .. } = daemon;
     let (processes, deliveries) = (pools.processes(), pools.deliveries());
     let mut unfinished = Vec::new();
     let working = async {
@@ -66,6 +66,7 @@ pub(super) async fn stop(daemon: Daemon, publisher: &ConfirmingPublisher, shutdo
     steps.finish("commands", processes.finish()).await;
     steps.finish("alerts", alerting.finish()).await;
     steps.finish("ledger", ledger.close()).await;
+    steps.finish("journal", journal.finish()).await;
     observability.log_counts();
     steps.finish("retention", retention.finish()).await;
     steps.finish("event files", logs.finish()).await;

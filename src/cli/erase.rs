@@ -12,6 +12,7 @@ use clap::builder::NonEmptyStringValueParser;
 use serde::Serialize;
 use tokio::time::timeout;
 
+use super::local_actor::local_actor;
 use super::output::write_json;
 use super::report::ledger_exit;
 use super::{Exit, Format};
@@ -102,7 +103,7 @@ pub async fn run(args: &EraseArgs, config: &Config, out: &mut dyn Write, err: &m
         writeln!(err, "orderd: the ledger is unchanged; repeat the command once the files can be written")?;
         return Ok(Exit::Internal);
     }
-    let ledger = match location.erase(targets.clone(), options).await {
+    let ledger = match location.erase(targets.clone(), options, &local_actor()).await {
         Ok(erased) => erased,
         Err(error) => {
             writeln!(err, "orderd: cannot erase from the ledger: {}", chain(&error))?;

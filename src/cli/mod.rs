@@ -7,8 +7,10 @@ mod csv_cell;
 pub mod dead_letters;
 pub mod erase;
 mod exit;
+pub mod journal;
 pub mod ledger;
 mod load_error;
+mod local_actor;
 pub mod notify;
 mod output;
 mod pages;
@@ -97,6 +99,8 @@ enum CliCommand {
     DeadLetters(dead_letters::DeadLettersArgs),
     /// Back up the ledger
     Ledger(ledger::LedgerArgs),
+    /// Show who did what with orderd, and verify that nothing was changed or removed
+    Journal(journal::JournalArgs),
     /// Erase one customer's personal data from the ledger and the event files; the daemon may run
     Erase(erase::EraseArgs),
     /// Show the notification that an event about an order would cause, and send it to an address for a trial
@@ -240,6 +244,9 @@ fn run_command(command: CliCommand, sources: &Sources, out: &mut Output<Stdout>)
         }
         CliCommand::Ledger(args) => {
             with_usable_config(sources, |loaded| block_on(1, ledger::run(args, &loaded.config, out, err)))
+        }
+        CliCommand::Journal(args) => {
+            with_ledger(sources, |ledger, _| block_on(1, journal::run(args, ledger, Timestamp::now(), out, err)))
         }
         CliCommand::Erase(args) => {
             with_usable_config(sources, |loaded| block_on(1, erase::run(&args, &loaded.config, out, err)))

@@ -13,6 +13,7 @@ use crate::chain::chain;
 use crate::config::{Loaded, LogFormat, LogLevel, Problem, Sources};
 use crate::config_watcher::ConfigWatcher;
 use crate::control::{Control, Permit};
+use crate::ledger::LOCAL_ACTOR;
 use crate::shutdown::Shutdown;
 use crate::systemd::ServiceNotifier;
 use crate::{amqp, app, telemetry};
@@ -160,7 +161,7 @@ impl Signals {
 async fn reload_on_hangup(hangup_received: Arc<Notify>, control: Control) {
     loop {
         hangup_received.notified().await;
-        if let Err(error) = control.reload("SIGHUP", Permit::unlimited()).await {
+        if let Err(error) = control.reload("SIGHUP", LOCAL_ACTOR.to_owned(), Permit::unlimited()).await {
             warn!(%error, "cannot reload on SIGHUP");
         }
     }

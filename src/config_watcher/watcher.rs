@@ -18,6 +18,7 @@ use tracing::{info, warn};
 
 use super::file_version::{Directory, FileVersion, ResolvedFile, content_of, directories_in, directories_on_path};
 use crate::control::{Control, ControlError, Permit};
+use crate::ledger::LOCAL_ACTOR;
 use crate::shutdown::Shutdown;
 
 /// How long a changed file must stay unchanged before it is reloaded.
@@ -110,7 +111,7 @@ impl ConfigWatcher {
                 () = sleep(POLL_INTERVAL) => {}
             }
             while let Some(changed) = self.changed_files().await {
-                match control.reload("file", Permit::unlimited()).await {
+                match control.reload("file", LOCAL_ACTOR.to_owned(), Permit::unlimited()).await {
                     Ok(report) if report.temporary => break,
                     Ok(_) => self.reloaded = Some(changed),
                     // The daemon is starting; or it is stopping, which ends this task too.

@@ -20,6 +20,8 @@ pub enum ControlCommand {
     Reload {
         /// What requested it, for the log and the status: `SIGHUP`, `admin` or `file`.
         by: &'static str,
+        /// Who requested it, for the journal.
+        actor: String,
         /// Whether it may still be carried out.
         permit: Permit,
         /// Receives the result.
@@ -31,6 +33,8 @@ pub enum ControlCommand {
         consumer: String,
         /// `true` pauses it, `false` resumes it.
         paused: bool,
+        /// Who requested it, for the journal.
+        actor: String,
         /// Whether it may still be carried out.
         permit: Permit,
         /// Receives the result.
@@ -165,12 +169,12 @@ impl Control {
     }
 
     /// Reloads the configuration and waits for the result, which takes as long as comparing the broker with it does.
-    /// Dropping the future stops waiting, not the reload: `permit` decides. `by` names what requested it.
+    /// Dropping the future stops waiting, not the reload: `permit` decides. `by` names what requested it, `actor` who did.
     ///
     /// # Errors
     /// [`ControlError::NotRunning`] or [`ControlError::Expired`].
-    pub async fn reload(&self, by: &'static str, permit: Permit) -> Result<ReloadReport, ControlError> {
-        self.send(|answer| ControlCommand::Reload { by, permit, answer }).await?
+    pub async fn reload(&self, by: &'static str, actor: String, permit: Permit) -> Result<ReloadReport, ControlError> {
+        self.send(|answer| ControlCommand::Reload { by, actor, permit, answer }).await?
     }
 
     /// Pauses or resumes a consumer. Dropping the future stops waiting, not the command: `permit` decides.
@@ -181,9 +185,10 @@ impl Control {
         &self,
         consumer: String,
         paused: bool,
+        actor: String,
         permit: Permit,
     ) -> Result<PauseReport, ControlError> {
-        self.send(|answer| ControlCommand::SetPaused { consumer, paused, permit, answer }).await?
+        self.send(|answer| ControlCommand::SetPaused { consumer, paused, actor, permit, answer }).await?
     }
 
     async fn send<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> ControlCommand) -> Result<T, ControlError> {

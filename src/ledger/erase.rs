@@ -75,6 +75,21 @@ pub struct ErasedRows {
     pub copies_remain: bool,
 }
 
+impl ErasedRows {
+    /// Adds what was erased in another transaction.
+    pub(super) fn add(&mut self, other: ErasedRows) {
+        let ErasedRows { customer_ids, failure_texts, recipients, step_texts, dead_letters, unfinished, copies_remain } =
+            other;
+        self.customer_ids += customer_ids;
+        self.failure_texts += failure_texts;
+        self.recipients += recipients;
+        self.step_texts += step_texts;
+        self.dead_letters += dead_letters;
+        self.unfinished.extend(unfinished);
+        self.copies_remain |= copies_remain;
+    }
+}
+
 /// The steps of an order or message whose results are still needed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct UnfinishedSteps {

@@ -64,15 +64,20 @@ impl LedgerLocation {
     }
 
     /// Erases the customers of orders, the texts of failures, and what steps have said, also while daemons use the ledger. Rows and
-    /// aggregates stay. Results of steps that are still needed are erased as soon as they are not.
+    /// aggregates stay. What `actor` has erased is in the journal. Results of steps that are still needed are erased as soon as they are not.
     ///
     /// # Errors
     /// The ledger cannot be written. Some orders may have been erased; repeating it is safe.
-    pub async fn erase(&self, targets: ErasureTargets, options: ErasureOptions) -> Result<ErasedRows, OpenError> {
+    pub async fn erase(
+        &self,
+        targets: ErasureTargets,
+        options: ErasureOptions,
+        actor: &str,
+    ) -> Result<ErasedRows, OpenError> {
         match self {
             LedgerLocation::Directory(directory) => {
-                let directory = directory.clone();
-                blocking(move || sqlite::erase(&directory, &targets, options)).await
+                let (directory, actor) = (directory.clone(), actor.to_owned());
+                blocking(move || sqlite::erase(&directory, &targets, options, &actor)).await
             }
         }
     }

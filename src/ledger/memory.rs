@@ -1,6 +1,7 @@
 //! A ledger in memory, for tests. The conformance suite holds it to the same rules as the others.
 
 mod failures;
+mod letters;
 mod reading;
 
 use std::collections::BTreeMap;
@@ -11,7 +12,6 @@ use jiff::Timestamp;
 use tokio::sync::watch;
 
 use super::alerts::{AlertAnswer, AlertBook};
-use super::dead_letters::{NewStoredLetter, StoreAnswer};
 use super::entry::{
     CancelAnswer, CancelledOrder, LedgerEntry, NewAnalytics, NewAttempt, NewCancellation, NewDeadLetter, NewOrder,
     OtherOrder, Recorded,
@@ -20,12 +20,13 @@ use super::error::LedgerError;
 use super::figures::{Figures, OrderFigures};
 use super::memory_claims::MemoryClaims;
 use super::memory_counted::{Counted, CountedAs};
+use super::memory_journal::MemoryJournal;
 use super::memory_letters::MemoryLetters;
 use super::memory_runs::MemoryRuns;
 use super::retention::Pruned;
 use super::state::{LedgerState, OutageCause, StateSender};
 use super::step_runs::{ClaimAnswer, RunClaim, RunKey, RunOrder, RunRecord, RunRecorded, RunState};
-use super::traits::{LedgerMaintenance, LedgerWriter, LetterWriter};
+use super::traits::{LedgerMaintenance, LedgerWriter};
 use crate::domain::{Amounts, OrderId, Sale};
 
 /// Most rows that one call of [`LedgerMaintenance::prune`] removes from each table.
@@ -56,6 +57,7 @@ struct Tables {
     claims: MemoryClaims,
     alerts: AlertBook,
     letters: MemoryLetters,
+    journal: MemoryJournal,
 }
 
 #[derive(Debug)]
@@ -209,16 +211,6 @@ impl LedgerWriter for MemoryLedger {
 
     fn exchange_alerts(&self, replacement: Option<AlertBook>) -> BoxFuture<'static, Result<AlertAnswer, LedgerError>> {
         self.write(|tables| Ok(tables.alerts.exchange(replacement)))
-    }
-}
-
-impl LetterWriter for MemoryLedger {
-    fn store_letter(&self, letter: NewStoredLetter) -> BoxFuture<'static, Result<StoreAnswer, LedgerError>> {
-        self.write(|tables| tables.letters.store(letter))
-    }
-
-    fn begin_reading(&self, fingerprint: [u8; 32], process: String) -> BoxFuture<'static, Result<bool, LedgerError>> {
-        self.write(move |tables| Ok(tables.letters.begin_reading(fingerprint, process)))
     }
 }
 

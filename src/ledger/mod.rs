@@ -5,9 +5,10 @@
 //! never the ledger's.
 //!
 //! ```text
-//! traits    LedgerWriter, LetterWriter, LedgerReader, LedgerMaintenance; Ledger is all of them
+//! traits    LedgerWriter, LetterWriter, JournalWriter, LedgerReader, LedgerMaintenance; Ledger is all of them
 //! entry, error, report, trace, totals, retention    inputs and results, and pure functions on them
 //! dead_letters messages from the dead letter queues: what is stored of them, and what can be asked
+//! journal   who did what: entries, their chain of hashes, and its verification
 //! step_runs the steps of a message: claims, what is recorded about each, and pure transitions
 //! state     whether it can record, and why not
 //! alerts    operators' alerts, as they are kept
@@ -27,6 +28,7 @@ mod entry;
 mod erase;
 mod error;
 mod figures;
+mod journal;
 mod location;
 #[cfg(test)]
 pub(crate) mod memory;
@@ -34,6 +36,8 @@ pub(crate) mod memory;
 mod memory_claims;
 #[cfg(test)]
 mod memory_counted;
+#[cfg(test)]
+mod memory_journal;
 #[cfg(test)]
 mod memory_letters;
 #[cfg(test)]
@@ -62,6 +66,10 @@ pub use entry::{
 pub use erase::{ERASED, ErasedRows, ErasureOptions, ErasureSubject, ErasureTargets, UnfinishedSteps};
 pub use error::{Cause, LedgerError, OpenError};
 pub use figures::{ChargeSums, Figures, OrderFigures, OrdersByStatus};
+pub use journal::{
+    InvalidHash, JournalAction, JournalEntry, JournalFilter, JournalHash, JournalHead, JournalPage, JournalProblem,
+    JournalProblemKind, JournalQuery, JournalVerification, LOCAL_ACTOR, NewJournalEntry, text_hash,
+};
 pub use location::LedgerLocation;
 pub use retention::Pruned;
 pub use state::{LedgerState, Outage, OutageCause};
@@ -70,4 +78,4 @@ pub use step_runs::{
     RunMessage, RunRecord, RunRecorded, RunState, StepAction, StepCallEntry, StepRun, StepStatus,
 };
 pub use totals::{OrderCounts, Revenue, Totals};
-pub use traits::{Ledger, LedgerMaintenance, LedgerReader, LedgerWriter, LetterWriter};
+pub use traits::{JournalWriter, Ledger, LedgerMaintenance, LedgerReader, LedgerWriter, LetterWriter};

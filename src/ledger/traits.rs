@@ -14,6 +14,7 @@ use super::dead_letters::{
 };
 use super::entry::{CancelAnswer, LedgerEntry, NewCancellation, Recorded};
 use super::error::{LedgerError, OpenError};
+use super::journal::{JournalHash, JournalHead, JournalPage, JournalQuery, JournalVerification, NewJournalEntry};
 use super::report::{Report, ReportError, ReportQuery};
 use super::retention::Pruned;
 use super::state::LedgerState;
@@ -82,6 +83,15 @@ pub trait LetterWriter: Send + Sync + 'static {
     fn begin_reading(&self, fingerprint: [u8; 32], process: String) -> BoxFuture<'static, Result<bool, LedgerError>>;
 }
 
+/// Records what people and programs do with orderd.
+pub trait JournalWriter: Send + Sync + 'static {
+    /// Appends an entry to the journal. What else an action records is recorded in the same transaction, by the function that records it.
+    ///
+    /// # Errors
+    /// As for [`LedgerWriter::record`].
+    fn record_action(&self, entry: NewJournalEntry) -> BoxFuture<'static, Result<JournalHead, LedgerError>>;
+}
+
 /// Reads what is recorded, each answer from one snapshot. Reading works in any process, while a daemon writes and while
 /// none runs, and never blocks the writer. The returned futures do not borrow the reader.
 pub trait LedgerReader: Send + Sync + 'static {
@@ -138,6 +148,21 @@ pub trait LedgerReader: Send + Sync + 'static {
     /// # Errors
     /// The ledger cannot be read.
     fn open_dead_letters(&self) -> BoxFuture<'static, Result<OpenDeadLetters, OpenError>>;
+
+    /// One page of the journal, the last entries first.
+    ///
+    /// # Errors
+    /// The ledger cannot be read.
+    fn journal(&self, query: JournalQuery) -> BoxFuture<'static, Result<JournalPage, OpenError>>;
+
+    /// Reads the whole journal, and finds entries that were changed or are missing. `expected` is the hash of an entry that must be there.
+    ///
+    /// # Errors
+    /// The ledger cannot be read.
+    fn verify_journal(
+        &self,
+        expected: Option<JournalHash>,
+    ) -> BoxFuture<'static, Result<JournalVerification, OpenError>>;
 }
 
 /// What the daemon needs to run an open ledger: retention, health, closing.
@@ -168,6 +193,6 @@ pub trait LedgerMaintenance: Send + Sync + 'static {
 }
 
 /// An open ledger.
-pub trait Ledger: LedgerWriter + LetterWriter + LedgerReader + LedgerMaintenance {}
+pub trait Ledger: LedgerWriter + LetterWriter + JournalWriter + LedgerReader + LedgerMaintenance {}
 
-impl<T: LedgerWriter + LetterWriter + LedgerReader + LedgerMaintenance> Ledger for T {}
+impl<T: LedgerWriter + LetterWriter + JournalWriter + LedgerReader + LedgerMaintenance> Ledger for T {}

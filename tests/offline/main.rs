@@ -11,6 +11,7 @@ mod erase_kill;
 mod examples;
 mod handler_registry;
 mod install;
+mod journal;
 mod ledger_backup;
 mod ledger_kill;
 mod log_messages;

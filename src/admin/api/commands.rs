@@ -27,6 +27,7 @@ use tracing::info;
 use crate::admin::caller::CallerHandle;
 use crate::admin::response::{error_response, json_response};
 use crate::control::{Control, ControlError, Permit};
+use crate::ledger::LOCAL_ACTOR;
 
 /// The Content-Type that a command must have, although its body is empty.
 pub const COMMAND_CONTENT_TYPE: &str = "application/json";
@@ -83,15 +84,20 @@ fn is_json(headers: &HeaderMap) -> bool {
 }
 
 async fn reload(State(state): State<CommandState>, request: Request) -> Response {
-    answer(&state, request.into_parts().0, |permit| state.control.reload("admin", permit)).await
+    answer(&state, request.into_parts().0, |permit| state.control.reload("admin", actor(), permit)).await
 }
 
 async fn pause(State(state): State<CommandState>, Path(consumer): Path<String>, request: Request) -> Response {
-    answer(&state, request.into_parts().0, |permit| state.control.set_paused(consumer, true, permit)).await
+    answer(&state, request.into_parts().0, |permit| state.control.set_paused(consumer, true, actor(), permit)).await
 }
 
 async fn resume(State(state): State<CommandState>, Path(consumer): Path<String>, request: Request) -> Response {
-    answer(&state, request.into_parts().0, |permit| state.control.set_paused(consumer, false, permit)).await
+    answer(&state, request.into_parts().0, |permit| state.control.set_paused(consumer, false, actor(), permit)).await
+}
+
+/// Who has sent a command.
+fn actor() -> String {
+    LOCAL_ACTOR.to_owned()
 }
 
 /// Sends a command and awaits its result. A command that has not begun in time, or whose client has closed the connection, is cancelled.

@@ -1,8 +1,9 @@
-//! The JSON API below `/api/v1`: the status and the reports here, the commands in [`commands`].
+//! The JSON API below `/api/v1`: the status and the reports here, the commands in [`commands`], the journal in `journal`.
 //!
 //! Nothing here asks the broker.
 
 pub(super) mod commands;
+mod journal;
 
 use std::sync::Arc;
 
@@ -35,11 +36,11 @@ struct ApiDeps {
 
 /// The routes that only read.
 pub(super) fn router(registry: Arc<StatusRegistry>, ledger: Arc<dyn LedgerReader>) -> Router {
-    Router::new().route("/api/v1/status", get(status)).route("/api/v1/report", get(report)).with_state(ApiDeps {
-        registry,
-        ledger,
-        reports: Arc::new(Semaphore::new(MAX_REPORTS)),
-    })
+    Router::new()
+        .route("/api/v1/status", get(status))
+        .route("/api/v1/report", get(report))
+        .route("/api/v1/journal", get(journal::journal))
+        .with_state(ApiDeps { registry, ledger, reports: Arc::new(Semaphore::new(MAX_REPORTS)) })
 }
 
 async fn status(State(api): State<ApiDeps>) -> Response {

@@ -34,6 +34,7 @@ async fn index() -> &'static str {
         "orderd ",
         env!("CARGO_PKG_VERSION"),
         "\n/livez\n/readyz\n/readyz?verbose\n/metrics\n/api/v1/status\n/api/v1/report?since=7d&until=now&by=day\n",
+        "/api/v1/journal?since=7d\n",
         "POST /api/v1/reload\nPOST /api/v1/consumers/<name>/pause\nPOST /api/v1/consumers/<name>/resume\n"
     )
 }

@@ -6,6 +6,7 @@ mod alerts;
 mod cancellation;
 mod dead_letters;
 pub(in crate::ledger) mod fixtures;
+mod journal;
 mod maintenance;
 mod recording;
 pub(super) mod reports;

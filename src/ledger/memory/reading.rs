@@ -14,6 +14,7 @@ use crate::ledger::dead_letters::{
 use crate::ledger::entry::{NewAttempt, NewDeadLetter};
 use crate::ledger::error::OpenError;
 use crate::ledger::figures::{OrderFigures, OrdersByStatus};
+use crate::ledger::journal::{JournalHash, JournalPage, JournalQuery, JournalVerification};
 use crate::ledger::report::{DeadLettered, GroupBy, Report, ReportBuilder, ReportError, ReportQuery, Window};
 use crate::ledger::totals::Totals;
 use crate::ledger::trace::{Trace, TraceEvent, TraceStep, TracedItem, TracedMessage, TracedOrder, due};
@@ -55,6 +56,17 @@ impl LedgerReader for MemoryLedger {
 
     fn open_dead_letters(&self) -> BoxFuture<'static, Result<OpenDeadLetters, OpenError>> {
         ready(Ok(self.tables().letters.open())).boxed()
+    }
+
+    fn journal(&self, query: JournalQuery) -> BoxFuture<'static, Result<JournalPage, OpenError>> {
+        ready(Ok(self.tables().journal.page(&query))).boxed()
+    }
+
+    fn verify_journal(
+        &self,
+        expected: Option<JournalHash>,
+    ) -> BoxFuture<'static, Result<JournalVerification, OpenError>> {
+        ready(Ok(self.tables().journal.verify(expected))).boxed()
     }
 }
 

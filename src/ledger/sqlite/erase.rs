@@ -6,13 +6,16 @@
 use std::path::Path;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use rusqlite::{Connection, OpenFlags, TransactionBehavior};
+use serde_json::json;
 
 use super::erase_letters::{self, Subject};
-use super::{FILE_NAME, open, step_texts};
+use super::{FILE_NAME, journal, open, step_texts};
 use crate::domain::{CANCELLATION_SUFFIX, EVENT_ID_SUFFIXES};
 use crate::ledger::erase::{ERASED, ErasedRows, ErasureOptions, ErasureSubject, ErasureTargets, UnfinishedSteps};
 use crate::ledger::error::OpenError;
+use crate::ledger::journal::{JournalAction, NewJournalEntry};
 use crate::ledger::step_runs::{RunKey, RunState};
 
 /// How long to wait for a lock. A daemon holds it for one commit.
@@ -89,15 +92,16 @@ fn message_queries() -> impl Iterator<Item = String> {
 }
 
 /// Erases the customers of these orders, the texts of their and their events' failures, and what their steps have said; of other
-/// messages the texts of failures and what their steps have said.
+/// messages the texts of failures and what their steps have said. Each transaction has an entry of `actor` in the journal.
 pub(in crate::ledger) fn erase(
     directory: &Path,
     targets: &ErasureTargets,
     options: ErasureOptions,
+    actor: &str,
 ) -> Result<ErasedRows, OpenError> {
     // Checks that there is a ledger, of this version.
     drop(open::for_reading(directory, BUSY_TIMEOUT)?);
-    erase_in(directory, targets, options).map_err(|error| open::error(directory, error))
+    erase_in(directory, targets, options, actor).map_err(|error| open::error(directory, error))
 }
 
 /// What is erased at once.
@@ -107,7 +111,12 @@ enum Target<'a> {
     Message(&'a str),
 }
 
-fn erase_in(directory: &Path, targets: &ErasureTargets, options: ErasureOptions) -> rusqlite::Result<ErasedRows> {
+fn erase_in(
+    directory: &Path,
+    targets: &ErasureTargets,
+    options: ErasureOptions,
+    actor: &str,
+) -> rusqlite::Result<ErasedRows> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let mut connection = Connection::open_with_flags(directory.join(FILE_NAME), flags)?;
     connection.busy_timeout(BUSY_TIMEOUT)?;
@@ -117,16 +126,27 @@ fn erase_in(directory: &Path, targets: &ErasureTargets, options: ErasureOptions)
     let mut erased = ErasedRows::default();
     let orders = targets.orders.iter().map(|order| Target::Order(order));
     let mut left = orders.chain(targets.messages.iter().map(|identity| Target::Message(identity))).peekable();
-    while left.peek().is_some() {
+    // Once even without any target: that somebody wanted to erase something is recorded too.
+    loop {
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        let before = erased.step_texts;
+        let (mut batch, mut done) = (ErasedRows::default(), Vec::new());
         for target in left.by_ref().take(BATCH_TARGETS) {
-            erase_target(&transaction, target, targets.customer.as_deref(), options, &mut erased)?;
-            if erased.step_texts - before >= BATCH_STEP_TEXTS {
+            erase_target(&transaction, target, targets.customer.as_deref(), options, &mut batch)?;
+            done.push(target);
+            if batch.step_texts >= BATCH_STEP_TEXTS {
                 break;
             }
         }
-        if options.dry_run { transaction.rollback()? } else { transaction.commit()? }
+        if options.dry_run {
+            transaction.rollback()?;
+        } else {
+            journal::append(&transaction, &journal_entry(&done, options, &batch, actor))?;
+            transaction.commit()?;
+        }
+        erased.add(batch);
+        if left.peek().is_none() {
+            break;
+        }
     }
     if !options.dry_run {
         // The write-ahead log contains pages from before, also from before a command that was killed.
@@ -134,6 +154,25 @@ fn erase_in(directory: &Path, targets: &ErasureTargets, options: ErasureOptions)
         erased.copies_remain = busy != 0;
     }
     Ok(erased)
+}
+
+/// The ids of orders and the identities of messages are not erased; the id of the customer is, and must not be in the journal.
+fn journal_entry(done: &[Target<'_>], options: ErasureOptions, erased: &ErasedRows, actor: &str) -> NewJournalEntry {
+    let (mut orders, mut messages) = (Vec::new(), Vec::new());
+    for target in done {
+        match target {
+            Target::Order(id) => orders.push(id),
+            Target::Message(identity) => messages.push(identity),
+        }
+    }
+    let ErasedRows { customer_ids, failure_texts, recipients, step_texts, dead_letters, unfinished, copies_remain: _ } =
+        erased;
+    let subject = json!({ "orders": orders, "messages": messages, "include_unfinished": options.include_unfinished });
+    let result = json!({
+        "customer_ids": customer_ids, "failure_texts": failure_texts, "recipients": recipients, "step_texts": step_texts,
+        "dead_letters": dead_letters, "unfinished": unfinished.len(),
+    });
+    NewJournalEntry::new(Timestamp::now(), actor, JournalAction::Erase, &subject, &result)
 }
 
 fn erase_target(
@@ -228,9 +267,13 @@ mod tests {
     use crate::ledger::conformance::fixtures::{accept, attempt, dead_letter, finish, order};
     use crate::ledger::sqlite::SqliteLedger;
     use crate::ledger::{
-        FailedDelivery, LedgerEntry, LedgerMaintenance, LedgerReader, LedgerWriter, NewNotification, NewOrder,
-        NotificationDelivery, OtherOrder, Recorded,
+        FailedDelivery, JournalEntry, JournalQuery, LedgerEntry, LedgerMaintenance, LedgerReader, LedgerWriter,
+        NewNotification, NewOrder, NotificationDelivery, OtherOrder, Recorded,
     };
+
+    async fn entries(ledger: &SqliteLedger) -> Vec<JournalEntry> {
+        ledger.journal(JournalQuery { limit: 10, ..JournalQuery::default() }).await.unwrap().entries
+    }
 
     fn of_customer(id: &str, customer: &str) -> LedgerEntry {
         accept(NewOrder { customer_id: Some(customer.to_owned()), ..order(id) })
@@ -253,16 +296,22 @@ mod tests {
         let ada = ErasureSubject::Customer("ada-lovelace".to_owned());
         let found = targets(path, &ada).unwrap();
         assert_eq!((&*found.orders, found.messages.len()), (&["ord-1".to_owned(), "ord-3".to_owned()][..], 0));
-        let planned = erase(path, &found, ErasureOptions { dry_run: true, ..ErasureOptions::default() }).unwrap();
+        let dry_run = ErasureOptions { dry_run: true, ..ErasureOptions::default() };
+        let planned = erase(path, &found, dry_run, "local").unwrap();
+        assert!(entries(&ledger).await.is_empty());
         assert_eq!((planned.customer_ids, planned.failure_texts), (2, 6));
         assert_eq!(targets(path, &ada).unwrap(), found);
         let erased = |targets| {
-            let erased = erase(path, targets, ErasureOptions::default()).unwrap();
+            let erased = erase(path, targets, ErasureOptions::default(), "local").unwrap();
             ErasedRows { copies_remain: false, ..erased }
         };
         assert_eq!(erased(&found), planned);
         assert_eq!(erased(&found), ErasedRows::default(), "nothing is left to erase");
         assert_eq!(ledger.totals().await.unwrap(), totals);
+        let [second, first] = &entries(&ledger).await[..] else { panic!("each erasure is in the journal") };
+        assert_eq!((first.action.as_str(), first.actor.as_str()), ("erase", "local"));
+        assert_eq!((&first.subject["orders"], &first.result["failure_texts"]), (&json!(["ord-1", "ord-3"]), &json!(6)));
+        assert_eq!(second.result["failure_texts"], 0);
         // A redelivery is no conflict, and another customer is untouched.
         assert_eq!(ledger.record(of_customer("ord-1", "ada-lovelace")).await.unwrap(), Recorded::Duplicate);
         assert_eq!(ledger.record(of_customer("ord-3", "ada-lovelace")).await.unwrap(), Recorded::Unfinished);
@@ -304,7 +353,7 @@ mod tests {
         {
             let found = targets(path, &subject).unwrap();
             assert_eq!(found.orders.len() + found.messages.len(), number, "{subject:?}");
-            let erased = erase(path, &found, ErasureOptions::default()).unwrap();
+            let erased = erase(path, &found, ErasureOptions::default(), "local").unwrap();
             assert_eq!((erased.failure_texts, erased.recipients), (1, 2), "{subject:?}");
         }
         ledger.close().await;

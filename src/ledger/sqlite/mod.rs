@@ -10,6 +10,7 @@ mod cancellation;
 mod erase;
 mod erase_letters;
 mod files;
+mod journal;
 mod letter_queries;
 mod letters;
 mod monitor;
@@ -52,10 +53,11 @@ use super::alerts::{AlertAnswer, AlertBook};
 use super::dead_letters::{NewStoredLetter, StoreAnswer};
 use super::entry::{CancelAnswer, LedgerEntry, NewCancellation, Recorded};
 use super::error::{LedgerError, OpenError};
+use super::journal::{JournalHead, NewJournalEntry};
 use super::retention::Pruned;
 use super::state::LedgerState;
 use super::step_runs::{ClaimAnswer, RunClaim, RunRecord, RunRecorded};
-use super::traits::{LedgerMaintenance, LedgerWriter, LetterWriter};
+use super::traits::{JournalWriter, LedgerMaintenance, LedgerWriter, LetterWriter};
 use request::{Outcome, PendingEntry, Request, WriterAnswer, WriterEntry};
 
 pub use reader::SqliteReader;
@@ -308,5 +310,13 @@ impl LetterWriter for SqliteLedger {
     fn begin_reading(&self, fingerprint: [u8; 32], process: String) -> BoxFuture<'static, Result<bool, LedgerError>> {
         let answered = self.enqueue(WriterEntry::BeginReading { fingerprint, process }, MIN_ENTRY_BYTES);
         answer!(answered, Reading)
+    }
+}
+
+impl JournalWriter for SqliteLedger {
+    fn record_action(&self, entry: NewJournalEntry) -> BoxFuture<'static, Result<JournalHead, LedgerError>> {
+        let bytes = entry.bytes();
+        let answered = self.enqueue(WriterEntry::Journal(Box::new(entry)), bytes);
+        answer!(answered, Journal)
     }
 }

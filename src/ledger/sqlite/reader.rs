@@ -6,12 +6,13 @@ use futures_util::future::{BoxFuture, FutureExt};
 use jiff::Timestamp;
 use tokio::task::spawn_blocking;
 
-use super::{SqliteLedger, letter_queries, report, totals, trace};
+use super::{SqliteLedger, journal, letter_queries, report, totals, trace};
 use crate::ledger::dead_letters::{
     DeadLetterDetail, DeadLetterFilter, DeadLetterGroups, DeadLetterPage, DeadLetterQuery, OpenDeadLetters,
     WholeDeadLetters,
 };
 use crate::ledger::error::OpenError;
+use crate::ledger::journal::{JournalHash, JournalPage, JournalQuery, JournalVerification};
 use crate::ledger::report::{Report, ReportError, ReportQuery};
 use crate::ledger::totals::Totals;
 use crate::ledger::trace::Trace;
@@ -82,6 +83,19 @@ impl LedgerReader for SqliteReader {
         let directory = self.directory.clone();
         blocking(move || letter_queries::open_letters(&directory))
     }
+
+    fn journal(&self, query: JournalQuery) -> BoxFuture<'static, Result<JournalPage, OpenError>> {
+        let directory = self.directory.clone();
+        blocking(move || journal::page(&directory, &query))
+    }
+
+    fn verify_journal(
+        &self,
+        expected: Option<JournalHash>,
+    ) -> BoxFuture<'static, Result<JournalVerification, OpenError>> {
+        let directory = self.directory.clone();
+        blocking(move || journal::verify(&directory, expected))
+    }
 }
 
 impl LedgerReader for SqliteLedger {
@@ -119,6 +133,17 @@ impl LedgerReader for SqliteLedger {
 
     fn open_dead_letters(&self) -> BoxFuture<'static, Result<OpenDeadLetters, OpenError>> {
         self.reader().open_dead_letters()
+    }
+
+    fn journal(&self, query: JournalQuery) -> BoxFuture<'static, Result<JournalPage, OpenError>> {
+        self.reader().journal(query)
+    }
+
+    fn verify_journal(
+        &self,
+        expected: Option<JournalHash>,
+    ) -> BoxFuture<'static, Result<JournalVerification, OpenError>> {
+        self.reader().verify_journal(expected)
     }
 }
 

@@ -7,6 +7,7 @@ use crate::ledger::alerts::{AlertAnswer, AlertBook};
 use crate::ledger::dead_letters::{NewStoredLetter, StoreAnswer};
 use crate::ledger::entry::{CancelAnswer, LedgerEntry, NewCancellation, Recorded};
 use crate::ledger::error::LedgerError;
+use crate::ledger::journal::{JournalHead, NewJournalEntry};
 use crate::ledger::retention::Pruned;
 use crate::ledger::step_runs::{ClaimAnswer, RunClaim, RunRecord, RunRecorded};
 
@@ -14,8 +15,8 @@ pub(super) type Outcome = Result<WriterAnswer, LedgerError>;
 
 pub(super) type Answer = oneshot::Sender<Outcome>;
 
-/// What is recorded: one effect, a cancellation, a claim or a record of a run, alerts, a message from a dead letter queue, or that
-/// the reading of one begins.
+/// What is recorded: one effect, a cancellation, a claim or a record of a run, alerts, a message from a dead letter queue, that the
+/// reading of one begins, or what somebody has done.
 #[derive(Debug)]
 pub(super) enum WriterEntry {
     Effect(LedgerEntry),
@@ -25,6 +26,7 @@ pub(super) enum WriterEntry {
     Alerts(Option<Box<AlertBook>>),
     Letter(Box<NewStoredLetter>),
     BeginReading { fingerprint: [u8; 32], process: String },
+    Journal(Box<NewJournalEntry>),
 }
 
 /// The answer to each kind of entry.
@@ -37,6 +39,7 @@ pub(super) enum WriterAnswer {
     Alerts(AlertAnswer),
     Letter(StoreAnswer),
     Reading(bool),
+    Journal(JournalHead),
 }
 
 /// An entry to record, until it is answered.

@@ -376,6 +376,23 @@ const VERSION_4: &str = "
         fingerprint BLOB NOT NULL PRIMARY KEY,
         process     TEXT NOT NULL
     ) STRICT, WITHOUT ROWID;
+
+    -- Who did what. Never changed, never removed, and without what `orderd erase` may have to remove.
+    CREATE TABLE journal (
+        seq      INTEGER PRIMARY KEY,  -- 1, 2, 3, ...
+        at       INTEGER NOT NULL,
+        actor    TEXT NOT NULL,
+        action   TEXT NOT NULL,
+        subject  TEXT NOT NULL,        -- JSON
+        result   TEXT NOT NULL,        -- JSON
+        previous BLOB NOT NULL,        -- the hash of the entry before; zeros in the first
+        hash     BLOB NOT NULL         -- SHA-256 of all of these
+    ) STRICT;
+    -- The last entry, so that it is noticed if entries at the end are removed. At most one row.
+    CREATE TABLE journal_head (
+        seq  INTEGER NOT NULL,
+        hash BLOB NOT NULL
+    ) STRICT;
 ";
 
 /// Why a file cannot be migrated.

@@ -18,7 +18,7 @@ use super::record_error::{RecordError, recorded};
 use super::request::{WriterAnswer, WriterEntry};
 use super::sales::Sales;
 use super::store_error::ledger_error;
-use super::{alerts, cancellation, letters, schema, step_runs, step_texts};
+use super::{alerts, cancellation, journal, letters, schema, step_runs, step_texts};
 use crate::domain::{OrderId, Sale};
 use crate::ledger::entry::{LedgerEntry, NewAnalytics, NewOrder, Recorded};
 use crate::ledger::error::LedgerError;
@@ -241,6 +241,9 @@ impl<'c> Statements<'c> {
             WriterEntry::BeginReading { fingerprint, process } => {
                 let began = letters::begin_reading(self.connection, fingerprint, process);
                 began.map(WriterAnswer::Reading).map_err(RecordError::Batch)
+            }
+            WriterEntry::Journal(entry) => {
+                journal::append(self.connection, entry).map(WriterAnswer::Journal).map_err(RecordError::Batch)
             }
         }
     }

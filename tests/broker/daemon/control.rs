@@ -8,7 +8,7 @@ use std::os::unix::fs::PermissionsExt;
 
 use serde_json::{Value, json};
 
-use crate::support::http::{Response, Scrape, send};
+use crate::support::http::{Response, Scrape, json as json_answer, send};
 use crate::support::test_env::{OrderdProcess, TestEnv, wait_until};
 use crate::support::{Node, free_address};
 
@@ -169,6 +169,18 @@ fn pause_and_resume_work_by_command_and_are_shown() {
     );
     assert_eq!(run(&env, &["pause", "../reload"]).0, 64);
     assert_eq!(run(&env, &["pause"]).0, 64);
+
+    // Each command that was carried out is in the journal, also of the running daemon.
+    assert_eq!(run(&env, &["reload"]).0, 0);
+    let page = json_answer(orderd.admin_address(), "/api/v1/journal?limit=5");
+    let actions: Vec<_> = page["entries"].as_array().unwrap().iter().rev().map(|entry| &entry["action"]).collect();
+    assert_eq!(actions, ["pause", "pause", "resume", "resume", "reload"]);
+    assert_eq!(
+        (&page["entries"][4]["subject"]["consumer"], &page["entries"][4]["result"]["changed"]),
+        (&json!("order"), &json!(true))
+    );
+    assert_eq!(run_json(&env, &["journal", "list", "--limit", "5"]), (0, page));
+    assert_eq!(run(&env, &["journal", "verify"]).0, 0);
     assert_eq!(orderd.stop(), 0);
 }
 

@@ -206,7 +206,7 @@ async fn an_erased_customer_is_in_no_dead_letter_and_the_dead_letters_still_coun
     assert_eq!(targets.orders, ["ord-1"], "it was never accepted");
     let erase = |dry_run| {
         let options = ErasureOptions { dry_run, ..ErasureOptions::default() };
-        super::super::erase(directory.path(), &targets, options).unwrap().dead_letters
+        super::super::erase(directory.path(), &targets, options, "local").unwrap().dead_letters
     };
     assert_eq!((erase(true), erase(false), erase(false)), (3, 3, 0));
     ledger.close().await;

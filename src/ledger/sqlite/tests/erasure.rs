@@ -18,7 +18,7 @@ const ERASED: &str = "\"[erased]\"";
 
 fn erase(path: &Path, subject: &ErasureSubject, options: ErasureOptions) -> ErasedRows {
     let targets = super::super::erasure_targets(path, subject).unwrap();
-    super::super::erase(path, &targets, options).unwrap()
+    super::super::erase(path, &targets, options, "local").unwrap()
 }
 
 fn erase_order(path: &Path, id: &str) -> ErasedRows {

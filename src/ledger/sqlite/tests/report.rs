@@ -46,6 +46,8 @@ proptest! {
                     "stored_products",
                     "stored_texts",
                     "letter_readings",
+                    "journal",
+                    "journal_head",
                 ];
                 let drop = newer.map(|table| format!("DROP TABLE {table};"));
                 let columns = "ALTER TABLE events DROP COLUMN provider; ALTER TABLE events DROP COLUMN recipient; \

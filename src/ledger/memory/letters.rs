@@ -1,0 +1,25 @@
+//! Stores dead letters and journal entries in the tables in memory.
+
+use futures_util::future::BoxFuture;
+
+use super::MemoryLedger;
+use crate::ledger::dead_letters::{NewStoredLetter, StoreAnswer};
+use crate::ledger::error::LedgerError;
+use crate::ledger::journal::{JournalHead, NewJournalEntry};
+use crate::ledger::traits::{JournalWriter, LetterWriter};
+
+impl LetterWriter for MemoryLedger {
+    fn store_letter(&self, letter: NewStoredLetter) -> BoxFuture<'static, Result<StoreAnswer, LedgerError>> {
+        self.write(|tables| tables.letters.store(letter))
+    }
+
+    fn begin_reading(&self, fingerprint: [u8; 32], process: String) -> BoxFuture<'static, Result<bool, LedgerError>> {
+        self.write(move |tables| Ok(tables.letters.begin_reading(fingerprint, process)))
+    }
+}
+
+impl JournalWriter for MemoryLedger {
+    fn record_action(&self, entry: NewJournalEntry) -> BoxFuture<'static, Result<JournalHead, LedgerError>> {
+        self.write(move |tables| Ok(tables.journal.append(&entry)))
+    }
+}
