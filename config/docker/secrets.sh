@@ -14,7 +14,7 @@ make_secret() {
     chmod 444 "secrets/$1"
 }
 make_secret broker_password
-make_secret admin_token
+make_secret prometheus_token
 make_secret grafana_password
 printf 'default_pass = %s\n' "$(cat secrets/broker_password)" >secrets/broker_user.conf.new
 chmod 444 secrets/broker_user.conf.new

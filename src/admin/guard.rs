@@ -1,38 +1,25 @@
-//! Access control of every request: its host and origin, its token, and that it has no body.
+//! Access control of every request: its host and origin, who sends it, and whether they may.
 //!
 //! Host and origin protect against browsers: a web page of any site can send requests to its reader's loopback address,
 //! and with DNS rebinding even read the answer, but then the host or the origin is that site's own. The rules are the
-//! same for all paths, except for the two that need no token.
+//! same for all paths, except for the two that need no token, and those with personal data, which always need one.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use axum::extract::{Request, State};
-use axum::http::header::{AUTHORIZATION as AUTHORIZATION_HEADER, HOST, ORIGIN, WWW_AUTHENTICATE};
+use axum::http::header::{HOST, ORIGIN, WWW_AUTHENTICATE};
 use axum::http::uri::Authority;
 use axum::http::{HeaderValue, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use sha2::{Digest, Sha256};
 
-use crate::config::{CommandToken, Secret};
+use super::access::{Actor, Authenticator, UnknownToken};
+use super::response::error_response;
+use crate::config::Role;
 
-/// The header that carries the token.
-pub const AUTHORIZATION: &str = "authorization";
 /// Paths that need no token: health checks of container runtimes and load balancers cannot send one.
 const OPEN_PATHS: [&str; 2] = ["/livez", "/readyz"];
-
-/// The value of [`AUTHORIZATION`] for a token.
-pub fn bearer(token: &Secret) -> String {
-    format!("Bearer {}", token.expose())
-}
-
-/// The token that requests must send.
-pub(super) enum RequiredToken {
-    /// The configured token, for everything but [`OPEN_PATHS`].
-    Everywhere(Secret),
-    /// None is configured: only commands need a token, the one in the ledger's directory.
-    Commands(CommandToken),
-}
 
 /// The rules for access.
 pub(super) struct AccessGuard {
@@ -40,81 +27,88 @@ pub(super) struct AccessGuard {
     pub loopback: bool,
     /// Host names that requests may use, in lower case.
     pub hosts: Vec<String>,
-    pub token: RequiredToken,
+    pub authenticator: Authenticator,
 }
 
 /// Why a request is rejected.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 enum AccessError {
     NoHost,
     ForeignHost,
     ForeignOrigin,
     Body,
-    Token,
-    CommandToken,
+    NoToken,
+    UnknownToken,
+    /// A viewer sends a command.
+    NotOperator(String),
 }
 
 impl IntoResponse for AccessError {
     fn into_response(self) -> Response {
-        let (status, text) = match self {
-            AccessError::NoHost => (StatusCode::BAD_REQUEST, "the request has no valid Host header\n"),
+        const TOKEN: &str = "send a user's token as a bearer token. The orderd command sends the one in the file admin-token in the \
+            ledger's directory if it is run as orderd's user or as root, or that of --token-file";
+        let not_operator;
+        let (status, code, message) = match &self {
+            AccessError::NoHost => (StatusCode::BAD_REQUEST, "no_host", "the request has no valid Host header"),
             AccessError::ForeignHost => (
                 StatusCode::MISDIRECTED_REQUEST,
-                "the request is for another host; add its name to admin.hosts if orderd is to answer\n",
+                "foreign_host",
+                "the request is for another host; add its name to admin.hosts if orderd is to answer",
             ),
-            AccessError::ForeignOrigin => (StatusCode::FORBIDDEN, "web pages of other sites have no access\n"),
-            AccessError::Body => (StatusCode::PAYLOAD_TOO_LARGE, "requests must not have a body\n"),
-            AccessError::Token => (StatusCode::UNAUTHORIZED, "send the token in admin.token_file as a bearer token\n"),
-            AccessError::CommandToken => (
+            AccessError::ForeignOrigin => {
+                (StatusCode::FORBIDDEN, "foreign_origin", "web pages of other sites have no access")
+            }
+            AccessError::Body => {
+                (StatusCode::PAYLOAD_TOO_LARGE, "body", "a request that only reads must not have a body")
+            }
+            AccessError::NoToken => (StatusCode::UNAUTHORIZED, "no_token", TOKEN),
+            AccessError::UnknownToken => (
                 StatusCode::UNAUTHORIZED,
-                "commands need the token in the file admin-token in the ledger's directory, as a bearer token; the orderd \
-                 command reads it there if it is run as orderd's user or as root, or with --token-file\n",
+                "unknown_token",
+                "the token belongs to no user in admin.users, and is not that in \
+                    the file admin-token in the ledger's directory",
             ),
+            AccessError::NotOperator(name) => {
+                not_operator = format!("{name} is a viewer; commands need the role operator in admin.users");
+                (StatusCode::FORBIDDEN, "not_operator", &*not_operator)
+            }
         };
-        let mut response = (status, text).into_response();
-        if matches!(self, AccessError::Token | AccessError::CommandToken) {
+        let mut response = error_response(status, code, message);
+        if status == StatusCode::UNAUTHORIZED {
             response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         response
     }
 }
 
-/// Middleware that rejects requests without access.
-pub(super) async fn check_access(
-    State(guard): State<std::sync::Arc<AccessGuard>>,
-    request: Request,
-    next: Next,
-) -> Response {
+/// Middleware that rejects requests without access, and puts the [`Actor`] into the extensions of the others, if there is one.
+pub(super) async fn check_access(State(guard): State<Arc<AccessGuard>>, mut request: Request, next: Next) -> Response {
     if let Err(error) = guard.check(&request) {
         return error.into_response();
     }
-    if let RequiredToken::Commands(token) = &guard.token
-        && !request.method().is_safe()
-    {
-        let token = read_command_token(token).await;
-        if !token.is_some_and(|token| sends(&request, &token)) {
-            return AccessError::CommandToken.into_response();
-        }
+    // Not with a query: `/readyz?verbose` shows the checks.
+    if OPEN_PATHS.contains(&request.uri().path()) && request.uri().query().is_none() {
+        return next.run(request).await;
     }
+    let actor = guard.authenticator.actor(request.headers()).await;
+    match guard.allow(request.method().is_safe(), actor) {
+        Ok(Some(actor)) => request.extensions_mut().insert(actor),
+        Ok(None) => None,
+        Err(error) => return error.into_response(),
+    };
     next.run(request).await
 }
 
-/// The token in the ledger's directory. Commands are rare, so the file is read for each; one that was deleted is created again.
-async fn read_command_token(token: &CommandToken) -> Option<Secret> {
-    let token = token.clone();
-    tokio::task::spawn_blocking(move || token.read_or_create()).await.ok()?.ok()
-}
-
-/// Whether a request sends this token. Digests are compared, so that timing reveals nothing about where the tokens differ.
-fn sends(request: &Request, token: &Secret) -> bool {
-    let given = request.headers().get(AUTHORIZATION_HEADER).and_then(|value| value.to_str().ok());
-    let given = given.and_then(|value| value.split_once(' '));
-    let given = given.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
-    given.is_some_and(|(_, given)| Sha256::digest(given.trim()) == Sha256::digest(token.expose()))
+/// Middleware for paths with personal data: they need a token even where the status needs none.
+pub(super) async fn require_user(request: Request, next: Next) -> Response {
+    match request.extensions().get::<Actor>() {
+        Some(_) => next.run(request).await,
+        None => AccessError::NoToken.into_response(),
+    }
 }
 
 impl AccessGuard {
-    /// Everything but the token of commands, which is in a file.
+    /// Host, origin and body.
     fn check(&self, request: &Request) -> Result<(), AccessError> {
         let host = self.host(request)?;
         if let Some(origin) = request.headers().get(ORIGIN)
@@ -122,12 +116,22 @@ impl AccessGuard {
         {
             return Err(AccessError::ForeignOrigin);
         }
-        if !axum::body::HttpBody::is_end_stream(request.body()) {
-            return Err(AccessError::Body);
+        let has_body = !axum::body::HttpBody::is_end_stream(request.body());
+        if has_body && request.method().is_safe() { Err(AccessError::Body) } else { Ok(()) }
+    }
+
+    /// Viewers read, operators send commands. Who is on this machine may read if there are no users.
+    fn allow(
+        &self,
+        is_reading: bool,
+        actor: Result<Option<Actor>, UnknownToken>,
+    ) -> Result<Option<Actor>, AccessError> {
+        match actor.map_err(|UnknownToken| AccessError::UnknownToken)? {
+            Some(actor) if is_reading || actor.role == Role::Operator => Ok(Some(actor)),
+            Some(actor) => Err(AccessError::NotOperator(actor.name)),
+            None if is_reading && self.loopback && !self.authenticator.has_users() => Ok(None),
+            None => Err(AccessError::NoToken),
         }
-        // Not with a query: `/readyz?verbose` shows the checks, which requires the token.
-        let open = OPEN_PATHS.contains(&request.uri().path()) && request.uri().query().is_none();
-        if open || self.has_valid_token(request) { Ok(()) } else { Err(AccessError::Token) }
     }
 
     /// The host that the request is for, if orderd answers requests for that host.
@@ -155,32 +159,28 @@ impl AccessGuard {
             Err(_) => host == "localhost" || self.hosts.contains(&host),
         }
     }
-
-    fn has_valid_token(&self, request: &Request) -> bool {
-        match &self.token {
-            RequiredToken::Everywhere(token) => sends(request, token),
-            RequiredToken::Commands(_) => true,
-        }
-    }
 }
 
 #[cfg(test)]
 mod tests {
-    use axum::body::Body;
+    use std::path::Path;
 
+    use axum::body::Body;
+    use tokio::sync::watch;
+
+    use super::super::access::tests::authenticator;
     use super::*;
+    use crate::config::CommandToken;
 
     fn checked(guard: &AccessGuard, uri: &str, headers: &[(&str, &str)]) -> Result<(), AccessError> {
         let request = headers.iter().fold(Request::get(uri), |request, (name, value)| request.header(*name, *value));
         guard.check(&request.body(Body::empty()).unwrap())
     }
 
-    fn commands_only() -> RequiredToken {
-        RequiredToken::Commands(CommandToken::in_directory(std::path::Path::new("/no/such/directory")))
-    }
-
     fn local() -> AccessGuard {
-        AccessGuard { loopback: true, hosts: vec!["orderd.internal".to_owned()], token: commands_only() }
+        let (_, users) = watch::channel(Vec::new());
+        let authenticator = Authenticator { users, local: CommandToken::in_directory(Path::new("/no/such/directory")) };
+        AccessGuard { loopback: true, hosts: vec!["orderd.internal".to_owned()], authenticator }
     }
 
     #[test]
@@ -217,37 +217,38 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_required_for_everything_but_plain_health_checks() {
-        let guard = AccessGuard { token: RequiredToken::Everywhere(Secret::new("0123456789abcdef")), ..local() };
-        let accepted = |uri, token: &str| checked(&guard, uri, &[("host", "localhost"), ("authorization", token)]);
-        for uri in ["/metrics", "/api/v1/status", "/readyz?verbose", "/", "/livez/", "//livez", "/nothing"] {
-            for wrong in
-                ["", "Bearer", "Bearer ", "Bearer 0123456789abcdeF", "Basic 0123456789abcdef", "0123456789abcdef"]
-            {
-                assert_eq!(accepted(uri, wrong), Err(AccessError::Token), "{uri} {wrong}");
-            }
-            assert_eq!(accepted(uri, "Bearer 0123456789abcdef"), Ok(()), "{uri}");
-            assert_eq!(accepted(uri, "bearer 0123456789abcdef"), Ok(()), "{uri}");
-        }
-        assert_eq!(accepted("/livez", ""), Ok(()));
-        assert_eq!(accepted("/readyz", ""), Ok(()));
-    }
-
-    #[tokio::test]
-    async fn without_a_configured_token_a_command_needs_the_one_in_the_ledgers_directory() {
+    fn viewers_read_and_operators_send_commands() {
         let directory = tempfile::tempdir().unwrap();
-        let token = CommandToken::in_directory(directory.path());
-        let command = |value: &str| Request::post("/").header("authorization", value).body(Body::empty()).unwrap();
-        let created = read_command_token(&token).await.unwrap();
-        assert!(!sends(&command("Bearer 0123456789abcdef"), &created));
-        assert!(sends(&command(&bearer(&created)), &created));
-        let missing = CommandToken::in_directory(&directory.path().join("missing"));
-        assert!(read_command_token(&missing).await.is_none());
+        let with_users = AccessGuard { authenticator: authenticator(directory.path()), ..local() };
+        let actor = |role| Actor { name: "ada".to_owned(), role };
+        for (role, reads, commands) in
+            [(Some(Role::Operator), true, true), (Some(Role::Viewer), true, false), (None, false, false)]
+        {
+            let allowed = |is_reading| with_users.allow(is_reading, Ok(role.map(actor))).is_ok();
+            assert_eq!((allowed(true), allowed(false)), (reads, commands), "{role:?}");
+        }
+        assert_eq!(with_users.allow(true, Err(UnknownToken)), Err(AccessError::UnknownToken));
+        let viewer = with_users.allow(false, Ok(Some(actor(Role::Viewer))));
+        assert_eq!(viewer, Err(AccessError::NotOperator("ada".to_owned())));
     }
 
     #[test]
-    fn requests_with_a_body_are_rejected() {
-        let request = Request::get("/metrics").header("host", "localhost").body(Body::from("x")).unwrap();
-        assert_eq!(local().check(&request), Err(AccessError::Body));
+    fn without_users_only_this_machine_may_read_without_a_token() {
+        let exposed = AccessGuard { loopback: false, ..local() };
+        assert_eq!(local().allow(true, Ok(None)), Ok(None));
+        assert_eq!(local().allow(false, Ok(None)), Err(AccessError::NoToken));
+        assert_eq!(local().allow(true, Err(UnknownToken)), Err(AccessError::UnknownToken));
+        // The users may have been removed by a reload, which does not change the address.
+        assert_eq!(exposed.allow(true, Ok(None)), Err(AccessError::NoToken));
+    }
+
+    #[test]
+    fn requests_that_only_read_must_not_have_a_body() {
+        let with_body = |method: &str| {
+            let request = Request::builder().method(method).uri("/metrics").header("host", "localhost");
+            local().check(&request.body(Body::from("x")).unwrap())
+        };
+        assert_eq!(with_body("GET"), Err(AccessError::Body));
+        assert_eq!(with_body("POST"), Ok(()));
     }
 }

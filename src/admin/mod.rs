@@ -1,11 +1,13 @@
 //! The admin HTTP server: health checks, metrics, status, reports and commands of the running daemon.
 //!
 //! ```text
-//! server (connections, limits) → routes → guard (host, origin, body, token) → pages, api → status, ledger, control
+//! server (connections, limits) → routes → guard (host, origin, who: access) → pages, api → status, ledger, control
 //! ```
 //! It holds no state of the daemon, and its failure never stops the processing of orders.
 
+mod access;
 mod api;
+mod body;
 mod caller;
 mod guard;
 mod pages;
@@ -13,7 +15,7 @@ mod response;
 mod routes;
 mod server;
 
+pub use access::{AUTHORIZATION, LOCAL_USER, bearer};
 pub use api::commands::{COMMAND_CONTENT_TYPE, COMMAND_TIMEOUT, VALID_UNTIL};
-pub use guard::{AUTHORIZATION, bearer};
 pub use pages::exposition::exposition;
 pub use server::{AdminError, AdminServer, BoundListener};

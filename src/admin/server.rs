@@ -14,17 +14,18 @@ use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, info, warn};
 
+use super::access::{Authenticator, KnownUser, known_users};
 use super::caller::{Caller, CallerHandle};
-use super::guard::{AccessGuard, RequiredToken};
+use super::guard::AccessGuard;
 use super::routes;
-use crate::config::{self, CommandToken};
+use crate::config::{self, AdminUser, CommandToken};
 use crate::control::Control;
 use crate::ledger::LedgerReader;
 use crate::status::StatusRegistry;
@@ -91,8 +92,8 @@ impl BoundListener {
         Ok(Some(BoundListener { listener, address, config: config.clone() }))
     }
 
-    /// Starts to serve. Reports are read from `ledger`; `control` receives the commands. They need `command_token` if no token
-    /// is configured.
+    /// Starts to serve. Reports are read from `ledger`; `control` receives the commands. Who has `command_token` may send them, as may
+    /// the configured operators.
     pub fn serve(
         self,
         registry: Arc<StatusRegistry>,
@@ -101,13 +102,14 @@ impl BoundListener {
         command_token: CommandToken,
     ) -> AdminServer {
         let BoundListener { listener, address, config } = self;
-        info!(%address, token = config.token.is_some(), "admin server started");
-        let token = config.token.map_or(RequiredToken::Commands(command_token), RequiredToken::Everywhere);
-        let guard = AccessGuard { loopback: address.ip().is_loopback(), hosts: config.hosts, token };
+        info!(%address, users = config.users.len(), "admin server started");
+        let (users, known) = watch::channel(known_users(&config.users));
+        let authenticator = Authenticator { users: known, local: command_token };
+        let guard = AccessGuard { loopback: address.ip().is_loopback(), hosts: config.hosts, authenticator };
         let router = routes::router(registry, ledger, control, guard);
         let stop = CancellationToken::new();
         let task = AbortOnDropHandle::new(tokio::spawn(accept(listener, router, stop.clone())));
-        AdminServer { stop, task }
+        AdminServer { stop, users, task }
     }
 }
 
@@ -115,10 +117,16 @@ impl BoundListener {
 #[derive(Debug)]
 pub struct AdminServer {
     stop: CancellationToken,
+    users: watch::Sender<Vec<KnownUser>>,
     task: AbortOnDropHandle<()>,
 }
 
 impl AdminServer {
+    /// Replaces the users, for all requests from now on.
+    pub fn set_users(&self, users: &[AdminUser]) {
+        self.users.send_replace(known_users(users));
+    }
+
     /// Accepts no more connections, and gives answers in progress up to [`LAST_ANSWER_TIMEOUT`].
     pub async fn stop(self) {
         self.stop.cancel();
@@ -276,8 +284,8 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
+    use crate::admin::access::tests::authenticator;
     use crate::admin::guard::check_access;
-    use crate::config::Secret;
 
     /// A server with one path that answers at once, and one that waits for `answers`.
     async fn serve(answers: &Arc<Notify>) -> (SocketAddr, AbortOnDropHandle<()>) {
@@ -290,7 +298,7 @@ mod tests {
         let guard = AccessGuard {
             loopback: true,
             hosts: Vec::new(),
-            token: RequiredToken::Everywhere(Secret::new("0123456789abcdef")),
+            authenticator: authenticator(std::path::Path::new("/no/such/directory")),
         };
         let long = Bytes::from(vec![b'x'; 32 << 20]);
         let guarded = Router::new().route("/token", get(|| async { "secret" }));

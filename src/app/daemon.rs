@@ -268,6 +268,7 @@ impl Daemon {
         self.drain_timeout.send_replace(active.shutdown.drain_timeout);
         self.watched.send_replace(active.notify.directories().to_vec());
         self.redeclarer.set(active);
+        self.observability.set_admin_users(active);
         let declare_changed = former.topology.declare != active.topology.declare;
         let collect_changed = former.dead_letters != active.dead_letters;
         if former.management != active.management

@@ -171,7 +171,7 @@ async fn start(config: Config, process: Process, shutdown: &Shutdown) -> Result<
         return Ok(None);
     };
     observability.ledger_opened(&ledger);
-    if config.admin.listen.is_some() && config.admin.token.is_none() {
+    if config.admin.listen.is_some() {
         create_command_token(&config).await;
     }
     let pauses = Pauses::read(config.ledger.directory.clone()).await?;
@@ -237,15 +237,15 @@ async fn start(config: Config, process: Process, shutdown: &Shutdown) -> Result<
     Ok(Some(Running { daemon, commands, deferred_reload, publisher, policy_check }))
 }
 
-/// Creates the token that commands need, so that the command line finds it. Without it the daemon runs, but accepts no
-/// commands; it is tried again at each.
+/// Creates the token of this machine, so that the command line finds it. Without it the daemon runs, but only users' tokens are
+/// accepted; it is tried again with each that is unknown.
 async fn create_command_token(config: &Config) {
     let token = CommandToken::in_directory(&config.ledger.directory);
     let created = tokio::task::spawn_blocking(move || token.read_or_create()).await;
     if let Err(problem) = created.expect("reading a file neither panics nor is cancelled") {
         warn!(
             problem,
-            "commands such as `orderd pause` are rejected: there is no token for them; set admin.token_file"
+            "there is no token in the ledger's directory, so commands such as `orderd pause` need --token-file with a user's token"
         );
     }
 }

@@ -83,6 +83,13 @@ impl Observability {
         self.status_registry.set_ledger(ledger.clone());
     }
 
+    /// Replaces the users of the admin server.
+    pub fn set_admin_users(&self, config: &Config) {
+        if let Some(admin) = &self.admin {
+            admin.set_users(&config.admin.users);
+        }
+    }
+
     /// The topology is declared or checked and the pools are started: includes the publisher in the status, and starts to
     /// poll the management API.
     pub async fn pools_started(&mut self, config: &Config, publisher: &Arc<ConfirmingPublisher>) {

@@ -10,13 +10,18 @@ use crate::ledger::LOCAL_ACTOR;
 /// Most characters of a name.
 const MAX_NAME: usize = 64;
 
-/// `local/<user>`: the user who has called sudo, else the process's user.
+/// `local/<user>`.
 pub(super) fn local_actor() -> String {
+    format!("{LOCAL_ACTOR}/{}", os_user())
+}
+
+/// The user who has called sudo, else the process's user; the number of a user without a plain name.
+pub(super) fn os_user() -> String {
     let uid = getuid();
     let by_sudo = env::var("SUDO_USER").ok().filter(|_| uid.is_root());
     let users = fs::read_to_string("/etc/passwd").unwrap_or_default();
     let name = by_sudo.or_else(|| name_of(uid.as_raw(), &users)).filter(|name| is_plain(name));
-    format!("{LOCAL_ACTOR}/{}", name.unwrap_or_else(|| uid.as_raw().to_string()))
+    name.unwrap_or_else(|| uid.as_raw().to_string())
 }
 
 /// The name of a user in the content of `/etc/passwd`.

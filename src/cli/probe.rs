@@ -14,7 +14,7 @@ use super::load_error;
 use super::output::write_json_line;
 use super::{Exit, Format};
 use crate::chain::chain;
-use crate::config::{Config, Sources, duration, load_admin_without_token};
+use crate::config::{Config, Sources, duration, load_admin_or_default};
 use crate::escape::escaped;
 
 /// Maximum length of an answer that is shown, in characters.
@@ -57,12 +57,12 @@ pub async fn run(args: ProbeArgs, sources: &Sources, out: &mut dyn Write, err: &
         // says nothing about it.
         Err(error) => {
             load_error::write(&error, err)?;
-            let Some(admin) = load_admin_without_token(sources) else { return Ok(Exit::Config) };
+            let Some(admin) = load_admin_or_default(sources) else { return Ok(Exit::Config) };
             writeln!(err, "orderd: the configuration has errors; using its admin section to find the daemon")?;
             admin
         }
     };
-    let client = match AdminClient::from_config(&admin, &sources.path()) {
+    let client = match AdminClient::from_config(&admin, sources) {
         Ok(client) => client,
         Err(error) => return report(args, None, Err(error), out, err),
     };

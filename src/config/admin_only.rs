@@ -3,6 +3,7 @@
 
 use std::path::PathBuf;
 
+use super::admin;
 use super::layers::Layers;
 use super::load::{LoadError, Sources, read_file, utf8_text};
 use super::model::Admin;
@@ -11,7 +12,8 @@ use super::report::Problem;
 use super::section::{ReadContext, Section};
 
 /// The `[admin]` section of a configuration, from file, environment and command line. If the file has
-/// syntax errors, some of its keys may be lost; their defaults then apply.
+/// syntax errors, some of its keys may be lost; their defaults then apply. The users' tokens do not matter: who runs a command may not be
+/// allowed to read them.
 ///
 /// # Errors
 /// An unreadable file, or the problems with `[admin]`.
@@ -34,13 +36,12 @@ pub fn load_admin(sources: &Sources) -> Result<Admin, LoadError> {
     }
 }
 
-/// Like [`load_admin`], for requests that need no token: a token file that cannot be read is ignored. If the
-/// configuration file cannot be used, only the environment and the command line count.
-pub fn load_admin_without_token(sources: &Sources) -> Option<Admin> {
+/// Like [`load_admin`], but if the configuration file cannot be used, only the environment and the command line count.
+pub fn load_admin_or_default(sources: &Sources) -> Option<Admin> {
     let bytes = read_file(&sources.path()).unwrap_or_default();
     [utf8_text(&bytes).unwrap_or_default(), ""].into_iter().find_map(|text| {
         let (admin, problems, _) = read_admin(text, sources);
-        problems.iter().all(|problem| problem.path == "admin.token_file").then_some(admin)
+        problems.is_empty().then_some(admin)
     })
 }
 
@@ -62,9 +63,11 @@ fn read_admin(text: &str, sources: &Sources) -> (Admin, Vec<Problem>, Vec<Proble
     let mut layers = Layers::read_recoverable(text);
     layers.overlay_environment(&sources.environment, &context.report);
     layers.overlay_settings(&sources.settings, &context.report);
-    let admin = read::admin(Section::new(String::new(), layers.root, &context).section("admin"));
+    let admin = admin::admin(Section::new(String::new(), layers.root, &context).section("admin"));
     let (problems, warnings) = context.report.take_sorted(&layers.origins);
-    let ours = |problem: &Problem| problem.path == "admin" || problem.path.starts_with("admin.");
+    let ours = |problem: &Problem| {
+        problem.path == "admin" || problem.path.starts_with("admin.") && !problem.path.starts_with("admin.users")
+    };
     (admin, problems.into_iter().filter(ours).collect(), warnings)
 }
 
@@ -96,13 +99,13 @@ mod tests {
 
     #[test]
     fn problems_in_the_section_itself_are_errors() {
-        for broken in ["admin = 3\n", "[admin]\nlisten = \"here\"\n", "[admin]\ntoken_file = \"/nowhere\"\n"] {
+        for broken in ["admin = 3\n", "[admin]\nlisten = \"here\"\n", "[admin]\nhosts = 3\n"] {
             assert!(matches!(read(broken, &[]), Err(LoadError::Invalid { .. })), "{broken}");
         }
     }
 
     #[test]
-    fn if_no_token_is_needed_the_address_comes_from_the_valid_part_of_the_configuration() {
+    fn the_address_comes_from_the_valid_part_of_the_configuration() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("orderd.toml");
         let listen = |file: Option<&str>, settings: &[&str]| {
@@ -111,10 +114,10 @@ mod tests {
                 None => std::fs::remove_file(&path),
             };
             let settings = settings.iter().map(|setting| (*setting).to_owned()).collect();
-            load_admin_without_token(&Sources { file: Some(path.clone()), settings, ..Sources::default() })
+            load_admin_or_default(&Sources { file: Some(path.clone()), settings, ..Sources::default() })
                 .map(|admin| admin.listen.unwrap().to_string())
         };
-        let open = "[admin]\nlisten = \"0.0.0.0:7\"\ntoken_file = \"/nowhere\"\n";
+        let open = "[admin]\nlisten = \"0.0.0.0:7\"\nusers = [{name = \"ada\", role = \"viewer\", token_file = \"/nowhere\"}]\n";
         assert_eq!(listen(Some(open), &[]).as_deref(), Some("0.0.0.0:7"));
         let by_default = listen(Some("[admin]\nlisten = \"here\"\n"), &[]);
         assert_eq!(by_default.as_deref(), Some("127.0.0.1:9640"));

@@ -1,5 +1,4 @@
-//! The token that commands need if the configuration names none: a file in the ledger's directory that only orderd's user
-//! can read.
+//! The token of those who can use the ledger's directory: a file in it that only orderd's user and root can read. Its sender is an operator.
 //!
 //! The daemon creates it, and the command line finds it there. It never shows a token.
 

@@ -6,6 +6,7 @@
 //! running daemon with a changed one. No module here connects to the broker.
 
 mod address;
+mod admin;
 mod admin_only;
 mod change;
 mod check;
@@ -34,7 +35,7 @@ pub mod value_parser;
 mod workload;
 
 pub use address::Address;
-pub use admin_only::{load_admin, load_admin_without_token, load_ledger_directory};
+pub use admin_only::{load_admin, load_admin_or_default, load_ledger_directory};
 pub use change::{applicable, changes};
 pub use command_token::CommandToken;
 pub use handler::{HandlerRegistry, HandlerSettings, HandlerSpec, MessageKind};
@@ -42,8 +43,8 @@ pub use layers::{Table, Value};
 pub use load::{DEFAULT_FILE, DEFAULT_PATH, LoadError, Loaded, Sources, WrittenKeys};
 pub(crate) use load::{MAX_FILE_BYTES, has_workload};
 pub use model::{
-    Admin, Broker, Config, Consumer, DeadLetters, Ledger, Log, LogFormat, LogLevel, Management, Mechanism, Queue,
-    Reload, Rotation, Runtime, Shutdown, Tls, TopologySettings,
+    Admin, AdminUser, Broker, Config, Consumer, DeadLetters, Ledger, Log, LogFormat, LogLevel, Management, Mechanism,
+    Queue, Reload, Role, Rotation, Runtime, Shutdown, Tls, TopologySettings,
 };
 pub use rate::Rate;
 pub use redaction::Secret;

@@ -333,14 +333,36 @@ impl From<Rotation> for files::Rotation {
 /// `[admin]`
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Admin {
-    /// Default `127.0.0.1:9640`; `None` if it is `"off"`. An address other than loopback needs a token.
+    /// Default `127.0.0.1:9640`; `None` if it is `"off"`. An address other than loopback needs users.
     #[serde(serialize_with = "serialize::or_off")]
     pub listen: Option<SocketAddr>,
-    /// From `token_file`: the bearer token that all requests need except `/livez` and `/readyz`.
-    #[serde(rename = "token_file", skip_serializing_if = "Option::is_none")]
-    pub token: Option<Secret>,
+    /// Who may use it. With users, all requests need a token except `/livez` and `/readyz`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub users: Vec<AdminUser>,
     /// Host names that requests may use besides `localhost` and IP addresses; in lower case, without port.
     pub hosts: Vec<String>,
+}
+
+/// `[[admin.users]]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct AdminUser {
+    /// As in the journal.
+    pub name: String,
+    /// What the user may do.
+    pub role: Role,
+    /// From `token_file`: the bearer token that the user sends.
+    #[serde(rename = "token_file")]
+    pub token: Secret,
+}
+
+/// What a user of the admin listener may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// Read everything, personal data included.
+    Viewer,
+    /// Send commands, too.
+    Operator,
 }
 
 /// `[reload]`

@@ -1,7 +1,6 @@
 //! Reads the sections of the file: every key with its default and its range. Rules between sections are in `check`.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -9,12 +8,12 @@ use super::address::Address;
 use super::handler::{HandlerRegistry, HandlerSettings, MessageKind};
 use super::layers::{Table, Value};
 use super::model::{
-    Admin, Broker, Config, DeadLetters, Ledger, Log, LogFormat, LogLevel, Management, Mechanism, Reload, Rotation,
-    Runtime, Shutdown, Tls, TopologySettings,
+    Broker, Config, DeadLetters, Ledger, Log, LogFormat, LogLevel, Management, Mechanism, Reload, Rotation, Runtime,
+    Shutdown, Tls, TopologySettings,
 };
 use super::redaction::Secret;
 use super::section::{MAX_PATH_BYTES, ReadContext, Section, items};
-use super::{format, secret, tls, value_parser, workload};
+use super::{admin, format, secret, tls, value_parser, workload};
 use crate::files::FILE_MODE;
 
 /// Maximum length of an AMQP short string, in bytes.
@@ -27,8 +26,6 @@ const AMQPS_PORT: u16 = 5671;
 const MAX_ADDRESSES: usize = 32;
 /// Maximum number of `broker.trusted_users`.
 const MAX_TRUSTED_USERS: usize = 16;
-/// Maximum number of `admin.hosts`.
-const MAX_HOSTS: usize = 32;
 /// Maximum length of the name of the orders exchange, in bytes. The names of the other exchanges are longer: suffixes such
 /// as `.dead_letter` are appended to it.
 const MAX_EXCHANGE_NAME_BYTES: usize = 200;
@@ -60,7 +57,7 @@ pub(super) fn config(root: Table, handlers: HandlerRegistry, context: &ReadConte
         dead_letters: dead_letters(root.section("dead_letters")),
         ledger: ledger(root.section("ledger")),
         log: log(root.section("log")),
-        admin: admin(root.section("admin")),
+        admin: admin::admin(root.section("admin")),
         reload: reload(root.section("reload")),
         shutdown: shutdown(root.section("shutdown")),
         runtime: runtime(root.section("runtime")),
@@ -335,39 +332,6 @@ fn file_mode(value: &Value) -> Result<u32, String> {
     let is_octal = text.len() >= 3 && text.bytes().all(|digit| matches!(digit, b'0'..=b'7'));
     let mode = u32::from_str_radix(&text, 8).ok().filter(|_| is_octal);
     mode.filter(|mode| mode & 0o600 == 0o600 && mode & !0o666 == 0).ok_or_else(problem)
-}
-
-pub(super) fn admin(mut section: Section<'_>) -> Admin {
-    let admin = Admin {
-        listen: section.optional_or("listen", Some(SocketAddr::from(([127, 0, 0, 1], 9640))), &listen),
-        token: secret::token(&mut section),
-        hosts: section.list("hosts", MAX_HOSTS, &host).unwrap_or_default(),
-    };
-    let is_exposed = admin.listen.is_some_and(|listen| !listen.ip().is_loopback());
-    if is_exposed && admin.token.is_none() && !section.report().has(&section.key("token_file")) {
-        section.problem(
-            "listen",
-            "must be a loopback address such as \"127.0.0.1:9640\", unless token_file names a file with a token",
-        );
-    }
-    section.finish();
-    admin
-}
-
-fn listen(value: &Value) -> Result<Option<SocketAddr>, String> {
-    let text = value_parser::text(64)(value)?;
-    if text == "off" {
-        return Ok(None);
-    }
-    let problem = |_| format!("must be an IP address and port such as \"127.0.0.1:9640\", or \"off\", is {value}");
-    text.parse().map(Some).map_err(problem)
-}
-
-/// A host name that requests to the admin listener may use.
-fn host(value: &Value) -> Result<String, String> {
-    let name = value_parser::text(MAX_SHORT_STRING_BYTES)(value)?.to_ascii_lowercase();
-    let is_allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
-    if name.chars().all(is_allowed) { Ok(name) } else { Err(format!("must be a host name without a port, is {value}")) }
 }
 
 fn reload(mut section: Section<'_>) -> Reload {

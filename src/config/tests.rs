@@ -316,23 +316,60 @@ fn the_retention_must_be_longer_than_the_longest_retry() {
 }
 
 #[test]
-fn an_admin_listener_on_a_non_loopback_address_needs_a_token() {
+fn an_admin_listener_on_a_non_loopback_address_needs_users() {
     let exposed = "[admin]\nlisten = \"0.0.0.0:9640\"\n";
     let found = problems(exposed);
     assert!(matches!(&found[..], [one] if one.starts_with("admin.listen: must be a loopback address")), "{found:?}");
     let directory = tempfile::tempdir().expect("a directory");
     let file = directory.path().join("token");
+    let path = file.display().to_string();
     let with_token = |token: &str| {
         std::fs::write(&file, token).expect("a token file");
-        load(&format!("{exposed}token_file = {:?}\nhosts = [\"Orderd.Internal\"]\n", file.display().to_string()), &[])
+        let user = format!("[[admin.users]]\nname = \"ada\"\nrole = \"operator\"\ntoken_file = {path:?}\n");
+        load(&format!("{exposed}hosts = [\"Orderd.Internal\"]\n{user}"), &[])
     };
     let admin = with_token("0123456789abcdef\n").expect("a valid configuration").0.admin;
-    assert_eq!(admin.token.expect("a token").expose(), "0123456789abcdef");
+    let [AdminUser { name, role, token }] = &admin.users[..] else { panic!("{admin:?}") };
+    assert_eq!((name.as_str(), *role, token.expose()), ("ada", Role::Operator, "0123456789abcdef"));
     assert_eq!(admin.hosts, ["orderd.internal"]);
     for token in ["short", "0123456789 abcdef", "0123456789abcdéf", ""] {
         let found = with_token(token).expect_err("a bad token");
-        assert!(matches!(&found[..], [one] if one.starts_with("admin.token_file: ")), "{token:?}: {found:?}");
+        assert!(matches!(&found[..], [one] if one.starts_with("admin.users[0].token_file: ")), "{token:?}: {found:?}");
         assert!(token.is_empty() || !found[0].contains(token), "{found:?}");
+    }
+}
+
+#[test]
+fn each_problem_with_a_user_of_the_admin_listener_is_reported() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let token = |name: &str, token: &str| {
+        let path = directory.path().join(name);
+        std::fs::write(&path, token).expect("a token file");
+        path.display().to_string()
+    };
+    let (one, two) = (token("one", "0123456789abcdef"), token("two", "fedcba9876543210"));
+    let user =
+        |name: &str, role: &str, file: &str| format!("{{name = {name:?}, role = {role:?}, token_file = {file:?}}}");
+    let found = |users: &[String]| problems(&format!("[admin]\nusers = [{}]\n", users.join(", ")));
+    let ada = || user("ada", "viewer", &one);
+    let two_users = valid(&format!("[admin]\nusers = [{}, {}]\n", ada(), user("bob@shop", "operator", &two)));
+    assert_eq!(two_users.admin.users.len(), 2);
+    for (users, expected) in [
+        (vec![ada(), user("ada", "viewer", &two)], "admin.users[1].name: must be unique"),
+        (vec![ada(), user("bob", "viewer", &one)], "admin.users[1].token_file: has the same token as that of \"ada\""),
+        (vec![user("local", "viewer", &one)], "admin.users[0].name: must not be \"local\""),
+        (vec![user("a/b", "viewer", &one)], "admin.users[0].name: must consist of letters"),
+        (vec![user("ada", "admin", &one)], "admin.users[0].role: must be "),
+        (vec!["{name = \"ada\", role = \"viewer\"}".to_owned()], "admin.users[0].token_file: is missing"),
+        (vec![format!("{{name = \"ada\", token_file = {one:?}}}")], "admin.users[0].role: is missing"),
+        (
+            vec!["{name = \"ada\", role = \"viewer\", token = \"0123456789abcdef\"}".to_owned()],
+            "admin.users[0].token: unknown key",
+        ),
+    ] {
+        let found = found(&users);
+        assert!(found.iter().any(|problem| problem.starts_with(expected)), "{expected}: {found:?}");
+        assert!(!found.concat().contains("0123456789abcdef"), "{found:?}");
     }
 }
 

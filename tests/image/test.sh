@@ -138,7 +138,7 @@ check_process() {
     ok "the root file system is read-only"
     docker logs "$orderd" 2>&1 | awk '!/^\{.*\}$/ { exit 1 }' || fail "the log is not JSON"
     local secret
-    for secret in broker_password admin_token; do
+    for secret in broker_password prometheus_token; do
         if { docker logs "$orderd" 2>&1 && docker inspect "$orderd"; } | grep -F "$(cat "$temporary/secrets/$secret")" >/dev/null; then
             fail "the log or docker inspect shows $secret"
         fi

@@ -61,7 +61,9 @@ fn load(toml: &str) -> (Config, toml::Table) {
     let (file, secret) = (directory.path().join("orderd.toml"), directory.path().join("secret"));
     fs::write(&file, toml).unwrap();
     fs::write(&secret, "a-secret-of-many-bytes").unwrap();
-    let settings = ["broker.password_file", "admin.token_file"].map(|key| format!("{key}={}", secret.display()));
+    let user =
+        format!("admin.users=[{{name = 'x', role = 'viewer', token_file = {:?}}}]", secret.display().to_string());
+    let settings = [format!("broker.password_file={}", secret.display()), user];
     let sources = Sources { file: Some(file), settings: settings.into(), ..orderd::handlers::sources() };
     let loaded = Config::load(&sources).unwrap_or_else(|error| panic!("{error}"));
     (loaded.config, toml.parse().unwrap())
@@ -81,7 +83,9 @@ fn assert_suits_a_container(config: &Config, raw: &toml::Table, secrets: &str, g
     assert_eq!(config.admin.listen.unwrap().port(), default.admin.listen.unwrap().port());
     let value = |section: &str, key: &str| raw[section][key].as_str().unwrap().to_owned();
     assert_eq!(value("broker", "password_file"), format!("{secrets}/broker_password"));
-    assert_eq!(value("admin", "token_file"), format!("{secrets}/admin_token"));
+    let user = &raw["admin"]["users"][0];
+    let of_user = |key: &str| user[key].as_str().unwrap();
+    assert_eq!((of_user("role"), of_user("token_file")), ("viewer", &*format!("{secrets}/prometheus_token")));
     assert!(config.shutdown.drain_timeout + TIME_AFTER_DRAIN <= grace, "orderd would be killed while it drains");
 }
 
@@ -142,7 +146,7 @@ fn the_compose_file_runs_orderd_with_a_valid_configuration() {
     let grace = text(&orderd["stop_grace_period"]).strip_suffix('s').unwrap().parse().unwrap();
     let (config, raw) = load(&file("config/docker/orderd/orderd.toml"));
     assert_suits_a_container(&config, &raw, "/run/secrets", Duration::from_secs(grace));
-    assert_eq!(texts(&orderd["secrets"]), ["broker_password", "admin_token"]);
+    assert_eq!(texts(&orderd["secrets"]), ["broker_password", "prometheus_token"]);
     assert_eq!(orderd["image"], format!("orderd:{}", env!("CARGO_PKG_VERSION")));
     for host in [config.broker.addresses[0].host.as_str(), config.management.urls[0].split(['/', ':']).nth(3).unwrap()]
     {
@@ -281,7 +285,7 @@ fn the_scaler_and_the_monitor_refer_to_existing_objects() {
     let service = manifest("config/kubernetes/orderd.yaml", "Service");
     let endpoint = &monitor["spec"]["endpoints"][0];
     assert_eq!(endpoint["port"], service["spec"]["ports"][0]["name"]);
-    assert_eq!(endpoint["authorization"]["credentials"]["key"], "admin_token");
+    assert_eq!(endpoint["authorization"]["credentials"]["key"], "prometheus_token");
     assert!(file("src/admin/pages/mod.rs").contains(&format!(".route({}", endpoint["path"])));
     for (label, value) in monitor["spec"]["selector"]["matchLabels"].as_object().unwrap() {
         assert_eq!(&service["metadata"]["labels"][label], value);

@@ -89,7 +89,7 @@ fn a_daemon_that_listens_on_all_addresses_is_probed_on_loopback() {
     let directory = tempfile::tempdir().unwrap();
     let token = directory.path().join("token");
     fs::write(&token, "a-token-of-many-bytes").unwrap();
-    let set = format!("admin.token_file={}", token.display());
+    let set = format!("admin.users=[{{name = 'ada', role = 'viewer', token_file = '{}'}}]", token.display());
     let (code, out, err) = probe(&format!("0.0.0.0:{}", address.port()), &["--set", &set]);
     assert_eq!((code, out.as_str()), (0, "live\n"), "{err}");
     assert_eq!(requests.recv().unwrap(), "GET /livez HTTP/1.1");
@@ -116,14 +116,17 @@ fn a_daemon_is_live_if_a_certificate_or_token_file_is_missing() {
     let (address, _requests) = fake_server("HTTP/1.1 200 OK\r\nContent-Length: 3\r\nConnection: close\r\n\r\nok\n");
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("orderd.toml");
-    let admin = format!("[admin]\nlisten = \"0.0.0.0:{}\"\ntoken_file = \"/nowhere\"\n", address.port());
+    let admin = format!(
+        "[admin]\nlisten = \"0.0.0.0:{}\"\nusers = [{{name = \"ada\", role = \"viewer\", token_file = \"/nowhere\"}}]\n",
+        address.port()
+    );
     fs::write(&file, format!("[broker.tls]\nca_file = \"/nowhere\"\n{admin}")).unwrap();
     let mut probe = crate::orderd();
     probe.arg("probe").arg("--config").arg(&file).env("ORDERD_BROKER__PASSWORD_FILE", "/nowhere");
     let Output { status, stderr, .. } = probe.output().unwrap();
     let err = String::from_utf8(stderr).unwrap();
     assert_eq!(status.code(), Some(0), "{err}");
-    for key in ["broker.tls.ca_file", "broker.password_file", "admin.token_file"] {
+    for key in ["broker.tls.ca_file", "broker.password_file", "admin.users[0].token_file"] {
         assert!(err.contains(key), "{key}: {err}");
     }
 }

@@ -10,26 +10,27 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
 use axum::extract::{Path, Request, State};
 use axum::http::header::CONTENT_TYPE;
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, Method, StatusCode};
 use axum::middleware::{Next, from_fn};
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 use axum::routing::post;
+use axum::{Extension, Router};
 use jiff::Timestamp;
 use serde_json::Value;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout};
 use tracing::info;
 
+use crate::admin::access::Actor;
+use crate::admin::body::without_body;
 use crate::admin::caller::CallerHandle;
 use crate::admin::response::{error_response, json_response};
 use crate::control::{Control, ControlError, Permit};
-use crate::ledger::LOCAL_ACTOR;
 
-/// The Content-Type that a command must have, although its body is empty.
+/// The Content-Type that a command must have, also with an empty body.
 pub const COMMAND_CONTENT_TYPE: &str = "application/json";
 /// The header with the time after which a command must not begin, in RFC 3339.
 pub const VALID_UNTIL: &str = "orderd-valid-until";
@@ -70,8 +71,7 @@ async fn reject_cross_site(request: Request, next: Next) -> Response {
         return error_response(StatusCode::FORBIDDEN, "cross_site", "web pages of other sites may not send commands");
     }
     if !is_json(headers) {
-        let message =
-            format!("send commands with the header \"Content-Type: {COMMAND_CONTENT_TYPE}\" and without a body");
+        let message = format!("send commands with the header \"Content-Type: {COMMAND_CONTENT_TYPE}\"");
         return error_response(StatusCode::UNSUPPORTED_MEDIA_TYPE, "content_type", &message);
     }
     next.run(request).await
@@ -83,21 +83,39 @@ fn is_json(headers: &HeaderMap) -> bool {
     media_type.is_some_and(|value| value.trim().eq_ignore_ascii_case(COMMAND_CONTENT_TYPE))
 }
 
-async fn reload(State(state): State<CommandState>, request: Request) -> Response {
-    answer(&state, request.into_parts().0, |permit| state.control.reload("admin", actor(), permit)).await
+async fn reload(State(state): State<CommandState>, Extension(actor): Extension<Actor>, request: Request) -> Response {
+    match without_body(request) {
+        Ok(parts) => answer(&state, parts, |permit| state.control.reload("admin", actor.name, permit)).await,
+        Err(error) => error.into_response(),
+    }
 }
 
-async fn pause(State(state): State<CommandState>, Path(consumer): Path<String>, request: Request) -> Response {
-    answer(&state, request.into_parts().0, |permit| state.control.set_paused(consumer, true, actor(), permit)).await
+async fn pause(
+    State(state): State<CommandState>,
+    Path(consumer): Path<String>,
+    Extension(actor): Extension<Actor>,
+    request: Request,
+) -> Response {
+    set_paused(&state, consumer, true, actor, request).await
 }
 
-async fn resume(State(state): State<CommandState>, Path(consumer): Path<String>, request: Request) -> Response {
-    answer(&state, request.into_parts().0, |permit| state.control.set_paused(consumer, false, actor(), permit)).await
+async fn resume(
+    State(state): State<CommandState>,
+    Path(consumer): Path<String>,
+    Extension(actor): Extension<Actor>,
+    request: Request,
+) -> Response {
+    set_paused(&state, consumer, false, actor, request).await
 }
 
-/// Who has sent a command.
-fn actor() -> String {
-    LOCAL_ACTOR.to_owned()
+async fn set_paused(state: &CommandState, consumer: String, paused: bool, actor: Actor, request: Request) -> Response {
+    match without_body(request) {
+        Ok(parts) => {
+            let command = |permit| state.control.set_paused(consumer, paused, actor.name, permit);
+            answer(state, parts, command).await
+        }
+        Err(error) => error.into_response(),
+    }
 }
 
 /// Sends a command and awaits its result. A command that has not begun in time, or whose client has closed the connection, is cancelled.
@@ -189,6 +207,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::config::Role;
     use crate::control::{ControlCommand, PauseReport, ReloadOutcome, ReloadReport};
 
     /// A fake daemon that knows the consumer `order`. It cannot persist a pause of `stuck`, and never answers for `slow`.
@@ -226,7 +245,13 @@ mod tests {
                 }
             }
         };
-        (TowerToHyperService::new(router(control)), AbortOnDropHandle::new(tokio::spawn(command_loop)))
+        (service(control), AbortOnDropHandle::new(tokio::spawn(command_loop)))
+    }
+
+    /// The routes, for an operator.
+    fn service(control: Control) -> TowerToHyperService<Router> {
+        let actor = Actor { name: "ada".to_owned(), role: Role::Operator };
+        TowerToHyperService::new(router(control).layer(Extension(actor)))
     }
 
     async fn send(
@@ -316,7 +341,7 @@ mod tests {
     #[tokio::test]
     async fn a_command_whose_caller_is_gone_is_cancelled() {
         let (control, mut inbox) = Control::new();
-        let service = TowerToHyperService::new(router(control));
+        let service = service(control);
         let waiting =
             tokio::spawn(async move { send(&service, "POST", "/api/v1/consumers/order/pause", &[JSON]).await });
         let Some(ControlCommand::SetPaused { permit, .. }) = inbox.recv().await else { panic!("no command") };

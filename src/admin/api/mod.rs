@@ -11,11 +11,13 @@ use axum::Router;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
 use axum::http::StatusCode;
+use axum::middleware::from_fn;
 use axum::response::Response;
 use axum::routing::get;
 use jiff::Timestamp;
 use tokio::sync::Semaphore;
 
+use super::guard::require_user;
 use super::response::{error_response, json_response};
 use crate::chain::chain;
 use crate::ledger::LedgerReader;
@@ -36,10 +38,11 @@ struct ApiDeps {
 
 /// The routes that only read.
 pub(super) fn router(registry: Arc<StatusRegistry>, ledger: Arc<dyn LedgerReader>) -> Router {
+    let personal = Router::new().route("/api/v1/journal", get(journal::journal)).layer(from_fn(require_user));
     Router::new()
         .route("/api/v1/status", get(status))
         .route("/api/v1/report", get(report))
-        .route("/api/v1/journal", get(journal::journal))
+        .merge(personal)
         .with_state(ApiDeps { registry, ledger, reports: Arc::new(Semaphore::new(MAX_REPORTS)) })
 }
 

@@ -16,8 +16,9 @@ use serde_json::Value;
 pub(super) use error::AdminClientError;
 pub(super) use target::DaemonTarget;
 
-use crate::admin::{AUTHORIZATION, COMMAND_CONTENT_TYPE, VALID_UNTIL, bearer};
-use crate::config::{Admin, Secret};
+use super::local_actor::os_user;
+use crate::admin::{AUTHORIZATION, COMMAND_CONTENT_TYPE, LOCAL_USER, VALID_UNTIL, bearer};
+use crate::config::{Admin, Secret, Sources};
 use crate::status::Status;
 use crate::tls;
 
@@ -30,7 +31,7 @@ const CONNECT_DEADLINE: Duration = Duration::from_secs(3);
 /// Maximum size of an answer, in bytes.
 const MAX_ANSWER_BYTES: usize = 8 << 20;
 /// Maximum length of the message of a rejection that is shown, in characters.
-const MAX_MESSAGE_CHARS: usize = 200;
+const MAX_MESSAGE_CHARS: usize = 300;
 
 /// Client for one daemon.
 pub(super) struct AdminClient {
@@ -74,9 +75,10 @@ impl AdminClient {
     ///
     /// # Errors
     /// [`AdminClientError::NoAddress`] or [`AdminClientError::Client`].
-    pub(super) fn from_config(admin: &Admin, config: &Path) -> Result<Self, AdminClientError> {
-        let config_file = ConfigFile { path: config.to_owned(), is_valid: true };
-        AdminClient::new(target::listen_address(admin, config)?, admin.token.clone(), Some(config_file))
+    pub(super) fn from_config(admin: &Admin, sources: &Sources) -> Result<Self, AdminClientError> {
+        let path = sources.path();
+        let address = target::listen_address(admin, &path)?;
+        AdminClient::new(address, target::local_token(sources), Some(ConfigFile { path, is_valid: true }))
     }
 
     /// The daemon's address.
@@ -165,7 +167,7 @@ impl AdminClient {
             }
         };
         let request = match &self.token {
-            Some(token) => request.header(AUTHORIZATION, bearer(token)),
+            Some(token) => request.header(AUTHORIZATION, bearer(token)).header(LOCAL_USER, os_user()),
             None => request,
         };
         let mut response = request.send().await.map_err(unreachable)?;
@@ -183,7 +185,9 @@ impl AdminClient {
     fn check_accepted(&self, status: StatusCode, body: &[u8]) -> Result<(), AdminClientError> {
         match status {
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::MISDIRECTED_REQUEST => {
-                let message = String::from_utf8_lossy(body).trim().chars().take(MAX_MESSAGE_CHARS).collect();
+                let json: Value = serde_json::from_slice(body).unwrap_or_default();
+                let text = String::from_utf8_lossy(body);
+                let message = json["message"].as_str().unwrap_or(text.trim()).chars().take(MAX_MESSAGE_CHARS).collect();
                 Err(AdminClientError::Rejected { address: self.address, status, message })
             }
             _ => Ok(()),

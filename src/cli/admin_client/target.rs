@@ -1,14 +1,15 @@
 //! Which daemon a command addresses, according to the command line or the configuration. It sends nothing.
 //!
 //! A configuration with errors must not prevent commands to the daemon that uses it. In that case, only the address is read
-//! from it, and the client verifies that the daemon uses that file.
+//! from it, and the client verifies that the daemon uses that file. The users' tokens in the configuration are never used: they are
+//! those of others.
 
 use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use super::{AdminClient, AdminClientError, ConfigFile};
-use crate::config::{Admin, CommandToken, Config, Sources, load_admin, load_ledger_directory, read_token_file};
+use crate::config::{Admin, CommandToken, Config, Secret, Sources, load_admin, load_ledger_directory, read_token_file};
 
 /// The daemon that a command addresses.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -16,7 +17,7 @@ pub(in crate::cli) struct DaemonTarget {
     /// Address of the daemon's admin listener, instead of the configuration's admin.listen
     #[arg(long, value_name = "IP:PORT")]
     address: Option<SocketAddr>,
-    /// File with the daemon's token, instead of the configuration's admin.token_file
+    /// File with the token of a user in admin.users; default: admin-token in the ledger's directory
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
 }
@@ -31,18 +32,16 @@ impl DaemonTarget {
         sources: &Sources,
         err: &mut dyn Write,
     ) -> io::Result<Result<AdminClient, AdminClientError>> {
-        // Without a configured token, only commands need one; reading works without it.
-        let command_token = || CommandToken::in_directory(&load_ledger_directory(sources)?).read().ok();
         let token = match &self.token_file {
             Some(path) => match read_token_file(path) {
                 Ok(token) => Some(token),
                 Err(problem) => return Ok(Err(AdminClientError::TokenFile { path: path.clone(), problem })),
             },
-            None => None,
+            // Never sent to another machine: it may not be the daemon of this configuration.
+            None if self.address.is_some_and(|address| !address.ip().is_loopback()) => None,
+            None => local_token(sources),
         };
         if let Some(address) = self.address {
-            // Never sent to another machine: it may not be the daemon of this configuration.
-            let token = token.or_else(|| command_token().filter(|_| address.ip().is_loopback()));
             return Ok(AdminClient::new(address, token, None));
         }
         let path = sources.path();
@@ -59,10 +58,14 @@ impl DaemonTarget {
                 Err(_) => return Ok(Err(AdminClientError::Load(errors))),
             },
         };
-        let token = token.or_else(|| admin.token.clone()).or_else(command_token);
         let address = listen_address(&admin, &path);
         Ok(address.and_then(|address| AdminClient::new(address, token, Some(ConfigFile { path, is_valid }))))
     }
+}
+
+/// The token in the ledger's directory. `None` if this user must not read it; reading may work without it.
+pub(in crate::cli) fn local_token(sources: &Sources) -> Option<Secret> {
+    CommandToken::in_directory(&load_ledger_directory(sources)?).read().ok()
 }
 
 /// The address of the admin listener in a configuration.

@@ -433,8 +433,26 @@ enum Rotation {
 struct Admin {
     /// IP address and port, or "off".
     listen: Option<String>,
-    token_file: Option<String>,
+    users: Option<Vec<AdminUser>>,
     hosts: Option<Vec<String>>,
+}
+
+/// A user of the admin listener.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+#[expect(dead_code, reason = "only its schema is used")]
+struct AdminUser {
+    name: String,
+    role: Role,
+    token_file: String,
+}
+
+#[derive(JsonSchema)]
+#[schemars(rename_all = "lowercase")]
+#[expect(dead_code, reason = "only its schema is used")]
+enum Role {
+    Viewer,
+    Operator,
 }
 
 /// Reloading.

@@ -8,12 +8,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::Value;
 
 use super::load::WrittenKeys;
-use super::model::{Config, Ledger, Log, TopologySettings};
+use super::model::{Admin, Config, Ledger, Log, TopologySettings};
 use super::redaction::{self, REDACTED};
 use crate::control::{ConfigChange, Effect};
 
 /// Keys, and sections with all their keys, that change only with a restart. [`applicable`] keeps their old values.
-const RESTART: [&str; 11] = [
+const RESTART: [&str; 12] = [
     "broker",
     "topology.exchange",
     "ledger.directory",
@@ -22,7 +22,8 @@ const RESTART: [&str; 11] = [
     "log.rotation",
     "log.keep",
     "log.mode",
-    "admin",
+    "admin.listen",
+    "admin.hosts",
     "reload",
     "runtime",
 ];
@@ -93,7 +94,7 @@ pub fn applicable(old: &Config, new: &Config) -> Config {
         dead_letters,
         ledger,
         log,
-        admin: _,
+        admin,
         reload: _,
         shutdown,
         runtime: _,
@@ -110,7 +111,7 @@ pub fn applicable(old: &Config, new: &Config) -> Config {
         dead_letters,
         ledger: Ledger { retention: ledger.retention, ..old.ledger },
         log: Log { level: log.level, ..old.log },
-        admin: old.admin,
+        admin: Admin { users: admin.users, ..old.admin },
         reload: old.reload,
         shutdown,
         runtime: old.runtime,

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::ffi::OsString;
 
 use super::super::load::{DEFAULT_FILE, Sources, parse};
-use super::super::model::Tls;
+use super::super::model::{AdminUser, Role, Tls};
 use super::super::redaction::Secret;
 use super::super::section::ReadContext;
 use super::*;
@@ -158,10 +158,11 @@ fn a_change_of_handler_removes_the_old_handlers_keys_and_adds_those_of_the_new_o
 #[test]
 fn no_secret_is_shown() {
     let mut new = with(&["broker.password=hunter2", "management.password=hunter3"]);
-    new.admin.token = Some(Secret::new("hunter4hunter4hunter4"));
+    let token = Secret::new("hunter4hunter4hunter4");
+    new.admin.users = vec![AdminUser { name: "ada".to_owned(), role: Role::Viewer, token }];
     for (old, new) in [(&with(&[]), &new), (&new, &with(&[]))] {
         let changes = described(old, new);
-        assert!(changes.iter().any(|line| line.contains("admin.token_file: ")), "{changes:?}");
+        assert!(changes.iter().any(|line| line.contains("admin.users: ")), "{changes:?}");
         assert!(!changes.concat().contains("hunter"), "{changes:?}");
     }
 }
@@ -180,7 +181,6 @@ fn changes_that_need_a_restart_are_reported_until_the_restart() {
 #[test]
 fn every_key_of_the_default_file_is_compared() {
     let mut config = with(&["log.directory=/l"]);
-    config.admin.token = Some(Secret::new("x"));
     let client = Some(CertificateFiles { certificate: "/c".into(), key: "/k".into() });
     let files = TlsFiles { ca: Some("/ca".into()), client };
     config.management.tls = files.clone();
@@ -197,9 +197,9 @@ fn every_key_of_the_default_file_is_compared() {
             documented.insert(format!("{section}.{}", key.replace("password_file", "password")));
         }
     }
-    // The format, the notification channel and the alerts are examples. The list of a consumer's steps is compared as a whole, and is empty by default.
+    // The format, the notification channel and the alerts are examples. The lists of a consumer's steps and of users are compared as a whole, and are empty by default.
     let is_example = |key: &String| {
-        ["formats.webshop.", "consumers.order.steps.", "notify.email.", "alerts."]
+        ["formats.webshop.", "consumers.order.steps.", "notify.email.", "alerts.", "admin.users."]
             .iter()
             .any(|example| key.starts_with(example))
     };

@@ -221,7 +221,8 @@ fn unauthorized_requests_are_rejected() {
     let env = TestEnv::new(&node);
     let token = env.directory.path().join("token");
     std::fs::write(&token, "0123456789abcdef\n").unwrap();
-    let env = env.set("admin.token_file", token.to_str().unwrap());
+    let user = format!("[{{name = 'bob', role = 'viewer', token_file = {token:?}}}]");
+    let env = env.set("admin.users", &user);
     let mut orderd = env.spawn();
     let admin = orderd.admin_address();
     let asked = |path: &str, fields: &str| {
@@ -241,8 +242,10 @@ fn unauthorized_requests_are_rejected() {
     assert_eq!(asked("/metrics", &format!("{bearer}X: {}\r\n", "x".repeat(20_000))), 431);
     assert_eq!(asked("/api/v1/report?by=colour", &bearer), 400);
     assert_eq!(asked("/nothing", &bearer), 404);
-    let posted = send(admin, &format!("POST /metrics HTTP/1.1\r\n{bearer}Connection: close\r\n\r\n"));
-    assert_eq!(posted.status, 405);
+    let posted =
+        |bearer: &str| send(admin, &format!("POST /metrics HTTP/1.1\r\n{bearer}Connection: close\r\n\r\n")).status;
+    assert_eq!(posted(&bearer), 403, "a viewer");
+    assert_eq!(posted(&format!("{host}{}", orderd.command_token())), 405);
     assert!(!orderd.output().contains("0123456789abcdef"));
     orderd.kill();
 }
@@ -330,12 +333,12 @@ fn an_admin_address_in_use_is_one_clear_error() {
 }
 
 #[test]
-fn beyond_loopback_it_does_not_start_without_a_token() {
+fn beyond_loopback_it_does_not_start_without_users() {
     let node = Node::shared();
     let env = TestEnv::new(&node).set("admin.listen", "0.0.0.0:0");
     let mut orderd = env.spawn();
     assert_eq!(orderd.wait_for_exit(), 78);
-    assert!(orderd.output().contains("token_file"), "{}", orderd.output());
+    assert!(orderd.output().contains("admin.users"), "{}", orderd.output());
 }
 
 #[test]

@@ -5,10 +5,11 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 
 use serde_json::{Value, json};
 
-use crate::support::http::{Response, Scrape, json as json_answer, send};
+use crate::support::http::{Response, Scrape, send};
 use crate::support::test_env::{OrderdProcess, TestEnv, wait_until};
 use crate::support::{Node, free_address};
 
@@ -172,35 +173,41 @@ fn pause_and_resume_work_by_command_and_are_shown() {
 
     // Each command that was carried out is in the journal, also of the running daemon.
     assert_eq!(run(&env, &["reload"]).0, 0);
-    let page = json_answer(orderd.admin_address(), "/api/v1/journal?limit=5");
+    let page = run_json(&env, &["journal", "list", "--limit", "5"]).1;
     let actions: Vec<_> = page["entries"].as_array().unwrap().iter().rev().map(|entry| &entry["action"]).collect();
     assert_eq!(actions, ["pause", "pause", "resume", "resume", "reload"]);
     assert_eq!(
         (&page["entries"][4]["subject"]["consumer"], &page["entries"][4]["result"]["changed"]),
         (&json!("order"), &json!(true))
     );
-    assert_eq!(run_json(&env, &["journal", "list", "--limit", "5"]), (0, page));
     assert_eq!(run(&env, &["journal", "verify"]).0, 0);
     assert_eq!(orderd.stop(), 0);
 }
 
 #[test]
-fn control_requests_need_the_token() {
+fn control_requests_need_an_operators_token_and_tokens_are_replaced_by_a_reload() {
     let node = Node::shared();
     let env = TestEnv::new(&node);
     let token = env.directory.path().join("token");
     fs::write(&token, "0123456789abcdef\n").unwrap();
-    let (env, _) = env
-        .set("admin.listen", &free_address().to_string())
-        .set("admin.token_file", token.to_str().unwrap())
-        .with_file();
+    let users = |operator: &Path| {
+        let viewer = env.directory.path().join("viewer");
+        fs::write(&viewer, "fedcba9876543210\n").unwrap();
+        format!(
+            "[{{name = 'ada', role = 'operator', token_file = {operator:?}}}, {{name = 'bob', role = 'viewer', token_file = {viewer:?}}}]"
+        )
+    };
+    let users = users(&token);
+    let (env, mut file) = env.set("admin.listen", &free_address().to_string()).set("admin.users", &users).with_file();
     let mut orderd = env.start();
     let admin = orderd.admin_address();
     let bearer = "Authorization: Bearer 0123456789abcdef\r\n";
+    let viewer = "Authorization: Bearer fedcba9876543210\r\n";
     let paths = ["/api/v1/reload", "/api/v1/consumers/order/pause", "/api/v1/consumers/order/resume"];
     for path in paths {
         for (headers, expected) in [
             (JSON.to_owned(), 401),
+            (format!("{viewer}{JSON}"), 403),
             (bearer.to_owned(), 415),
             (format!("{bearer}Content-Type: text/plain\r\n"), 415),
             (format!("{bearer}{JSON}Origin: http://evil.example\r\n"), 403),
@@ -226,13 +233,40 @@ fn control_requests_need_the_token() {
     let answer = post(admin, "/api/v1/consumers/nobody/pause", &format!("{bearer}{JSON}"));
     assert_eq!((answer.status, &body(&answer)["error"]), (404, &json!("unknown_consumer")), "{answer:?}");
 
-    // The commands send the token of the configuration, or the one they are given.
-    assert_eq!(run(&env, &["reload"]).0, 0);
+    // The commands send the token in the ledger's directory, or the one they are given, and the journal has the user.
     let address = admin.to_string();
-    let (code, text) = run(&env, &["reload", "--address", &address]);
-    assert!(code == 78 && text.contains("401"), "{code}: {text}");
-    let given = ["reload", "--address", &address, "--token-file", token.to_str().unwrap()];
+    assert_eq!(run(&env, &["pause", "order"]).0, 0);
+    let given = ["resume", "order", "--address", &address, "--token-file", token.to_str().unwrap()];
     assert_eq!(run(&env, &given).0, 0);
+    let viewer_file = env.directory.path().join("viewer");
+    let refused = ["pause", "order", "--token-file", viewer_file.to_str().unwrap()];
+    let (code, text) = run(&env, &refused);
+    assert!(code == 78 && text.contains("403") && text.contains("bob"), "{code}: {text}");
+    let path = "/api/v1/journal?limit=2";
+    let journal = |bearer: &str| {
+        send(admin, &format!("GET {path} HTTP/1.1\r\nHost: {admin}\r\n{bearer}Connection: close\r\n\r\n"))
+    };
+    let page = body(&journal(viewer));
+    let actor = |n: usize| page["entries"][n]["actor"].as_str().unwrap();
+    assert_eq!(actor(0), "ada");
+    assert!(actor(1).starts_with("local/"), "{page}");
+
+    // A new token counts from the reload on, and the former one no longer.
+    fs::write(&token, "00112233445566778899\n").unwrap();
+    let (code, report) = run_json(&env, &["reload"]);
+    assert_eq!(
+        (code, &report["changes"][0]["key"], &report["changes"][0]["effect"]),
+        (0, &json!("admin.users"), &json!("live"))
+    );
+    assert!(!report.to_string().contains("0011"), "{report}");
+    assert_eq!(journal(bearer).status, 401);
+    assert_eq!(journal("Authorization: Bearer 00112233445566778899\r\n").status, 200);
+    // Without users, reading needs no token on this machine, except for what may be about people.
+    file.set("admin.users", "[]").save();
+    assert_eq!(run(&env, &["reload"]).0, 0);
+    assert_eq!(journal("").status, 401);
+    assert_eq!(orderd_status(admin, "")["consumers"]["order"]["paused"], json!(false));
+    assert!(!orderd.output().contains("0123456789abcdef"));
     assert_eq!(orderd.stop(), 0);
 }
 
