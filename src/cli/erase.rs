@@ -54,6 +54,9 @@ struct Subject {
     /// message_id of a message that is no order, such as one of a consumer with handler = "steps"; or its whole identity, as in the log
     #[arg(long, value_name = "ID", value_parser = NonEmptyStringValueParser::new())]
     message: Option<String>,
+    /// Number of one stored dead letter, such as one of which no order is known
+    #[arg(long, value_name = "ID")]
+    dead_letter: Option<i64>,
 }
 
 /// What is printed. Its JSON is a contract: see `docs/reference/cli.md`.
@@ -118,7 +121,8 @@ pub async fn run(args: &EraseArgs, config: &Config, out: &mut dyn Write, err: &m
                      with --order";
         not_erased.push(never.to_owned());
     }
-    let ErasureTargets { orders, messages, customer: _ } = targets;
+    not_erased.extend(other_dead_letters(&subject, &ledger));
+    let ErasureTargets { orders, messages, .. } = targets;
     let report = ErasureReport { dry_run: args.dry_run, orders, messages, ledger, event_files, queues, not_erased };
     match args.format {
         Format::Text => write_text(&report, out)?,
@@ -130,10 +134,11 @@ pub async fn run(args: &EraseArgs, config: &Config, out: &mut dyn Write, err: &m
 impl Subject {
     /// The one that is given.
     fn checked(&self) -> ErasureSubject {
-        match (&self.customer, &self.order, &self.message) {
-            (Some(customer), _, _) => ErasureSubject::Customer(customer.clone()),
-            (None, Some(order), _) => ErasureSubject::Order(order.clone()),
-            (None, None, message) => ErasureSubject::Message(message.clone().unwrap_or_default()),
+        match (&self.customer, &self.order, self.dead_letter, &self.message) {
+            (Some(customer), ..) => ErasureSubject::Customer(customer.clone()),
+            (None, Some(order), ..) => ErasureSubject::Order(order.clone()),
+            (None, None, Some(id), _) => ErasureSubject::DeadLetter(id),
+            (None, None, None, message) => ErasureSubject::Message(message.clone().unwrap_or_default()),
         }
     }
 }
@@ -141,7 +146,11 @@ impl Subject {
 impl ErasureReport {
     /// Whether nothing about the customer, order or message was found.
     fn is_empty(&self) -> bool {
-        self.orders.is_empty() && self.messages.is_empty() && self.event_files.is_empty()
+        let ErasedRows { dead_letters, replaying_dead_letters, .. } = self.ledger;
+        self.orders.is_empty()
+            && self.messages.is_empty()
+            && self.event_files.is_empty()
+            && dead_letters + replaying_dead_letters == 0
     }
 }
 
@@ -156,7 +165,7 @@ fn erase_event_files(
     // An order that the ledger does not know may have events.
     let own = match subject {
         ErasureSubject::Order(id) => Some(id.clone()),
-        ErasureSubject::Customer(_) | ErasureSubject::Message(_) => None,
+        ErasureSubject::Customer(_) | ErasureSubject::Message(_) | ErasureSubject::DeadLetter(_) => None,
     };
     let orders: HashSet<String> = targets.orders.iter().cloned().chain(own).collect();
     let (mut erased, mut unreadable, mut failed) = (Vec::new(), Vec::new(), false);
@@ -245,6 +254,28 @@ fn still_needed(unfinished: &[UnfinishedSteps]) -> Vec<String> {
         )
     });
     in_progress.into_iter().chain(failed).collect()
+}
+
+/// The stored dead letters that may contain personal data of the subject too.
+fn other_dead_letters(subject: &ErasureSubject, ledger: &ErasedRows) -> Vec<String> {
+    let ErasedRows { replaying_dead_letters, unattributed_dead_letters, .. } = *ledger;
+    let mut places = Vec::new();
+    if replaying_dead_letters > 0 {
+        places.push(format!(
+            "{replaying_dead_letters} dead letters that are being replayed: repeat the command afterwards"
+        ));
+    }
+    let id = match subject {
+        ErasureSubject::Customer(id) | ErasureSubject::Order(id) | ErasureSubject::Message(id) => id,
+        ErasureSubject::DeadLetter(_) => return places,
+    };
+    if unattributed_dead_letters > 0 {
+        places.push(format!(
+            "{unattributed_dead_letters} stored dead letters of which no order is known: orderd dead-letters list --state any \
+             --text '{id}' finds those that contain the id; erase each with --dead-letter"
+        ));
+    }
+    places
 }
 
 fn write_text(report: &ErasureReport, out: &mut dyn Write) -> io::Result<()> {

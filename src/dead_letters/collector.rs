@@ -30,6 +30,8 @@ use crate::metrics::{Collected, CollectorCounters, HoldCause, KeptCause};
 use crate::shutdown::Shutdown;
 use crate::telemetry::RepeatedLog;
 
+/// A larger body would keep the ledger's writer from the orders for seconds.
+const MAX_STORED_BODY: usize = 64 << 20;
 /// Deliveries that are stored at a time. How much memory they take is limited too: `broker.max_unsettled_bytes`.
 const SLOTS: usize = 200;
 /// Upper bound of the first wait between attempts to subscribe.
@@ -304,7 +306,7 @@ impl Collector {
     /// Stores a delivery.
     async fn store(&self, delivery: Delivery, session: Arc<str>) -> (DeliveryId, Outcome) {
         let id = delivery.id;
-        if delivery.message.unread > 0 {
+        if delivery.message.unread > 0 || delivery.message.body.len() > MAX_STORED_BODY {
             return (id, Outcome::Kept(KeptCause::TooLarge));
         }
         let letter = {
@@ -414,7 +416,8 @@ impl Collector {
             KeptCause::TooLarge => error!(
                 queue,
                 repeated,
-                "a dead letter stays in its queue: its body is larger than broker.max_body; raise that and restart"
+                "a dead letter stays in its queue: its body is larger than broker.max_body, or than 64 MiB; raise the former and \
+                 restart, or take the message out"
             ),
             KeptCause::Refused => {
                 error!(queue, repeated, "a dead letter stays in its queue: the ledger refuses it; report it");

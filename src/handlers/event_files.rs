@@ -140,7 +140,7 @@ fn is_about(event: &Line<'_>, subject: &ErasureSubject, orders: &HashSet<String>
     let field = |name: &str| event.body.get(name).map(|value| text(value.get()));
     let of_customer = match subject {
         ErasureSubject::Customer(id) => field("customer_id").is_some_and(|found| found == *id),
-        ErasureSubject::Order(_) | ErasureSubject::Message(_) => false,
+        ErasureSubject::Order(_) | ErasureSubject::Message(_) | ErasureSubject::DeadLetter(_) => false,
     };
     let of_order = |id: &str| orders.contains(id);
     of_customer

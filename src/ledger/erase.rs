@@ -14,13 +14,15 @@ pub enum ErasureSubject {
     Order(String),
     /// The messages with this `message_id`, of any sender, that are no orders; or the one with this identity.
     Message(String),
+    /// The stored dead letter with this number.
+    DeadLetter(i64),
 }
 
 impl ErasureSubject {
     /// Whether it is the message, other than an order, with this identity.
     pub fn is_message(&self, identity: &str) -> bool {
         match self {
-            ErasureSubject::Customer(_) | ErasureSubject::Order(_) => false,
+            ErasureSubject::Customer(_) | ErasureSubject::Order(_) | ErasureSubject::DeadLetter(_) => false,
             ErasureSubject::Message(id) => identity.strip_prefix(id.as_str()).is_some_and(|sender| {
                 sender.is_empty() || sender == "/unverified" || sender.strip_prefix("/from/").is_some()
             }),
@@ -35,6 +37,8 @@ pub struct ErasureTargets {
     pub orders: Vec<String>,
     /// Other messages, by identity.
     pub messages: Vec<String>,
+    /// Stored dead letters, by number, besides those of the orders and messages.
+    pub dead_letters: Vec<i64>,
     /// The customer, if the orders are those of one. A dead letter of another customer may have the id of one of them.
     pub customer: Option<String>,
 }
@@ -42,7 +46,7 @@ pub struct ErasureTargets {
 impl ErasureTargets {
     /// Whether the ledger has nothing about the subject.
     pub fn is_empty(&self) -> bool {
-        self.orders.is_empty() && self.messages.is_empty()
+        self.orders.is_empty() && self.messages.is_empty() && self.dead_letters.is_empty()
     }
 }
 
@@ -68,6 +72,10 @@ pub struct ErasedRows {
     pub step_texts: usize,
     /// Stored dead letters whose content was erased. They cannot be replayed any more.
     pub dead_letters: usize,
+    /// Stored dead letters whose content is not erased, because they are being published again.
+    pub replaying_dead_letters: usize,
+    /// All stored dead letters with a content of which no order is known, whoever they are about.
+    pub unattributed_dead_letters: usize,
     /// Orders and messages of which the results of steps are not erased yet, because they are still needed. Unless an undo has
     /// failed, they are erased as soon as the steps are finished or undone.
     pub unfinished: Vec<UnfinishedSteps>,
@@ -78,13 +86,15 @@ pub struct ErasedRows {
 impl ErasedRows {
     /// Adds what was erased in another transaction.
     pub(super) fn add(&mut self, other: ErasedRows) {
-        let ErasedRows { customer_ids, failure_texts, recipients, step_texts, dead_letters, unfinished, copies_remain } =
-            other;
+        let ErasedRows { customer_ids, failure_texts, recipients, step_texts, unfinished, copies_remain, .. } = other;
+        let ErasedRows { dead_letters, replaying_dead_letters, unattributed_dead_letters, .. } = other;
         self.customer_ids += customer_ids;
         self.failure_texts += failure_texts;
         self.recipients += recipients;
         self.step_texts += step_texts;
         self.dead_letters += dead_letters;
+        self.replaying_dead_letters += replaying_dead_letters;
+        self.unattributed_dead_letters = unattributed_dead_letters.max(self.unattributed_dead_letters);
         self.unfinished.extend(unfinished);
         self.copies_remain |= copies_remain;
     }

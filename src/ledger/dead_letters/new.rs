@@ -4,8 +4,9 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-/// The most text that is searched in one message, in bytes.
-pub const MAX_SEARCH_BYTES: usize = 2_048;
+/// The most text that is searched in one message, in bytes: the texts of two messages fit one of SQLite's pages, of which a search
+/// reads all.
+pub const MAX_SEARCH_BYTES: usize = 2_000;
 
 /// Makes an enum whose values are texts in the store, in JSON and on the command line.
 macro_rules! named {

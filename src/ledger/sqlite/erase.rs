@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 use serde_json::json;
 
-use super::erase_letters::{self, Subject};
+use super::erase_letters::{self, FoundLetters, Subject};
 use super::{FILE_NAME, journal, open, step_texts};
 use crate::domain::{CANCELLATION_SUFFIX, EVENT_ID_SUFFIXES};
 use crate::ledger::erase::{ERASED, ErasedRows, ErasureOptions, ErasureSubject, ErasureTargets, UnfinishedSteps};
@@ -65,6 +65,11 @@ fn find(connection: &Connection, subject: &ErasureSubject) -> rusqlite::Result<E
                 OR EXISTS (SELECT 1 FROM stored_dead_letters WHERE order_id = ?1)
                 OR EXISTS (SELECT 1 FROM step_runs WHERE scope = '' AND identity = ?1)";
             found.orders = read(known, id)?;
+        }
+        ErasureSubject::DeadLetter(id) => {
+            let known = "SELECT id FROM stored_dead_letters WHERE id = ?1 AND erased_at IS NULL";
+            let mut select = connection.prepare(known)?;
+            found.dead_letters = select.query_map([id], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
         }
         ErasureSubject::Message(id) => {
             for sql in message_queries() {
@@ -124,14 +129,17 @@ fn erase_in(
     // What is replaced is overwritten with zeros.
     connection.pragma_update_and_check(None, "secure_delete", true, |_| Ok(()))?;
     let mut erased = ErasedRows::default();
+    let mut letters = FoundLetters::default();
+    letters.erasable.extend(&targets.dead_letters);
     let orders = targets.orders.iter().map(|order| Target::Order(order));
     let mut left = orders.chain(targets.messages.iter().map(|identity| Target::Message(identity))).peekable();
-    // Once even without any target: that somebody wanted to erase something is recorded too.
+    // Once even without any target: that somebody wanted to erase something is recorded too, if not with the dead letters.
     loop {
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let (mut batch, mut done) = (ErasedRows::default(), Vec::new());
         for target in left.by_ref().take(BATCH_TARGETS) {
-            erase_target(&transaction, target, targets.customer.as_deref(), options, &mut batch)?;
+            erase_target(&transaction, target, options, &mut batch)?;
+            find_letters(&transaction, target, targets.customer.as_deref(), &mut letters)?;
             done.push(target);
             if batch.step_texts >= BATCH_STEP_TEXTS {
                 break;
@@ -140,7 +148,9 @@ fn erase_in(
         if options.dry_run {
             transaction.rollback()?;
         } else {
-            journal::append(&transaction, &journal_entry(&done, options, &batch, actor))?;
+            if !done.is_empty() || letters.erasable.is_empty() {
+                journal::append(&transaction, &journal_entry(&done, options, &batch, actor))?;
+            }
             transaction.commit()?;
         }
         erased.add(batch);
@@ -148,6 +158,11 @@ fn erase_in(
             break;
         }
     }
+    let FoundLetters { erasable, replaying } = letters;
+    erased.dead_letters =
+        if options.dry_run { erasable.len() } else { erase_letters::erase(&mut connection, &erasable, actor)? };
+    erased.replaying_dead_letters = replaying.len();
+    erased.unattributed_dead_letters = erase_letters::count_unattributed(&connection)?;
     if !options.dry_run {
         // The write-ahead log contains pages from before, also from before a command that was killed.
         let busy: i64 = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))?;
@@ -165,12 +180,11 @@ fn journal_entry(done: &[Target<'_>], options: ErasureOptions, erased: &ErasedRo
             Target::Message(identity) => messages.push(identity),
         }
     }
-    let ErasedRows { customer_ids, failure_texts, recipients, step_texts, dead_letters, unfinished, copies_remain: _ } =
-        erased;
+    let ErasedRows { customer_ids, failure_texts, recipients, step_texts, unfinished, .. } = erased;
     let subject = json!({ "orders": orders, "messages": messages, "include_unfinished": options.include_unfinished });
     let result = json!({
         "customer_ids": customer_ids, "failure_texts": failure_texts, "recipients": recipients, "step_texts": step_texts,
-        "dead_letters": dead_letters, "unfinished": unfinished.len(),
+        "unfinished": unfinished.len(),
     });
     NewJournalEntry::new(Timestamp::now(), actor, JournalAction::Erase, &subject, &result)
 }
@@ -178,7 +192,6 @@ fn journal_entry(done: &[Target<'_>], options: ErasureOptions, erased: &ErasedRo
 fn erase_target(
     connection: &Connection,
     target: Target<'_>,
-    customer: Option<&str>,
     options: ErasureOptions,
     erased: &mut ErasedRows,
 ) -> rusqlite::Result<()> {
@@ -192,23 +205,36 @@ fn erase_target(
             )?;
             // Not every identity that begins with the order's: `ord-1/2` may be another order.
             for suffix in [""].into_iter().chain(EVENT_ID_SUFFIXES).chain([CANCELLATION_SUFFIX]) {
-                let identity = format!("{order}{suffix}");
-                erase_failures(connection, &identity, erased)?;
-                erased.dead_letters += erase_letters::erase(connection, Subject::Identity(&identity), customer)?;
+                erase_failures(connection, &format!("{order}{suffix}"), erased)?;
             }
-            erased.dead_letters += erase_letters::erase(connection, Subject::Order(order), customer)?;
             let key = RunKey { scope: String::new(), identity: order.to_owned() };
             erase_steps(connection, &key, options, erased)
         }
         Target::Message(identity) => {
             erase_failures(connection, identity, erased)?;
-            erased.dead_letters += erase_letters::erase(connection, Subject::Identity(identity), None)?;
             for scope in scopes_of(connection, identity)? {
                 let key = RunKey { scope, identity: identity.to_owned() };
                 erase_steps(connection, &key, options, erased)?;
             }
             Ok(())
         }
+    }
+}
+
+fn find_letters(
+    connection: &Connection,
+    target: Target<'_>,
+    customer: Option<&str>,
+    letters: &mut FoundLetters,
+) -> rusqlite::Result<()> {
+    match target {
+        Target::Order(order) => {
+            for suffix in [""].into_iter().chain(EVENT_ID_SUFFIXES).chain([CANCELLATION_SUFFIX]) {
+                letters.add(connection, Subject::Identity(&format!("{order}{suffix}")), customer)?;
+            }
+            letters.add(connection, Subject::Order(order), customer)
+        }
+        Target::Message(identity) => letters.add(connection, Subject::Identity(identity), None),
     }
 }
 

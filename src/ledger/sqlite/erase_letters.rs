@@ -1,10 +1,20 @@
 //! Erases the contents of stored dead letters. The rows stay, as discarded ones, so that counts still add up.
 
-use jiff::Timestamp;
-use rusqlite::Connection;
+use std::collections::BTreeSet;
 
+use jiff::Timestamp;
+use rusqlite::{Connection, OptionalExtension, TransactionBehavior};
+use serde_json::json;
+
+use super::{journal, letters::CONTENT_BYTES};
 use crate::ledger::dead_letters::LetterState;
 use crate::ledger::erase::ERASED;
+use crate::ledger::journal::{JournalAction, NewJournalEntry};
+
+/// Bodies in one transaction, during which a daemon records nothing, in bytes: those, and one more.
+const BATCH_BYTES: i64 = 8 << 20;
+/// Dead letters in one transaction.
+const BATCH_LETTERS: usize = 256;
 
 /// Whose dead letters are erased.
 #[derive(Clone, Copy)]
@@ -15,27 +25,82 @@ pub(super) enum Subject<'a> {
     Identity(&'a str),
 }
 
-/// Erases them, and returns how many had a content. One that is being published again is left: its copy has the content too. `customer`: not those of which it is known that they are another customer's.
-pub(super) fn erase(connection: &Connection, subject: Subject<'_>, customer: Option<&str>) -> rusqlite::Result<usize> {
-    let (column, value) = match subject {
-        Subject::Order(order) => ("order_id", order),
-        Subject::Identity(identity) => ("identity", identity),
-    };
-    let sql = format!(
-        "SELECT id FROM stored_dead_letters WHERE {column} = ?1 AND (?2 IS NULL OR customer_id IS NULL OR customer_id = ?2)
-         AND erased_at IS NULL AND state <> 'replaying'"
-    );
-    let mut select = connection.prepare_cached(&sql)?;
-    let found = select.query_map((value, customer), |row| row.get(0))?;
-    let found: Vec<i64> = found.collect::<rusqlite::Result<_>>()?;
-    for id in &found {
-        erase_one(connection, *id)?;
-    }
-    Ok(found.len())
+/// What is to be erased, by number.
+#[derive(Debug, Default)]
+pub(super) struct FoundLetters {
+    /// Those that can be erased now.
+    pub erasable: BTreeSet<i64>,
+    /// Those that are being published again: their copies have the content too.
+    pub replaying: BTreeSet<i64>,
 }
 
-/// Which order it was, and why it failed, are still known.
-fn erase_one(connection: &Connection, id: i64) -> rusqlite::Result<()> {
+impl FoundLetters {
+    /// Adds those of a subject. `customer`: not those of which it is known that they are another customer's.
+    pub fn add(
+        &mut self,
+        connection: &Connection,
+        subject: Subject<'_>,
+        customer: Option<&str>,
+    ) -> rusqlite::Result<()> {
+        let (column, value) = match subject {
+            Subject::Order(order) => ("order_id", order),
+            Subject::Identity(identity) => ("identity", identity),
+        };
+        let sql = format!(
+            "SELECT id, state = 'replaying' FROM stored_dead_letters
+             WHERE {column} = ?1 AND (?2 IS NULL OR customer_id IS NULL OR customer_id = ?2) AND erased_at IS NULL"
+        );
+        let mut select = connection.prepare_cached(&sql)?;
+        let found = select.query_map((value, customer), |row| Ok((row.get(0)?, row.get(1)?)))?;
+        for letter in found {
+            let (id, is_replaying) = letter?;
+            if is_replaying { &mut self.replaying } else { &mut self.erasable }.insert(id);
+        }
+        Ok(())
+    }
+}
+
+/// How many have a content, and no order that is known, so that no customer and no order leads to them.
+pub(super) fn count_unattributed(connection: &Connection) -> rusqlite::Result<usize> {
+    let sql = "SELECT count(*) FROM stored_dead_letters WHERE order_id IS NULL AND erased_at IS NULL";
+    connection.query_row(sql, [], |row| row.get::<_, i64>(0)).map(|count| usize::try_from(count).unwrap_or(0))
+}
+
+/// Erases them in small transactions, and returns how many had a content. Each transaction has an entry of `actor` in the journal.
+pub(super) fn erase(connection: &mut Connection, ids: &BTreeSet<i64>, actor: &str) -> rusqlite::Result<usize> {
+    let (mut erased, mut left) = (0, ids.iter().peekable());
+    while left.peek().is_some() {
+        let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let (mut bytes, mut batch) = (0, Vec::new());
+        for id in left.by_ref().take(BATCH_LETTERS) {
+            if let Some(content) = erase_one(&transaction, *id)? {
+                batch.push(*id);
+                bytes += content;
+            }
+            if bytes >= BATCH_BYTES {
+                break;
+            }
+        }
+        if !batch.is_empty() {
+            let (subject, result) = (json!({ "dead_letters": batch }), json!({ "dead_letters": batch.len() }));
+            let entry = NewJournalEntry::new(Timestamp::now(), actor, JournalAction::Erase, &subject, &result);
+            journal::append(&transaction, &entry)?;
+        }
+        transaction.commit()?;
+        erased += batch.len();
+    }
+    Ok(erased)
+}
+
+/// Which order it was, and why it failed, are still known. Returns how many bytes its content had; `None` if it is erased already,
+/// or being published again.
+fn erase_one(connection: &Connection, id: i64) -> rusqlite::Result<Option<i64>> {
+    let sql = format!(
+        "SELECT {CONTENT_BYTES} FROM stored_dead_letters WHERE id = ?1 AND erased_at IS NULL AND state <> 'replaying'"
+    );
+    let Some(bytes) = connection.prepare_cached(&sql)?.query_row([id], |row| row.get(0)).optional()? else {
+        return Ok(None);
+    };
     let mut content = connection.prepare_cached(
         "UPDATE stored_contents SET properties = '{}', headers = '{}', body = x'' WHERE letter_id = ?1 AND revision = 0",
     )?;
@@ -49,5 +114,6 @@ fn erase_one(connection: &Connection, id: i64) -> rusqlite::Result<()> {
          WHERE id = ?1",
     )?;
     let discarded = LetterState::Discarded.as_str();
-    letter.execute((id, ERASED, discarded, Timestamp::now().as_millisecond())).map(drop)
+    letter.execute((id, ERASED, discarded, Timestamp::now().as_millisecond()))?;
+    Ok(Some(bytes))
 }

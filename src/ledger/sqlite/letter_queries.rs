@@ -134,7 +134,12 @@ fn count(connection: &Connection, filter: &DeadLetterFilter, mut add: impl FnMut
 }
 
 fn page_statement(query: &DeadLetterQuery) -> Statement {
-    let Statement { sql: mut conditions, mut values } = conditions(&query.filter);
+    let states = match (query.filter.states.len(), query.after) {
+        (0, _) => StateCondition::None,
+        (1, None) => StateCondition::Indexed,
+        (1, Some(_)) | (2.., _) => StateCondition::ReadInOrder,
+    };
+    let Statement { sql: mut conditions, mut values } = conditions(&query.filter, states);
     let mut bound = |comparison: &str, id: Option<i64>| {
         if let Some(id) = id {
             values.push(SqlValue::Integer(id));
@@ -151,18 +156,34 @@ fn page_statement(query: &DeadLetterQuery) -> Statement {
 }
 
 fn count_statement(filter: &DeadLetterFilter) -> Statement {
-    let Statement { sql: conditions, values } = conditions(filter);
+    let Statement { sql: conditions, values } = conditions(filter, StateCondition::Indexed);
     Statement { sql: format!("SELECT {COUNTED} FROM stored_dead_letters WHERE {conditions}"), values }
 }
 
+/// How messages in some states are found.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum StateCondition {
+    /// By the indexes that begin with the state. Messages in one state are in the order of their numbers.
+    Indexed,
+    /// In the order of their numbers: page after page reads each message once, however many there are.
+    ReadInOrder,
+    /// All states are meant.
+    None,
+}
+
 /// The conditions of a filter, each of which an index can find or a stored value can answer.
-fn conditions(filter: &DeadLetterFilter) -> Statement {
+fn conditions(filter: &DeadLetterFilter, state_condition: StateCondition) -> Statement {
     let DeadLetterFilter { states, source, reason, code, consumer, product, customer, order, since, until, text } =
         filter;
     let states = if states.is_empty() { LetterState::ALL } else { states };
     let states: Vec<_> = states.iter().map(|state| format!("'{}'", state.as_str())).collect();
-    // Always given, because most indexes begin with the state.
-    let mut statement = Statement { sql: format!("state IN ({})", states.join(", ")), values: Vec::new() };
+    // A unary plus keeps SQLite from using an index.
+    let sql = match state_condition {
+        StateCondition::Indexed => format!("state IN ({})", states.join(", ")),
+        StateCondition::ReadInOrder => format!("+state IN ({})", states.join(", ")),
+        StateCondition::None => "true".to_owned(),
+    };
+    let mut statement = Statement { sql, values: Vec::new() };
     let mut add = |condition: &str, value: Option<SqlValue>| {
         if let Some(value) = value {
             statement.values.push(value);

@@ -182,14 +182,34 @@ fn insert(
     Ok(connection.last_insert_rowid())
 }
 
+/// The bytes of a message's bodies, of all revisions: SQL, found without reading them.
+pub(super) const CONTENT_BYTES: &str =
+    "(SELECT coalesce(sum(length(body)), 0) FROM stored_contents WHERE letter_id = stored_dead_letters.id)";
+
+/// Messages removed in one transaction.
+const PRUNED_LETTERS: usize = 32;
+/// And the bytes of their bodies: those, and one more. Each page of a body is read and overwritten.
+const PRUNED_BYTES: i64 = 8 << 20;
+
 /// Removes one batch of messages that were replayed or discarded before `before`, in milliseconds since 1970, and returns how many.
 /// What they contained is overwritten, since `orderd erase` finds nothing that is removed.
-pub(super) fn prune(connection: &Connection, before: i64, limit: i64) -> rusqlite::Result<usize> {
-    let ids: Vec<i64> = {
-        let mut select = connection
-            .prepare("SELECT id FROM stored_dead_letters WHERE closed_at < ?1 ORDER BY closed_at LIMIT ?2")?;
-        select.query_map((before, limit), |row| row.get(0))?.collect::<rusqlite::Result<_>>()?
-    };
+pub(super) fn prune(connection: &Connection, before: i64) -> rusqlite::Result<usize> {
+    let mut ids: Vec<i64> = Vec::new();
+    {
+        let sql = format!(
+            "SELECT id, {CONTENT_BYTES} FROM stored_dead_letters WHERE closed_at < ?1 ORDER BY closed_at
+             LIMIT {PRUNED_LETTERS}"
+        );
+        let mut select = connection.prepare(&sql)?;
+        let (mut rows, mut bytes) = (select.query([before])?, 0);
+        while let Some(row) = rows.next()? {
+            ids.push(row.get(0)?);
+            bytes += row.get::<_, i64>(1)?;
+            if bytes >= PRUNED_BYTES {
+                break;
+            }
+        }
+    }
     if ids.is_empty() {
         return Ok(0);
     }

@@ -16,9 +16,6 @@ pub(super) const BATCH_ROWS: i64 = 256;
 /// Lines of orders removed in one transaction, and those of one more order.
 const BATCH_LINES: usize = 2_048;
 
-/// Stored dead letters removed in one transaction. Most have some kilobytes, and one may have many megabytes.
-const BATCH_LETTERS: i64 = 32;
-
 /// A table whose rows are in order of arrival, and the position of the pass over it.
 struct Table {
     name: &'static str,
@@ -135,7 +132,7 @@ impl Pruner {
             );
             minutes += connection.execute(&remove, [before])?;
         }
-        let letters = letters::prune(connection, before, BATCH_LETTERS)?;
+        let letters = letters::prune(connection, before)?;
         Ok(Pruned {
             orders,
             events,

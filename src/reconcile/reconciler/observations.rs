@@ -67,7 +67,9 @@ pub(super) fn not_collected(queue: &str, collector: &CollectorReading) -> Option
             });
         }
         (_, 0) => {
-            "they are larger than broker.max_body, so they cannot be stored: raise it and restart orderd".to_owned()
+            "they are larger than broker.max_body, or than 64 MiB, so they cannot be stored: raise the former and restart orderd, \
+             or take them out"
+                .to_owned()
         }
         (0, _) => "the ledger refuses them: the log of level debug has the errors; report it".to_owned(),
         _ => format!("{too_large} are larger than broker.max_body, and the ledger refuses {refused}"),

@@ -1,16 +1,19 @@
 //! The store of dead letters in the file: found by indexes however many there are, removed by retention, erased and backed up.
 
+use std::fmt::Debug;
+use std::time::Duration;
+
 use futures_util::future::join_all;
 use tempfile::TempDir;
 
-use super::super::letter_queries::tests::plans;
+use super::super::letter_queries::{self, tests::plans};
 use super::super::{MIN_ENTRY_BYTES, SqliteLedger, Tuning, back_up};
 use super::{count, directory, other};
 use crate::ledger::conformance::{accept, at, attempt, dead_letter, order, stored_letter};
 use crate::ledger::{
     DeadLetterFilter, DeadLetterQuery, ErasureOptions, ErasureSubject, LedgerEntry, LedgerError, LedgerMaintenance,
-    LedgerReader, LedgerWriter, LetterOrigin, LetterSource, LetterState, LetterWriter, NewStoredLetter, OutageCause,
-    Recorded, StoreAnswer,
+    LedgerReader, LedgerWriter, LetterOrder, LetterOrigin, LetterSource, LetterState, LetterWriter, NewStoredLetter,
+    OutageCause, Recorded, StoreAnswer,
 };
 
 /// Stores this many letters, as fast as SQLite can make them up.
@@ -33,7 +36,7 @@ fn generate(directory: &TempDir, letters: i64) {
          INSERT INTO stored_contents SELECT n, 0, '{{}}', '{{}}', zeroblob(300) FROM n;
          INSERT INTO stored_products SELECT 'product ' || (n % 300), n FROM n;
          INSERT INTO stored_texts
-         SELECT n, 'ord-' || n || char(10) || 'customer-' || (n % 5000) || printf('%.*c', 600, 'x') || n || '@example.com' FROM n;
+         SELECT n, 'ord-' || n || char(10) || 'customer-' || (n % 5000) || printf('%.*c', 1950, 'x') || n || '@example.com' FROM n;
          COMMIT;"
     );
     connection.execute_batch(&sql).unwrap();
@@ -43,14 +46,32 @@ fn text(text: &str) -> Option<String> {
     Some(text.to_owned())
 }
 
+/// Of this thread, which waits for no other program's.
+fn cpu_time() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::new(time.tv_sec.cast_unsigned(), u32::try_from(time.tv_nsec).unwrap())
+}
+
+/// Far above what an unoptimized build takes, and far below what a search of all messages for each page would take.
+const MOST_CPU_TIME: Duration = Duration::from_secs(4);
+
+fn measured<T>(what: &dyn Debug, read: impl FnOnce() -> T) -> T {
+    let begun = cpu_time();
+    let result = read();
+    let taken = cpu_time() - begun;
+    assert!(taken < MOST_CPU_TIME, "{what:?} took {taken:?}");
+    result
+}
+
 #[tokio::test]
 async fn a_hundred_thousand_dead_letters_are_found_and_grouped_by_indexes() {
     const LETTERS: i64 = 100_000;
     let directory = directory();
     let ledger = SqliteLedger::open(directory.path()).unwrap();
     generate(&directory, LETTERS);
-    let connection = other(&directory);
-    let open = || DeadLetterFilter { states: vec![LetterState::Open], ..DeadLetterFilter::default() };
+    let (connection, path) = (other(&directory), directory.path());
+    let any = DeadLetterFilter::default;
+    let open = || DeadLetterFilter { states: vec![LetterState::Open], ..any() };
     for (filter, index, found) in [
         (open(), "stored_by_state", 90_000),
         (DeadLetterFilter { reason: text("permanent"), ..open() }, "stored_by_reason", 60_000),
@@ -63,27 +84,58 @@ async fn a_hundred_thousand_dead_letters_are_found_and_grouped_by_indexes() {
         (DeadLetterFilter { until: Some(at(1_000_000)), ..open() }, "stored_by_", 900),
         (DeadLetterFilter { product: text("product 7"), ..open() }, "stored_products", 334),
         (DeadLetterFilter { text: text("77777@EXAMPLE.com"), ..open() }, "stored_by_state", 1),
-        (DeadLetterFilter { states: Vec::new(), ..open() }, "stored_by_state", 100_000),
+        (DeadLetterFilter { text: text("nowhere"), ..open() }, "stored_by_state", 0),
+        (any(), "SCAN stored_dead_letters", 100_000),
+        (DeadLetterFilter { text: text("77777@EXAMPLE.com"), ..any() }, "SCAN stored_dead_letters", 1),
+        (DeadLetterFilter { code: text("code_7"), ..any() }, "SCAN stored_dead_letters", 2_000),
+        (DeadLetterFilter { customer: text("customer-7"), ..any() }, "stored_by_customer", 20),
+        (DeadLetterFilter { order: text("ord-77777"), ..any() }, "stored_by_order", 1),
+        (
+            DeadLetterFilter { states: vec![LetterState::Open, LetterState::Held], ..any() },
+            "SCAN stored_dead_letters",
+            90_000,
+        ),
     ] {
         let query = DeadLetterQuery { filter, limit: 50, ..DeadLetterQuery::default() };
         let [page, groups] = plans(&connection, &query);
-        for plan in [&page, &groups] {
-            assert!(plan.iter().all(|line| !line.starts_with("SCAN stored")), "{query:?}: {plan:#?}");
-        }
+        assert!(groups.iter().all(|line| !line.starts_with("SCAN stored")), "{query:?}: {groups:#?}");
         assert!(page.iter().any(|line| line.contains(index)), "{query:?}: {page:#?}");
-        let listed = ledger.dead_letters(query.clone()).await.unwrap();
-        let grouped = ledger.dead_letter_groups(query.filter.clone()).await.unwrap();
+        let listed = measured(&query, || letter_queries::page(path, &query)).unwrap();
+        let grouped = measured(&query, || letter_queries::groups(path, &query.filter)).unwrap();
         assert_eq!(grouped.messages, found, "{query:?}");
         let listed_count = listed.letters.len() as u64;
         assert_eq!((listed_count, listed.more), (found.min(50), found > 50), "{query:?}");
     }
-    // The page of the default filter is read in the order of the index, and all groups from one index alone.
-    let [page, groups] =
-        plans(&connection, &DeadLetterQuery { filter: open(), limit: 50, ..DeadLetterQuery::default() });
-    assert!(!page.iter().any(|line| line.contains("TEMP B-TREE")), "{page:#?}");
+    // A page of the default filter is read in the order of an index, one of a longer export in the order of the table. Nothing that
+    // follows the page is read, and nothing is sorted.
+    for (filter, after) in [
+        (open(), None),
+        (any(), None),
+        (any(), Some(0)),
+        (open(), Some(0)),
+        (DeadLetterFilter { since: Some(at(0)), until: Some(at(i64::MAX / 1_000_000)), ..open() }, Some(0)),
+        (DeadLetterFilter { code: text("code_7"), ..open() }, Some(0)),
+    ] {
+        let query = DeadLetterQuery { filter, after, limit: 500, ..DeadLetterQuery::default() };
+        let [page, _] = plans(&connection, &query);
+        assert!(!page.iter().any(|line| line.contains("TEMP B-TREE")), "{query:?}: {page:#?}");
+    }
+    let [_, groups] = plans(&connection, &DeadLetterQuery { filter: open(), ..DeadLetterQuery::default() });
     assert!(groups.iter().any(|line| line.contains("COVERING INDEX stored_by_cause")), "{groups:#?}");
-    let open = ledger.open_dead_letters().await.unwrap();
-    assert_eq!(open.sums.iter().map(|sum| sum.messages).sum::<u64>(), 90_000);
+    let sums = measured(&"sums", || letter_queries::open_letters(path)).unwrap().sums;
+    assert_eq!(sums.iter().map(|sum| sum.messages).sum::<u64>(), 90_000);
+    // All pages of an export.
+    measured(&"an export", || {
+        let (mut after, mut rows) = (0, 0);
+        loop {
+            let query = DeadLetterQuery { filter: any(), after: Some(after), limit: 500, before: None };
+            let page = letter_queries::page(path, &query).unwrap();
+            rows += page.letters.len();
+            let Some(last) = page.letters.last().filter(|_| page.more) else { break };
+            after = last.id;
+        }
+        assert_eq!(rows, 100_000);
+    });
     ledger.close().await;
 }
 
@@ -169,6 +221,77 @@ async fn dead_letters_never_take_the_room_of_orders_and_a_large_one_is_stored_al
     ledger.close().await;
 }
 
+#[tokio::test]
+async fn retention_and_erasure_of_large_dead_letters_take_turns_with_orders() {
+    let directory = directory();
+    let ledger = SqliteLedger::open(directory.path()).unwrap();
+    for n in 1..=6 {
+        let body = vec![n; 5 << 20].into();
+        ledger.store_letter(NewStoredLetter { body, ..stored_letter("ord-1", n) }).await.unwrap();
+    }
+    let connection = other(&directory);
+    connection
+        .execute("UPDATE stored_dead_letters SET state = 'discarded', closed_at = 2000 WHERE id <= 3", [])
+        .unwrap();
+    let mut batches = Vec::new();
+    while *batches.last().unwrap_or(&1) > 0 {
+        batches.push(ledger.prune(at(10_000)).await.unwrap().letters);
+    }
+    assert_eq!(batches, [2, 1, 0], "8 MiB at a time");
+    connection.execute("UPDATE stored_dead_letters SET state = 'replaying' WHERE id = 4", []).unwrap();
+    let order = ErasureSubject::Order("ord-1".to_owned());
+    let targets = super::super::erasure_targets(directory.path(), &order).unwrap();
+    let erased = super::super::erase(directory.path(), &targets, ErasureOptions::default(), "local").unwrap();
+    assert_eq!((erased.dead_letters, erased.replaying_dead_letters), (2, 1));
+    assert!(!ledger.dead_letter(4).await.unwrap().unwrap().content.body.is_empty(), "its copy has the content too");
+    ledger.close().await;
+}
+
+#[tokio::test]
+async fn dead_letters_of_no_known_order_are_counted_by_an_erasure_and_erased_by_their_number() {
+    let directory = directory();
+    let ledger = SqliteLedger::open(directory.path()).unwrap();
+    let unknown = NewStoredLetter { identity: None, order: LetterOrder::default(), ..stored_letter("x", 1) };
+    ledger.store_letter(unknown).await.unwrap();
+    let erase = |subject| {
+        let targets = super::super::erasure_targets(directory.path(), &subject).unwrap();
+        super::super::erase(directory.path(), &targets, ErasureOptions::default(), "local").unwrap()
+    };
+    let erased = erase(ErasureSubject::Customer("ada".to_owned()));
+    assert_eq!((erased.dead_letters, erased.unattributed_dead_letters), (0, 1));
+    let erased = erase(ErasureSubject::DeadLetter(1));
+    assert_eq!((erased.dead_letters, erased.unattributed_dead_letters), (1, 0));
+    assert_eq!(erase(ErasureSubject::DeadLetter(1)).dead_letters, 0);
+    ledger.close().await;
+    assert!(!contains(&directory, "ada@example.com"));
+}
+
+#[tokio::test]
+async fn a_message_is_stored_again_after_it_was_discarded_however_it_comes() {
+    let directory = directory();
+    let ledger = SqliteLedger::open(directory.path()).unwrap();
+    let letter = |session: &str, redelivered| NewStoredLetter {
+        redelivered,
+        session: session.to_owned(),
+        ..stored_letter("ord-1", 1)
+    };
+    let store = async |letter| ledger.store_letter(letter).await.unwrap();
+    let discard = |id: i64| {
+        let sql = "UPDATE stored_dead_letters SET state = 'discarded', closed_at = 1 WHERE id = ?1";
+        other(&directory).execute(sql, [id]).unwrap();
+    };
+    assert_eq!(store(letter("a", false)).await, StoreAnswer::Stored(1));
+    assert_eq!(store(letter("a", true)).await, StoreAnswer::Duplicate(1));
+    discard(1);
+    assert_eq!(store(letter("b", false)).await, StoreAnswer::Stored(2), "its sender has published it again");
+    discard(2);
+    // The ack of one of them was lost, or it is a third one.
+    assert_eq!(store(letter("c", true)).await, StoreAnswer::Stored(3));
+    let original = async |id| ledger.dead_letter(id).await.unwrap().unwrap().letter.maybe_duplicate_of;
+    assert_eq!((original(2).await, original(3).await), (None, Some(2)));
+    ledger.close().await;
+}
+
 /// Whether the text is anywhere in the ledger's files.
 fn contains(directory: &TempDir, text: &str) -> bool {
     let files = std::fs::read_dir(directory.path()).unwrap();
@@ -190,7 +313,7 @@ async fn an_erased_customer_is_in_no_dead_letter_and_the_dead_letters_still_coun
     };
     let event = NewStoredLetter {
         identity: text("ord-1/notification/processed"),
-        order: crate::ledger::LetterOrder { id: text("ord-1"), ..Default::default() },
+        order: LetterOrder { id: text("ord-1"), ..LetterOrder::default() },
         ..of("ord-1", 3, "ada-lovelace")
     };
     // Another customer's order with the same id.
