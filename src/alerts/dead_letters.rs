@@ -1,12 +1,12 @@
-//! How many messages were dead-lettered within a time, by consumer and reason, from counters that only grow. Pure.
+//! How many messages were dead-lettered within a time, by consumer, reason and code, from counters that only grow. Pure.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use jiff::Timestamp;
 
-/// Counts of one consumer and reason.
-pub(super) type DeadLetterKey = (String, String);
+/// Counts of one consumer, reason and code.
+pub(super) type DeadLetterKey = (String, String, String);
 
 /// How finely times are kept: the window has this many parts, so its memory is limited.
 const PARTS: u32 = 60;
@@ -29,10 +29,12 @@ pub(super) struct DeadLetterWindow {
     growth: BTreeMap<DeadLetterKey, VecDeque<(Moment, u64)>>,
 }
 
-/// What was dead-lettered within the window.
+/// What was dead-lettered of a consumer for one reason within the window.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Growth {
     pub count: u64,
+    /// The same by code.
+    pub codes: BTreeMap<String, u64>,
     /// When the first of them was observed.
     pub since: Timestamp,
 }
@@ -68,12 +70,19 @@ impl DeadLetterWindow {
         }
     }
 
-    /// The counts within the window.
-    pub fn grown(&self) -> impl Iterator<Item = (&DeadLetterKey, Growth)> {
-        self.growth.iter().filter_map(|(key, growth)| {
-            let count = growth.iter().map(|(_, count)| count).sum();
-            Some((key, Growth { count, since: growth.front()?.0.wall }))
-        })
+    /// The counts within the window, by consumer and reason.
+    pub fn grown(&self) -> BTreeMap<(&str, &str), Growth> {
+        let mut grown = BTreeMap::<(&str, &str), Growth>::new();
+        for ((consumer, reason, code), growth) in &self.growth {
+            let Some((first, _)) = growth.front() else { continue };
+            let count: u64 = growth.iter().map(|(_, count)| count).sum();
+            let none = || Growth { count: 0, codes: BTreeMap::new(), since: first.wall };
+            let all = grown.entry((consumer, reason)).or_insert_with(none);
+            all.count += count;
+            all.since = all.since.min(first.wall);
+            *all.codes.entry(code.clone()).or_default() += count;
+        }
+        grown
     }
 }
 
@@ -90,11 +99,26 @@ mod tests {
     }
 
     fn counters(count: u64) -> BTreeMap<DeadLetterKey, u64> {
-        [(("order".to_owned(), "permanent".to_owned()), count)].into()
+        of_code("invalid_address", count)
+    }
+
+    fn of_code(code: &str, count: u64) -> BTreeMap<DeadLetterKey, u64> {
+        [(("order".to_owned(), "permanent".to_owned(), code.to_owned()), count)].into()
     }
 
     fn counts(window: &DeadLetterWindow) -> Vec<(u64, i64)> {
-        window.grown().map(|(_, growth)| (growth.count, growth.since.as_second() - 10_000)).collect()
+        window.grown().values().map(|growth| (growth.count, growth.since.as_second() - 10_000)).collect()
+    }
+
+    #[test]
+    fn the_dead_letters_of_one_reason_are_counted_together_and_by_code() {
+        let mut window = DeadLetterWindow::default();
+        window.observe(of_code("invalid_address", 2), at(10), WINDOW);
+        let both = of_code("invalid_address", 3).into_iter().chain(of_code("unknown_channel", 2)).collect();
+        window.observe(both, at(100), WINDOW);
+        assert_eq!(counts(&window), [(5, 10)]);
+        let codes = [("invalid_address".to_owned(), 3), ("unknown_channel".to_owned(), 2)].into();
+        assert_eq!(window.grown()[&("order", "permanent")].codes, codes);
     }
 
     #[test]

@@ -62,6 +62,53 @@ pub fn test_message(scope: &str, instance: &str, now: Timestamp) -> String {
     body(&[alert]).to_string()
 }
 
+/// A message with an example of each state that an alert can have, for those who edit its templates.
+pub fn sample_message(scope: &str, instance: &str, now: Timestamp) -> String {
+    let ago = |minutes| now - jiff::SignedDuration::from_mins(minutes);
+    let alert = |cause: &str, title: &str, detail: &str, resolved_at, reported_at| AlertRecord {
+        scope: scope.to_owned(),
+        cause: cause.to_owned(),
+        title: title.to_owned(),
+        detail: detail.to_owned(),
+        instance: instance.to_owned(),
+        opened_at: ago(90),
+        observed_at: now,
+        resolved_at,
+        reported_at,
+    };
+    let alerts = [
+        alert(
+            "dead_letters/order/permanent",
+            "Messages of consumer \"order\" are dead-lettered (permanent)",
+            "4 in the last 10m: invalid_address 2, unknown_channel 2, for example ord-7",
+            None,
+            None,
+        ),
+        alert(
+            "breaker/step/order/charge",
+            "Step \"charge\" of consumer \"order\" is unavailable",
+            "The circuit breaker is open, last failure: http_503; 3 deliveries wait besides those in the queue. `orderd status` has more",
+            None,
+            Some(ago(60)),
+        ),
+        alert(
+            "finding/queue_missing/order_queue",
+            "Queue \"order_queue\" does not exist",
+            "",
+            Some(ago(5)),
+            Some(ago(60)),
+        ),
+        alert(
+            "finding/redeclared/order_queue",
+            "\"order_queue\" was deleted and has been declared again",
+            "",
+            Some(ago(5)),
+            None,
+        ),
+    ];
+    body(&alerts).to_string()
+}
+
 fn body(alerts: &[AlertRecord]) -> Value {
     let resolved = alerts.iter().filter(|alert| alert.resolved_at.is_some()).count();
     let first = alerts.first().map(|alert| alert.title.as_str()).unwrap_or_default();

@@ -19,7 +19,7 @@ mod status;
 mod task;
 mod tracker;
 
-pub use message::test_message;
+pub use message::{sample_message, test_message};
 pub use observation::{AlertScopes, LocalState};
 pub use settings::AlertSettings;
 pub use status::{AlertsStatus, OpenAlert};

@@ -13,12 +13,16 @@ use super::settings::DeadLetterLimit;
 use crate::config::duration;
 use crate::control::{ReloadOutcome, ReloadReport};
 use crate::escape::escaped;
+use crate::metrics::DeadLettersOfCode;
 use crate::reconcile::{ApiState, Finding, FindingKind};
 use crate::steps::{BreakerKind, BreakerReading, BreakerState};
 
 /// The longest title and the longest explanation, in characters.
 const MAX_TITLE_CHARS: usize = 160;
 const MAX_DETAIL_CHARS: usize = 1_000;
+/// The most codes of dead letters, and the longest id of an example, in characters.
+const MAX_CODES_SHOWN: usize = 5;
+const MAX_EXAMPLE_CHARS: usize = 60;
 /// The reason of dead letters whose steps could not be undone. One is enough for an alert.
 const UNDO_FAILED: &str = "undo_failed";
 /// How long a consumer with waiting messages must have been paused.
@@ -44,8 +48,8 @@ pub struct LocalState {
     pub breakers: Vec<BreakerReading>,
     /// The last reload, and when it ended.
     pub last_reload: Option<(Timestamp, ReloadReport)>,
-    /// Dead letters since the start, by consumer and reason.
-    pub dead_letters: BTreeMap<DeadLetterKey, u64>,
+    /// Dead letters since the start, by consumer, reason and code.
+    pub dead_letters: BTreeMap<DeadLetterKey, DeadLettersOfCode>,
 }
 
 /// What may be an alert.
@@ -185,7 +189,8 @@ pub(super) fn observe(
     open_after: Duration,
     moment: Moment,
 ) -> Observation {
-    dead_letters.observe(state.dead_letters.clone(), moment, limit.window);
+    let counters = state.dead_letters.iter().map(|(key, of_code)| (key.clone(), of_code.count)).collect();
+    dead_letters.observe(counters, moment, limit.window);
     // Messages that orderd does not hold are acked by themselves, or become another finding. An undo that failed is an alert about
     // dead letters.
     let is_alert = |kind| !matches!(kind, FindingKind::UnackedNotHeld | FindingKind::UndoFailed);
@@ -198,8 +203,9 @@ pub(super) fn observe(
         .chain(
             dead_letters
                 .grown()
-                .filter(|((_, reason), growth)| growth.count >= limit.count || reason == UNDO_FAILED)
-                .map(|(key, growth)| dead_letter_cause(key, &growth, limit, &scopes.broker)),
+                .into_iter()
+                .filter(|((_, reason), growth)| growth.count >= limit.count || *reason == UNDO_FAILED)
+                .map(|(key, growth)| dead_letter_cause(key, &growth, &state.dead_letters, limit, &scopes.broker)),
         )
         .chain(breakers.map(|breaker| breaker_cause(breaker, &scopes.instance, open_after)))
         .chain(rejected.map(|(at, report)| reload_cause(*at, report, &scopes.instance)));
@@ -266,13 +272,31 @@ fn finding_cause(finding: &Finding, scope: &str, open_after: Duration) -> Cause 
     Cause { wait, ..cause }
 }
 
-fn dead_letter_cause(key: &DeadLetterKey, growth: &Growth, limit: DeadLetterLimit, scope: &str) -> Cause {
-    let (consumer, reason) = key;
-    let title = match reason.as_str() {
+/// With the codes, most frequent first, and one message as an example: they decide what to do.
+fn dead_letter_cause(
+    (consumer, reason): (&str, &str),
+    growth: &Growth,
+    dead_letters: &BTreeMap<DeadLetterKey, DeadLettersOfCode>,
+    limit: DeadLetterLimit,
+    scope: &str,
+) -> Cause {
+    let title = match reason {
         UNDO_FAILED => format!("Steps of dead-lettered messages of consumer {consumer:?} could not be undone"),
         reason => format!("Messages of consumer {consumer:?} are dead-lettered ({reason})"),
     };
-    let detail = format!("{} in the last {}", growth.count, duration::format(limit.window));
+    let mut codes: Vec<(&String, &u64)> = growth.codes.iter().collect();
+    codes.sort_by_key(|(code, count)| (std::cmp::Reverse(**count), (*code).clone()));
+    let shown: Vec<String> =
+        codes.iter().take(MAX_CODES_SHOWN).map(|(code, count)| format!("{code} {count}")).collect();
+    let more = if codes.len() > MAX_CODES_SHOWN { ", and others" } else { "" };
+    let example = codes.first().and_then(|(code, _)| {
+        let key = (consumer.to_owned(), reason.to_owned(), (*code).clone());
+        dead_letters.get(&key).filter(|of_code| !of_code.last.is_empty())
+    });
+    let example = example
+        .map_or_else(String::new, |of_code| format!(", for example {}", limited(&of_code.last, MAX_EXAMPLE_CHARS)));
+    let (count, window) = (growth.count, duration::format(limit.window));
+    let detail = format!("{count} in the last {window}: {}{more}{example}", shown.join(", "));
     cause(scope, &["dead_letters", consumer, reason], &title, &detail, growth.since)
 }
 
@@ -369,8 +393,8 @@ mod tests {
             findings: FindingKind::ALL.map(finding).to_vec(),
             breakers: vec![breaker(BreakerState::Open, "charge"), breaker(BreakerState::RampUp, "email")],
             last_reload: Some((at(3), report(ReloadOutcome::Rejected))),
-            dead_letters: [("order", "permanent", 5), ("order", "undo_failed", 1), ("order", "malformed", 1)]
-                .map(|(consumer, reason, count)| ((consumer.to_owned(), reason.to_owned()), count))
+            dead_letters: [("permanent", 5), ("undo_failed", 1), ("malformed", 1)]
+                .map(|(reason, count)| dead_letter(reason, "a_code", count, "ord-1"))
                 .into(),
         };
         let observation = observed(&state);
@@ -397,6 +421,23 @@ mod tests {
             assert_eq!(cause.wait >= OPEN_AFTER, must_last, "what has happened is an alert at once: {cause:?}");
         }
         assert!(observation.sees_findings);
+    }
+
+    fn dead_letter(reason: &str, code: &str, count: u64, last: &str) -> (DeadLetterKey, DeadLettersOfCode) {
+        let key = ("order".to_owned(), reason.to_owned(), code.to_owned());
+        (key, DeadLettersOfCode { count, last: last.to_owned() })
+    }
+
+    #[test]
+    fn an_alert_about_dead_letters_has_their_codes_and_one_of_them_as_an_example() {
+        let dead_letters = [
+            dead_letter("permanent", "invalid_address", 1, "ord-1"),
+            dead_letter("permanent", "unknown_channel", 2, &format!("ord-2\n{}", "x".repeat(500))),
+        ];
+        let state = LocalState { dead_letters: dead_letters.into(), ..LocalState::default() };
+        let detail = observed(&state).causes.remove(0).detail;
+        assert!(detail.starts_with("3 in the last 10m: unknown_channel 2, invalid_address 1"), "{detail}");
+        assert!(detail.contains("ord-2\\n") && detail.len() < 200, "{detail}");
     }
 
     #[test]

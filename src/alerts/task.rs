@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use super::dead_letters::{DeadLetterWindow, Moment};
+use super::dead_letters::{DeadLetterKey, DeadLetterWindow, Moment};
 use super::message::{Message, message};
 use super::observation::{AlertScopes, LocalState, observe};
 use super::settings::AlertSettings;
@@ -70,7 +70,7 @@ impl Default for AlertHistory {
 
 impl AlertHistory {
     /// What these counters have already does not count: it happened while no alerts were configured.
-    pub fn skip(&self, dead_letters: BTreeMap<(String, String), u64>) {
+    pub fn skip(&self, dead_letters: BTreeMap<DeadLetterKey, u64>) {
         self.window().skip(dead_letters);
     }
 
@@ -307,13 +307,17 @@ impl AlertTask {
         let claimed = AlertBook { sender: self.lease(self.now().wall), ..book };
         // Another instance has changed something: the next round sees what.
         let Some((true, _)) = self.exchange(Some(claimed)).await else { return };
-        let (message, mut left) = (message(&due, number), self.deps.channel.recipients());
+        let message = message(&due, number);
+        // Whoever lacks an earlier message gets that one first: the end of an alert must not overtake its beginning.
+        let lacks_earlier = |to: &String| self.late.iter().any(|late| late.left.contains(to));
+        let (behind, mut left): (Vec<_>, Vec<_>) = self.deps.channel.recipients().into_iter().partition(lacks_earlier);
         self.is_sending = true;
         let outcome = self.attempt(&message, &mut left).await;
         self.is_sending = false;
         let is_sent = outcome.accepted > 0;
         self.sent_or_failed(&outcome, is_sent);
         self.record_attempt(&due, is_sent).await;
+        left.extend(behind);
         if is_sent && !left.is_empty() {
             let next_attempt = Instant::now() + RETRY_BACKOFF.wait(0, fastrand::f64());
             self.late.push(LateMessage { message, left, since: Instant::now(), failures: 0, next_attempt });
@@ -380,21 +384,25 @@ impl AlertTask {
         self.show_problem();
     }
 
-    /// Tries again the recipients that lack a message which others have.
+    /// Tries again the recipients that lack a message which others have, of each recipient the oldest message first.
     async fn send_late(&mut self) {
+        let mut lacking: Vec<String> = Vec::new();
         for mut late in std::mem::take(&mut self.late) {
             if late.since.elapsed() >= LATE_FOR {
                 give_up(&late);
                 continue;
             }
-            if Instant::now() >= late.next_attempt {
-                let outcome = self.attempt(&late.message, &mut late.left).await;
+            let (behind, mut left): (Vec<_>, Vec<_>) = late.left.drain(..).partition(|to| lacking.contains(to));
+            if Instant::now() >= late.next_attempt && !left.is_empty() {
+                let outcome = self.attempt(&late.message, &mut left).await;
                 log_refused(&self.settings.channel.name, &outcome.refused);
                 late.failures += 1;
                 late.next_attempt = Instant::now() + RETRY_BACKOFF.wait(late.failures, fastrand::f64());
             }
-            if !late.left.is_empty() {
-                self.late.push(late);
+            left.extend(behind);
+            if !left.is_empty() {
+                lacking.extend_from_slice(&left);
+                self.late.push(LateMessage { left, ..late });
             }
         }
         let first = self.late.first();

@@ -19,8 +19,9 @@ use super::observation::{AlertScopes, Cause, CauseKind, Observation};
 use super::settings::AlertTimes;
 use crate::ledger::{AlertBook, AlertRecord};
 
-/// The most alerts at the same time. Further causes wait until one ends.
-const MAX_ALERTS: usize = 200;
+/// The most alerts of one kind at the same time. Further causes of that kind wait until one ends: many of one kind, such as findings about
+/// each of hundreds of queues, keep out none of another.
+const MAX_ALERTS_OF_KIND: usize = 50;
 /// How old the recorded time of an observation may become at most while a cause lasts.
 const MAX_REFRESH: Duration = Duration::from_secs(60);
 /// How long findings are not seen at most although they last, after the poller has begun: some need a minute, and the details of each
@@ -86,9 +87,17 @@ impl Tracker {
                 None => {}
             }
         }
+        let mut counts = BTreeMap::<Option<CauseKind>, usize>::new();
+        for alert in &next.alerts {
+            *counts.entry(CauseKind::of(&alert.cause)).or_default() += 1;
+        }
+        let mut causes: Vec<(AlertKey, &Cause)> = causes.into_iter().collect();
+        causes.sort_by_key(|(_, cause)| cause.since);
         for (key, cause) in causes {
             let seen = self.seen_since.get(&key).map_or(Duration::ZERO, |since| self.now.saturating_sub(*since));
-            if next.alerts.len() < MAX_ALERTS && seen >= cause.wait {
+            let of_kind = counts.entry(CauseKind::of(&cause.id)).or_default();
+            if *of_kind < MAX_ALERTS_OF_KIND && seen >= cause.wait {
+                *of_kind += 1;
                 next.alerts.push(opened(cause, instance, now));
             }
         }

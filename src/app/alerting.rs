@@ -15,6 +15,7 @@ use crate::alerts::{self, AlertDeps, AlertHistory, AlertScopes, AlertSettings, L
 use crate::config::Config;
 use crate::instance;
 use crate::ledger::Ledger;
+use crate::metrics::DeadLettersOfCode;
 use crate::notify::{Channel, OperatorChannel};
 use crate::shutdown::Shutdown;
 use crate::status::StatusRegistry;
@@ -55,7 +56,8 @@ impl Alerting {
     /// Replaces the task by one for this configuration. What is open is in the ledger, so nothing is sent again.
     pub async fn set(&mut self, config: &Config) {
         if self.task.is_none() {
-            self.history.skip(dead_letters(&self.registry));
+            let counted = dead_letters(&self.registry).into_iter();
+            self.history.skip(counted.map(|(key, of_code)| (key, of_code.count)).collect());
         }
         self.replace(config).await;
     }
@@ -114,12 +116,15 @@ fn local_state(registry: &StatusRegistry) -> LocalState {
     }
 }
 
-/// Since the start, by consumer and reason.
-fn dead_letters(registry: &StatusRegistry) -> BTreeMap<(String, String), u64> {
-    let mut dead_letters = BTreeMap::new();
+/// Since the start, by consumer, reason and code.
+fn dead_letters(registry: &StatusRegistry) -> BTreeMap<(String, String, String), DeadLettersOfCode> {
+    let mut dead_letters = BTreeMap::<_, DeadLettersOfCode>::new();
     for counters in registry.all_counters().values() {
-        for ((consumer, reason), count) in counters.read().dead_letters {
-            *dead_letters.entry((consumer.to_string(), reason.as_str().to_owned())).or_insert(0) += count;
+        for ((consumer, reason, code), of_code) in counters.read().dead_letter_codes {
+            let key = (consumer.to_string(), reason.as_str().to_owned(), code);
+            let all = dead_letters.entry(key).or_default();
+            all.count += of_code.count;
+            all.last = of_code.last;
         }
     }
     dead_letters

@@ -97,6 +97,15 @@ impl PoolState {
     }
 }
 
+/// Dead letters with one code.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct DeadLettersOfCode {
+    /// How many.
+    pub count: u64,
+    /// The identity of the last one.
+    pub last: String,
+}
+
 /// Everything a consumer has counted, at one instant.
 #[derive(Debug, Clone)]
 pub struct CounterReading {
@@ -125,6 +134,8 @@ pub struct CounterReading {
     pub retries: BTreeMap<(Arc<str>, Delay), u64>,
     /// Dead-lettered messages by the consumer that failed and the reason (failed-order consumer only).
     pub dead_letters: BTreeMap<(Arc<str>, DeadLetterReason), u64>,
+    /// The same by the code of the last failure.
+    pub dead_letter_codes: BTreeMap<(Arc<str>, DeadLetterReason, String), DeadLettersOfCode>,
     /// The calls of its steps, by step and action.
     pub steps: BTreeMap<(Arc<str>, StepAction), StepReading>,
     /// What its notification channels have delivered.

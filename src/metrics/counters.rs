@@ -14,10 +14,10 @@ use tokio::time::Instant;
 
 use super::broker_problems::BrokerProblems;
 use super::channel_counters::ChannelCounters;
-use super::counter_reading::{CounterReading, DeliveryCounts, PoolState};
+use super::counter_reading::{CounterReading, DeadLettersOfCode, DeliveryCounts, PoolState};
 use super::failed_undos::FailedUndos;
 use super::histogram::Histogram;
-use super::outcome::{DeliveryOutcome, HandlerOutcome};
+use super::outcome::{DeadLetterFacts, DeliveryOutcome, HandlerOutcome};
 use super::publish_to_ack::publish_to_ack;
 use super::step_counters::StepCounters;
 use crate::recovery::{DeadLetterReason, Delay, Failure, FailureKind};
@@ -112,6 +112,7 @@ struct CounterState {
     failures: BTreeMap<(FailureKind, String), u64>,
     retries: BTreeMap<(Arc<str>, Delay), u64>,
     dead_letters: BTreeMap<(Arc<str>, DeadLetterReason), u64>,
+    dead_letter_codes: BTreeMap<(Arc<str>, DeadLetterReason, String), DeadLettersOfCode>,
     failed_undos: FailedUndos,
     pool: PoolState,
     /// [`PoolState::unanswered`] of each subscription, by its number, where it is not zero.
@@ -125,6 +126,17 @@ impl CounterState {
             false => self.unanswered.insert(subscription, unanswered),
         };
         self.pool.unanswered = self.unanswered.values().max().copied().unwrap_or_default();
+    }
+
+    fn dead_lettered(&mut self, consumer: Arc<str>, reason: DeadLetterReason, letter: &DeadLetterFacts) {
+        *self.dead_letters.entry((Arc::clone(&consumer), reason)).or_default() += 1;
+        let mut key = (consumer, reason, letter.code.clone());
+        if self.dead_letter_codes.len() >= MAX_CODES && !self.dead_letter_codes.contains_key(&key) {
+            key.2 = OTHER_CODE.to_owned();
+        }
+        let of_code = self.dead_letter_codes.entry(key).or_default();
+        of_code.count += 1;
+        of_code.last.clone_from(&letter.identity);
     }
 }
 
@@ -141,6 +153,7 @@ impl Default for CounterState {
             failures: BTreeMap::new(),
             retries: BTreeMap::new(),
             dead_letters: BTreeMap::new(),
+            dead_letter_codes: BTreeMap::new(),
             failed_undos: FailedUndos::default(),
             pool: PoolState::default(),
             unanswered: BTreeMap::new(),
@@ -198,16 +211,16 @@ impl Counters {
                 *state.retries.entry((consumer_label(consumer), *delay)).or_default() += 1;
             }
             DeliveryOutcome::Handled(HandlerOutcome::Returned) => state.counts.returned += 1,
-            DeliveryOutcome::Handled(HandlerOutcome::DeadLettered { consumer, reason }) => {
+            DeliveryOutcome::Handled(HandlerOutcome::DeadLettered { consumer, reason, letter }) => {
                 state.counts.dead_lettered += 1;
                 state.failed_undos.count(*reason);
-                *state.dead_letters.entry((consumer_label(consumer), *reason)).or_default() += 1;
+                state.dead_lettered(consumer_label(consumer), *reason, letter);
             }
             // Rejected as far as the delivery is concerned: the broker counts no ack for it.
-            DeliveryOutcome::Handled(HandlerOutcome::DeadLetteredByBroker { consumer, reason }) => {
+            DeliveryOutcome::Handled(HandlerOutcome::DeadLetteredByBroker { consumer, reason, letter }) => {
                 state.counts.rejected += 1;
                 state.failed_undos.count(*reason);
-                *state.dead_letters.entry((consumer_label(consumer), *reason)).or_default() += 1;
+                state.dead_lettered(consumer_label(consumer), *reason, letter);
             }
             DeliveryOutcome::Forwarded => state.counts.forwarded += 1,
             DeliveryOutcome::Released => state.counts.released += 1,
@@ -334,6 +347,7 @@ impl Counters {
             failures: state.failures.clone(),
             retries: state.retries.clone(),
             dead_letters: state.dead_letters.clone(),
+            dead_letter_codes: state.dead_letter_codes.clone(),
             steps: self.steps.read(),
             channels: self.channels.read(),
         }

@@ -34,6 +34,8 @@ pub enum HandlerOutcome {
         consumer: Option<Arc<str>>,
         /// Why it is not retried.
         reason: DeadLetterReason,
+        /// Which one.
+        letter: Arc<DeadLetterFacts>,
     },
     /// A failed message is recorded as dead-lettered, and rejected, so that the broker itself dead-letters it: orderd cannot
     /// publish a copy of it.
@@ -42,7 +44,18 @@ pub enum HandlerOutcome {
         consumer: Option<Arc<str>>,
         /// Why it is not retried.
         reason: DeadLetterReason,
+        /// Which one.
+        letter: Arc<DeadLetterFacts>,
     },
+}
+
+/// What identifies a dead letter for people.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct DeadLetterFacts {
+    /// The code of the last failure.
+    pub code: String,
+    /// The message's identity, such as the order's id.
+    pub identity: String,
 }
 
 /// How a delivery ended.

@@ -162,19 +162,30 @@ impl OperatorChannel {
     }
 
     /// Sends a message to the recipients that are `left`, and removes those that have it or never will. A fallback is used while a
-    /// server is certainly not reached.
+    /// server is certainly not reached, and if it refuses every recipient, so that somebody gets the message.
     pub async fn send(&self, id: &str, body: &str, left: &mut Vec<String>) -> SendOutcome {
         let mut outcome = SendOutcome::default();
         let content = match Content::read(body) {
             Ok(content) => content,
             Err(error) => return SendOutcome { failure: Some(error.to_string()), ..outcome },
         };
-        for provider in &self.chain {
-            let reached = match provider.is_smtp() {
-                true => self.mail(provider, id, body, &content, left, &mut outcome).await,
-                false => self.post(provider, id, body, &content, left, &mut outcome).await,
+        let message = OperatorMessage { id, body, content: &content };
+        // Otherwise others have it.
+        let is_for_all = left.len() == self.recipients().len();
+        for (index, provider) in self.chain.iter().enumerate() {
+            let mut rest = left.clone();
+            let has_reached = match provider.is_smtp() {
+                true => self.mail(provider, message, &mut rest, &mut outcome).await,
+                false => self.post(provider, message, &mut rest, &mut outcome).await,
             };
-            if reached || left.is_empty() {
+            let has_fallback = index + 1 < self.chain.len();
+            if has_reached && is_for_all && outcome.accepted == 0 && has_fallback {
+                let refused = outcome.refused.drain(..).next();
+                outcome.failure = outcome.failure.or(refused.map(|(to, reason)| format!("{to}: {reason}")));
+                continue;
+            }
+            *left = rest;
+            if has_reached || left.is_empty() {
                 break;
             }
         }
@@ -185,17 +196,15 @@ impl OperatorChannel {
     async fn mail(
         &self,
         provider: &Provider,
-        id: &str,
-        body: &str,
-        content: &Content,
+        message: OperatorMessage<'_>,
         left: &mut Vec<String>,
         outcome: &mut SendOutcome,
     ) -> bool {
         let mut later = Vec::new();
         while let Some(to) = left.first().cloned() {
-            let mut content = content.clone();
+            let mut content = message.content.clone();
             content.recipient.email = Some(to.clone());
-            match self.attempt(provider, id, body, &content).await {
+            match self.attempt(provider, OperatorMessage { content: &content, ..message }).await {
                 Ok(()) => outcome.accepted += 1,
                 Err(failure) if failure.cause == FailureCause::NotReached => {
                     outcome.failure = Some(failure.to_string());
@@ -220,13 +229,11 @@ impl OperatorChannel {
     async fn post(
         &self,
         provider: &Provider,
-        id: &str,
-        body: &str,
-        content: &Content,
+        message: OperatorMessage<'_>,
         left: &mut Vec<String>,
         outcome: &mut SendOutcome,
     ) -> bool {
-        match self.attempt(provider, id, body, content).await {
+        match self.attempt(provider, message).await {
             Ok(()) => {
                 outcome.accepted += 1;
                 left.clear();
@@ -239,7 +246,8 @@ impl OperatorChannel {
         }
     }
 
-    async fn attempt(&self, provider: &Provider, id: &str, body: &str, content: &Content) -> Result<(), StepFailure> {
+    async fn attempt(&self, provider: &Provider, message: OperatorMessage<'_>) -> Result<(), StepFailure> {
+        let OperatorMessage { id, body, content } = message;
         let Some(slot) = provider.try_slot().await else {
             let reason = format!("the circuit breaker of notification channel {:?} is open", provider.name());
             let failure = Failure::new(FailureKind::Transient, "circuit_open", reason);
@@ -250,6 +258,16 @@ impl OperatorChannel {
         slot.ended(result.as_ref().err());
         result
     }
+}
+
+/// One message to the operators.
+#[derive(Clone, Copy)]
+struct OperatorMessage<'a> {
+    id: &'a str,
+    /// JSON.
+    body: &'a str,
+    /// The same, as templates see it.
+    content: &'a Content,
 }
 
 /// Sends a message for a trial. Returns who has it.

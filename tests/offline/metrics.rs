@@ -146,14 +146,20 @@ fn grouping_labels(expression: &str) -> impl Iterator<Item = &str> {
     groups.flat_map(|rest| rest.split(')').next().unwrap_or_default().split(',')).map(str::trim)
 }
 
-/// Each instance exports the same values of the broker.
+/// Each instance exports the same values of the broker, and of the alerts in the ledger that they share.
 #[test]
 fn no_panel_adds_up_over_instances_what_all_of_them_read_from_the_broker() {
     for expression in dashboard_expressions() {
         let is_of_broker = |name: &str| {
             // Or all read it from the ledger.
-            let of_all =
-                ["orderd_findings", "orderd_broker_alarm", "orderd_dead_letters_open", "orderd_dead_letters_money"];
+            let of_all = [
+                "orderd_findings",
+                "orderd_broker_alarm",
+                "orderd_dead_letters_open",
+                "orderd_dead_letters_money",
+                "orderd_alerts_open",
+                "orderd_alerts_unsent",
+            ];
             name.starts_with("orderd_queue_") || of_all.contains(&name)
         };
         let of_broker = metrics_in(&expression).iter().filter(|(name, _)| is_of_broker(name)).count();

@@ -4,11 +4,14 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use futures_util::future::BoxFuture;
 use serde_json::Value;
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{TcpListener, TcpStream};
 
 use super::*;
 use crate::config::{Config, Sources};
 use crate::handlers;
 use crate::ledger::memory::MemoryLedger;
+use crate::metrics::DeadLettersOfCode;
 use crate::notify::{Channel, Notice};
 use crate::pipeline::{HandlerError, Interruption};
 use crate::reconcile::{ApiState, Finding, FindingKind};
@@ -63,9 +66,13 @@ impl Env {
 
     /// A process that has just started.
     fn start(&self, owner: &str) -> AlertTask {
+        self.start_with(owner, CONFIG)
+    }
+
+    fn start_with(&self, owner: &str, config: &str) -> AlertTask {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("orderd.toml");
-        std::fs::write(&file, CONFIG).unwrap();
+        std::fs::write(&file, config).unwrap();
         let config = Config::load(&Sources { file: Some(file), ..handlers::sources() }).unwrap().config;
         let settings = config.alerts.constructor::<AlertSettings>().unwrap().clone();
         let log: Arc<dyn Channel> = self.file.clone();
@@ -226,7 +233,9 @@ async fn a_stop_finishes_a_message_or_leaves_it_at_once_to_the_next_process() {
 async fn dead_letters_shortly_before_a_stop_a_reload_or_the_first_observation_are_reported() {
     let env = Env::new();
     let dead_letters = |count| {
-        env.state.lock().unwrap().dead_letters = [(("order".to_owned(), "permanent".to_owned()), count)].into();
+        let key = ("order".to_owned(), "permanent".to_owned(), "invalid_quantity".to_owned());
+        let of_code = DeadLettersOfCode { count, last: "ord-1".to_owned() };
+        env.state.lock().unwrap().dead_letters = [(key, of_code)].into();
     };
     let opened = || env.status().open.len();
     dead_letters(1);
@@ -242,6 +251,118 @@ async fn dead_letters_shortly_before_a_stop_a_reload_or_the_first_observation_ar
     assert_eq!((opened(), env.sent().len()), (1, 2), "recorded, and to be sent by the next process");
     rounds(&mut env.start("next"), 1).await;
     assert_eq!(env.sent().len(), 3);
+}
+
+/// An SMTP server, and what it has accepted: recipients with subjects.
+#[derive(Default)]
+struct FakeServer {
+    accepted: Mutex<Vec<(String, String)>>,
+    /// What it replies to a recipient instead of accepting it.
+    refusals: Mutex<BTreeMap<String, &'static str>>,
+}
+
+impl FakeServer {
+    /// Returns the configuration of alerts to these recipients through it, with these further keys of the channel.
+    async fn start(self: &Arc<Self>, to: &[&str], more: &str) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let server = Arc::clone(self);
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                tokio::spawn(Arc::clone(&server).serve(stream));
+            }
+        });
+        format!(
+            "[notify.operators]\ntype = \"smtp\"\ntls = \"none\"\naddress = \"{address}\"\nfrom = \"orderd@example.com\"\n{more}\n\
+             [alerts]\nchannel = \"operators\"\nto = {to:?}\nopen_after = \"0s\"\nresolved_after = \"1s\"\ninterval = \"0s\"\n"
+        )
+    }
+
+    async fn serve(self: Arc<Self>, stream: TcpStream) {
+        let (read, mut write) = stream.into_split();
+        let mut lines = BufReader::new(read).lines();
+        let (mut reply, mut to) = ("220 ready", String::new());
+        loop {
+            write.write_all(format!("{reply}\r\n").as_bytes()).await.unwrap();
+            let Ok(Some(line)) = lines.next_line().await else { return };
+            reply = "250 OK";
+            if let Some(recipient) = line.strip_prefix("RCPT TO:") {
+                to = recipient.trim_matches(['<', '>']).to_owned();
+                reply = self.refusals.lock().unwrap().get(&to).copied().unwrap_or(reply);
+            } else if line == "DATA" {
+                write.write_all(b"354 more\r\n").await.unwrap();
+                let mut subject = String::new();
+                loop {
+                    let line = lines.next_line().await.unwrap().unwrap();
+                    if let Some(text) = line.strip_prefix("Subject: ") {
+                        text.clone_into(&mut subject);
+                    } else if line == "." {
+                        break;
+                    }
+                }
+                self.accepted.lock().unwrap().push((to.clone(), subject));
+            }
+        }
+    }
+
+    fn subjects_of(&self, to: &str) -> Vec<String> {
+        let accepted = self.accepted.lock().unwrap();
+        accepted.iter().filter(|(recipient, _)| recipient == to).map(|(_, subject)| subject.clone()).collect()
+    }
+}
+
+/// Rounds until this holds.
+async fn rounds_until(task: &mut AlertTask, what: &str, condition: impl Fn(&AlertTask) -> bool) {
+    let rounds = async {
+        while !condition(task) {
+            task.next_attempt = Instant::now();
+            task.late.iter_mut().for_each(|late| late.next_attempt = Instant::now());
+            task.round().await;
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(Duration::from_secs(60), rounds).await.unwrap_or_else(|_| panic!("{what}"));
+}
+
+#[tokio::test]
+async fn a_recipient_that_lacks_an_alert_gets_it_before_its_end() {
+    let (env, server) = (Env::new(), Arc::new(FakeServer::default()));
+    let mut task = env.start_with("me", &server.start(&["ada@example.com", "bob@example.com"], "").await);
+    server.refusals.lock().unwrap().insert("bob@example.com".to_owned(), "450 4.2.1 try again later");
+    let report = crate::control::ReloadReport {
+        outcome: crate::control::ReloadOutcome::Rejected,
+        generation: 1,
+        changes: Vec::new(),
+        applied_after_ms: None,
+        problems: Vec::new(),
+        temporary: false,
+        notes: Vec::new(),
+    };
+    env.state.lock().unwrap().last_reload = Some((at(0), report));
+    rounds_until(&mut task, "one has the alert", |_| server.subjects_of("ada@example.com").len() == 1).await;
+    env.state.lock().unwrap().last_reload = None;
+    rounds_until(&mut task, "one has its end", |_| server.subjects_of("ada@example.com").len() == 2).await;
+    assert!(server.subjects_of("bob@example.com").is_empty(), "the end has not overtaken the beginning");
+    server.refusals.lock().unwrap().clear();
+    rounds_until(&mut task, "the other one has both", |task| task.late.is_empty()).await;
+    assert_eq!(server.subjects_of("bob@example.com"), server.subjects_of("ada@example.com"));
+}
+
+#[tokio::test]
+async fn an_alert_that_a_server_refuses_for_every_recipient_is_sent_by_the_fallback() {
+    let (env, server) = (Env::new(), Arc::new(FakeServer::default()));
+    let fallback = "fallback = \"chat\"\n[notify.chat]\ntype = \"log\"";
+    let mut task = env.start_with("me", &server.start(&["ada@example.com", "bob@example.com"], fallback).await);
+    for (to, reply) in [("ada@example.com", "550 5.1.1 no such user"), ("bob@example.com", "452 4.2.2 mailbox full")] {
+        server.refusals.lock().unwrap().insert(to.to_owned(), reply);
+    }
+    env.see(&["a"]);
+    rounds_until(&mut task, "the fallback has it", |_| env.sent() == [(1, 0)]).await;
+    rounds_until(&mut task, "it is sent", |_| env.status().unsent == 0).await;
+    server.refusals.lock().unwrap().remove("bob@example.com");
+    env.see(&["a", "b"]);
+    rounds_until(&mut task, "one recipient is enough", |_| !server.subjects_of("bob@example.com").is_empty()).await;
+    assert_eq!(env.sent().len(), 1);
 }
 
 #[tokio::test(start_paused = true)]

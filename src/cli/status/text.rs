@@ -15,6 +15,9 @@ use crate::status::{
     SenderCounts, Status,
 };
 
+/// Most open alerts that are shown. The JSON output has all of them.
+const MAX_ALERTS_SHOWN: usize = 10;
+
 /// Writes the whole status. Ages are relative to `now`.
 pub(super) fn write(status: &Status, now: Timestamp, out: &mut dyn Write) -> io::Result<()> {
     write_daemon(status, out)?;
@@ -115,7 +118,14 @@ fn write_alerts(alerts: Option<&AlertsStatus>, now: Timestamp, out: &mut dyn Wri
     let unsent = if *unsent == 0 { String::new() } else { format!(", {unsent} NOT SENT") };
     let problem = problem.as_deref().map_or_else(String::new, |problem| format!(": {}", escaped(problem)));
     let text = format!("{} open, through channel {}; {sent}{unsent}{problem}", open.len(), escaped(channel));
-    labelled("alerts", &text, out)
+    labelled("alerts", &text, out)?;
+    for alert in open.iter().take(MAX_ALERTS_SHOWN) {
+        labelled("", &format!("ALERT for {}: {}", age(alert.since, now), escaped(&alert.title)), out)?;
+    }
+    match open.len().checked_sub(MAX_ALERTS_SHOWN) {
+        Some(more @ 1..) => labelled("", &format!("and {more} more: --format json has them"), out),
+        Some(0) | None => Ok(()),
+    }
 }
 
 fn write_broker(view: &BrokerView, now: Timestamp, out: &mut dyn Write) -> io::Result<()> {
@@ -456,6 +466,7 @@ mod tests {
             "PAUSED priority for 1h: takes no deliveries until `orderd resume priority`",
             "reload REJECTED 1h ago, requested by SIGHUP",
             "alerts 1 open, through channel operators; last message 1h ago, 2 NOT SENT:",
+            "ALERT for 1h: A reload was rejected",
             "finding on order_queue for 1h (7 messages): why",
         ] {
             assert!(words.to_lowercase().contains(&part.to_lowercase()), "no {part:?}:\n{text}");

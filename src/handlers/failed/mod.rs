@@ -29,7 +29,7 @@ use crate::domain::{CANCELLATION_SUFFIX, OrderDocument};
 use crate::formats::Format;
 use crate::ledger::{LedgerEntry, NewAttempt, NewDeadLetter, NewOrder, Recorded};
 use crate::message::{Delivery, ExchangeNames, Provenance};
-use crate::metrics::HandlerOutcome;
+use crate::metrics::{DeadLetterFacts, HandlerOutcome};
 use crate::pipeline::{DeferredLog, FAILED_MESSAGES, Handler, HandlerError, HandlerInput, HandlerOutput};
 use crate::recovery::{
     Action, BODY_TOO_LARGE, ClaimedRun, DeadLetterReason, DecisionPoint, Delay, Failure, FailureKind, History,
@@ -218,9 +218,11 @@ impl FailedHandler {
             at: failed.now,
         };
         let consumer = failed.consumer_name();
+        let letter =
+            Arc::new(DeadLetterFacts { code: history.failure.code.clone(), identity: failed.identity.clone() });
         let outcome = match failed.can_copy {
-            true => HandlerOutcome::DeadLettered { consumer, reason },
-            false => HandlerOutcome::DeadLetteredByBroker { consumer, reason },
+            true => HandlerOutcome::DeadLettered { consumer, reason, letter },
+            false => HandlerOutcome::DeadLetteredByBroker { consumer, reason, letter },
         };
         HandlerOutput {
             outcome,

@@ -390,8 +390,11 @@ async fn the_run_that_a_copy_states_is_undone_or_named_in_the_dead_letter() {
     too_large.message.unread = 60 << 20;
     let output = handle(&handler, &memory, &too_large).await;
     let reason = DeadLetterReason::UndoFailed;
-    let by_broker = DeadLetteredByBroker { consumer: Some("order".into()), reason };
-    assert_eq!(output.outcome, by_broker);
+    let by_broker = |identity: &str| {
+        let letter = DeadLetterFacts { code: "undo_failed".to_owned(), identity: identity.to_owned() };
+        DeadLetteredByBroker { consumer: Some("order".into()), reason, letter: letter.into() }
+    };
+    assert_eq!(output.outcome, by_broker("too large"));
     let trace = memory.trace("too large").await.unwrap();
     let left = serde_json::to_string(&trace.steps).unwrap();
     assert!(left.contains("left to be undone: charge; body_too_large"), "{left}");
@@ -410,5 +413,5 @@ async fn the_run_that_a_copy_states_is_undone_or_named_in_the_dead_letter() {
     };
     let output = handler.dead_letter_without_copy(input, "406 too large").await.unwrap().unwrap();
     assert_eq!(recorded(&output), ("undo_failed", "permanent"));
-    assert_eq!((output.outcome, output.emit.len()), (by_broker, 0));
+    assert_eq!((output.outcome, output.emit.len()), (by_broker("no copy"), 0));
 }

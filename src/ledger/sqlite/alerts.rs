@@ -5,6 +5,22 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use crate::ledger::alerts::{AlertAnswer, AlertBook, AlertRecord};
 
+/// As [`exchange`]. If its statements are refused, as with a damaged table, nothing of it is kept, and the open transaction continues:
+/// orders are recorded in it too.
+pub(super) fn exchange_apart(
+    connection: &Connection,
+    replacement: Option<&AlertBook>,
+) -> rusqlite::Result<AlertAnswer> {
+    connection.execute_batch("SAVEPOINT alerts")?;
+    let answer = exchange(connection, replacement);
+    // After a failure of the store, SQLite may have rolled back everything.
+    if !connection.is_autocommit() {
+        let end = if answer.is_ok() { "RELEASE alerts" } else { "ROLLBACK TO alerts; RELEASE alerts" };
+        connection.execute_batch(end)?;
+    }
+    answer
+}
+
 /// Within the open transaction: replaces all alerts, if that is asked for and nothing has changed since, and reads them.
 pub(super) fn exchange(connection: &Connection, replacement: Option<&AlertBook>) -> rusqlite::Result<AlertAnswer> {
     let recorded = read(connection)?;

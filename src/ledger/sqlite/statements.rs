@@ -232,8 +232,7 @@ impl<'c> Statements<'c> {
                 step_runs::record(self.connection, record).map(WriterAnswer::Run).map_err(RecordError::Batch)
             }
             WriterEntry::Alerts(replacement) => {
-                let answer = alerts::exchange(self.connection, replacement.as_deref());
-                answer.map(WriterAnswer::Alerts).map_err(RecordError::Batch)
+                Ok(WriterAnswer::Alerts(alerts::exchange_apart(self.connection, replacement.as_deref())?))
             }
             WriterEntry::Letter(letter) => {
                 letters::store(self.connection, letter).map(WriterAnswer::Letter).map_err(RecordError::Batch)

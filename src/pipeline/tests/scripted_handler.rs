@@ -60,6 +60,7 @@ impl Handler for ScriptedHandler {
                 "dead_letter" => Ok(HandlerOutput::finished(HandlerOutcome::DeadLettered {
                     consumer: None,
                     reason: DeadLetterReason::NoOrigin,
+                    letter: Arc::default(),
                 })),
                 "emit" | "emit_both" | "without_copy" | "report" | "invalid_report" => Ok(HandlerOutput {
                     outcome: HandlerOutcome::Completed,
@@ -109,7 +110,8 @@ impl Handler for ScriptedHandler {
         input: HandlerInput<'a>,
         _problem: &'a str,
     ) -> BoxFuture<'a, Result<Option<HandlerOutput>, HandlerError>> {
-        let outcome = HandlerOutcome::DeadLetteredByBroker { consumer: None, reason: DeadLetterReason::Permanent };
+        let (reason, letter) = (DeadLetterReason::Permanent, Arc::default());
+        let outcome = HandlerOutcome::DeadLetteredByBroker { consumer: None, reason, letter };
         // The ledger refuses it.
         let refused =
             LedgerEntry::FinishOrder { id: OrderId::new("never-accepted").unwrap(), at: jiff::Timestamp::UNIX_EPOCH };
