@@ -22,9 +22,9 @@ use crate::notify::{self, NotifySettings};
 #[derive(Debug, Clone, clap::Args)]
 pub struct NotifyArgs {
     /// The event to show: processed, failed, cancelled, operator, or one with a template of your own
-    #[arg(long, value_name = "EVENT", required_unless_present = "alert", requires = "order")]
+    #[arg(long, value_name = "EVENT", required_unless_present = "alert")]
     pub preview: Option<String>,
-    /// A file with the order; - is standard input
+    /// A file with the order; - is standard input. Not for operator, which shows examples of alerts
     #[arg(long, value_name = "FILE", requires = "preview")]
     pub order: Option<PathBuf>,
     /// The name of the order's format
@@ -57,14 +57,19 @@ pub async fn run(args: &NotifyArgs, config: &Config, out: &mut dyn Write, err: &
     if args.alert {
         return alert(config, out, err).await;
     }
-    let (channel, body) = match event(args, config) {
+    // Alerts go to operators, through a channel that customers cannot have.
+    let is_operator = args.preview.as_deref() == Some("operator");
+    let settings = &match is_operator {
+        true => config.notify.constructor().cloned().unwrap_or_default(),
+        false => customer_channels(config),
+    };
+    let (channel, body) = match if is_operator { Ok(operator_event(args, config)) } else { event(args, config) } {
         Ok(event) => event,
         Err(problem) => {
             writeln!(err, "error: {}", escaped(&problem))?;
             return Ok(Exit::Refused);
         }
     };
-    let settings = &customer_channels(config);
     if let Some(address) = &args.send_to
         && let Err(problem) = notify::check_recipient(settings, &channel, address)
     {
@@ -91,6 +96,11 @@ pub async fn run(args: &NotifyArgs, config: &Config, out: &mut dyn Write, err: &
     }
 }
 
+/// Where an alert about the broker is, as the daemon names it.
+fn scope(config: &Config) -> String {
+    format!("virtual host {}", config.broker.virtual_host)
+}
+
 /// Shows a test of the alerts, and sends it.
 async fn alert(config: &Config, out: &mut dyn Write, err: &mut dyn Write) -> io::Result<Exit> {
     let (Some(alerts), Some(channels)) =
@@ -99,7 +109,7 @@ async fn alert(config: &Config, out: &mut dyn Write, err: &mut dyn Write) -> io:
         writeln!(err, "error: no alerts are configured: add [alerts]")?;
         return Ok(Exit::Refused);
     };
-    let body = alerts::test_message(&config.broker.virtual_host, instance::name(), Timestamp::now());
+    let body = alerts::test_message(&scope(config), instance::name(), Timestamp::now());
     let mut shown = body.clone();
     if let Some(to) = alerts.channel.to.first() {
         let mut fields: Value = serde_json::from_str(&body).expect("a message is JSON");
@@ -129,7 +139,7 @@ async fn alert(config: &Config, out: &mut dyn Write, err: &mut dyn Write) -> io:
 /// The channel, and the body of the event about the order.
 fn event(args: &NotifyArgs, config: &Config) -> Result<(String, String), String> {
     let (Some(preview), Some(file)) = (&args.preview, &args.order) else {
-        return Err("--preview and --order belong together".to_owned());
+        return Err("--preview needs --order, a file with an order; only --preview operator has none".to_owned());
     };
     let (order, amounts) = check::read_order(file, &args.format, config)?;
     let channel = args.channel.as_deref().or(order.wanted_channel());
@@ -144,11 +154,21 @@ fn event(args: &NotifyArgs, config: &Config) -> Result<(String, String), String>
         body["email"] = Value::from(address.as_str());
         body["phone"] = Value::from(address.as_str());
     }
-    if preview == "operator" {
-        for (key, text) in [("title", "A finding"), ("text", "What was found, and what to do.")] {
-            body[key] = Value::from(text);
-        }
-        body["resolved"] = Value::from(false);
-    }
     Ok((channel, body.to_string()))
+}
+
+/// The channel of the alerts, and a message with examples of them.
+fn operator_event(args: &NotifyArgs, config: &Config) -> (String, String) {
+    let alerts = config.alerts.constructor::<AlertSettings>();
+    let channel = args.channel.as_deref().or(alerts.map(|alerts| alerts.channel.name.as_str()));
+    let channel = channel.unwrap_or_else(|| default_channel(config)).to_owned();
+    let body = alerts::sample_message(&scope(config), instance::name(), Timestamp::now());
+    let mut body: Value = serde_json::from_str(&body).expect("a message is JSON");
+    let to = args.send_to.as_deref().or(alerts.and_then(|alerts| alerts.channel.to.first()).map(String::as_str));
+    for (key, value) in [("email", to), ("locale", args.language.as_deref())] {
+        if let Some(value) = value {
+            body[key] = Value::from(value);
+        }
+    }
+    (channel, body.to_string())
 }

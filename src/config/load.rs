@@ -172,7 +172,7 @@ impl Config {
 
     /// Loads the configuration from the content of its file.
     pub(crate) fn from_bytes(bytes: &[u8], path: PathBuf, sources: &Sources) -> Result<Loaded, LoadError> {
-        let context = ReadContext::new(&sources.environment, secret::is_world_readable(&path));
+        let context = ReadContext::new(&sources.environment, &path, secret::is_world_readable(&path));
         match parse(bytes, sources, &context) {
             Ok((config, mut warnings, written)) => {
                 warnings.extend(missing_newline(bytes));

@@ -4,7 +4,7 @@
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::layers::{Table, Value, join};
 use super::report::Report;
@@ -24,19 +24,32 @@ pub(super) struct ReadContext {
     pub known_paths: RefCell<BTreeSet<String>>,
     /// `$CREDENTIALS_DIRECTORY`, if it is set.
     credentials: Option<PathBuf>,
+    /// The configuration file's directory, from which relative paths of files start.
+    directory: PathBuf,
     /// Whether every user of this machine can read the configuration file.
     pub is_world_readable: bool,
 }
 
 impl ReadContext {
-    /// The context in a process with these environment variables. `is_world_readable` is about the configuration file.
-    pub(super) fn new(environment: &[(OsString, OsString)], is_world_readable: bool) -> Self {
+    /// The context in a process with these environment variables, of this configuration file. `is_world_readable` is about that file.
+    pub(super) fn new(environment: &[(OsString, OsString)], file: &Path, is_world_readable: bool) -> Self {
         let variable = environment.iter().find(|(name, value)| name == CREDENTIALS_VARIABLE && !value.is_empty());
         ReadContext {
             credentials: variable.map(|(_, value)| PathBuf::from(value)),
+            directory: directory_of(file),
             is_world_readable,
             ..ReadContext::default()
         }
+    }
+}
+
+/// Where relative paths start: at the directory of the configuration file, wherever orderd is started. At the working directory, if the
+/// file has none that could contain others, such as `/dev/stdin`.
+fn directory_of(file: &Path) -> PathBuf {
+    let absolute = std::path::absolute(file).unwrap_or_else(|_| file.to_owned());
+    match absolute.parent() {
+        Some(parent) if !parent.starts_with("/dev") && !parent.starts_with("/proc") => parent.to_owned(),
+        Some(_) | None => std::env::current_dir().unwrap_or_default(),
     }
 }
 
@@ -107,11 +120,11 @@ impl<'r> Section<'r> {
         parse(&value).map_err(|message| self.problem(key, message)).ok()
     }
 
-    /// A key whose value is the path of a file. It may begin with `$CREDENTIALS_DIRECTORY/`, where systemd puts the unit's
-    /// credentials.
+    /// A key whose value is the path of a file or a directory. A relative one starts at the directory of the configuration file. It may begin
+    /// with `$CREDENTIALS_DIRECTORY/`, where systemd puts the unit's credentials.
     pub fn file(&mut self, key: &'static str) -> Option<PathBuf> {
         let text = self.optional(key, &value_parser::text(MAX_PATH_BYTES))?;
-        let Some(name) = text.strip_prefix('$') else { return Some(PathBuf::from(text)) };
+        let Some(name) = text.strip_prefix('$') else { return Some(self.context.directory.join(text)) };
         let name = name.strip_prefix(CREDENTIALS_VARIABLE).and_then(|rest| rest.strip_prefix('/'));
         let problem = match (name, &self.context.credentials) {
             (Some(name), Some(directory)) => return Some(directory.join(name)),
@@ -309,6 +322,7 @@ pub(super) fn items(value: Value) -> Result<Vec<Value>, String> {
     let text = match value {
         Value::List(items) => return Ok(items),
         Value::Untyped(text) => text,
+        Value::Text(text) => return Err(format!("must be a list, such as [{text:?}], is {text:?}")),
         other => return Err(format!("must be a list, is {other}")),
     };
     let array = format!("items = {text}");

@@ -131,10 +131,10 @@ fn all_problems_are_reported_together_in_the_order_of_the_file() {
         .replacen("drain_timeout = \"30s\"", "drain_timeout = \"0s\"", 1);
     let expected = [
         "broker.addresses[1]: must be text in quotes, is 5",
-        "broker.addresses[2]: must be host or host:port (IPv6 in brackets), is \"b:x\"",
+        "broker.addresses[2]: must be host or host:port (a port from 1 to 65535, IPv6 in brackets), is \"b:x\"",
         "broker.heartbeat: must be a duration with a unit, such as \"30s\" or \"1m 30s\", is 10",
         "broker.hartbeat: unknown key; did you mean \"heartbeat\"?",
-        "queues.analytics_queue.bindings: must be a list, is \"order.analytics.*\"",
+        "queues.analytics_queue.bindings: must be a list, such as [\"order.analytics.*\"], is \"order.analytics.*\"",
         "consumers.order.workers: must be a whole number, is \"four\"",
         "consumers.order.prefetch: must be at least 1, is 0",
         "log.rotation: must be one of \"minutely\", \"hourly\", \"daily\" and \"never\", is \"dayly\"; did you mean \"daily\"?",

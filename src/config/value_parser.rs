@@ -141,7 +141,8 @@ pub fn address(port: u16) -> impl Fn(&Value) -> Result<Address, String> {
         if text.contains(['@', '/']) {
             return Err("must be host or host:port, without a scheme or credentials".to_owned());
         }
-        Address::parse(&text, port).ok_or_else(|| format!("must be host or host:port (IPv6 in brackets), is {value}"))
+        Address::parse(&text, port)
+            .ok_or_else(|| format!("must be host or host:port (a port from 1 to 65535, IPv6 in brackets), is {value}"))
     }
 }
 

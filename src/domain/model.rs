@@ -197,7 +197,7 @@ impl Order {
         self.phone.as_deref().map(str::trim).filter(|phone| is_phone(phone))
     }
 
-    /// The customer's language: words of ASCII letters and digits, such as `de-AT` or `pt_BR`.
+    /// The customer's language, such as `de-AT` or `pt_BR`.
     pub fn customer_locale(&self) -> Option<&str> {
         self.locale.as_deref().filter(|locale| is_locale(locale))
     }
@@ -215,10 +215,13 @@ pub fn is_channel(word: &str) -> bool {
     (1..=32).contains(&word.len()) && word.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
 }
 
-/// Whether a text may be the tag of a language.
+/// Whether a text may be the tag of a language: the code of one (ISO 639), two or three letters, and perhaps more words. The name of a
+/// language, such as `german`, is none.
 pub fn is_locale(text: &str) -> bool {
     let is_word = |word: &str| (1..=8).contains(&word.len()) && word.bytes().all(|b| b.is_ascii_alphanumeric());
-    text.len() <= MAX_LOCALE_BYTES && text.split(['-', '_']).all(is_word)
+    let is_code = |word: &str| (2..=3).contains(&word.len()) && word.bytes().all(|b| b.is_ascii_alphabetic());
+    let mut words = text.split(['-', '_']);
+    text.len() <= MAX_LOCALE_BYTES && words.next().is_some_and(is_code) && words.all(is_word)
 }
 
 #[cfg(test)]
@@ -350,7 +353,9 @@ mod tests {
         };
         let some = |text: &str| Some(text.to_owned());
         assert_eq!(with(r#""phone":" +49 (30) 1/2-3. ","locale":"de-AT""#), (some("+49 (30) 1/2-3."), some("de-AT")));
-        for (phone, locale) in [("call me", "de AT"), ("1\\n2", "de\\r\\nBcc"), ("+", "../en"), ("", "")] {
+        for (phone, locale) in
+            [("call me", "german"), ("call me", "de AT"), ("1\\n2", "de\\r\\nBcc"), ("+", "../en"), ("", "")]
+        {
             assert_eq!(with(&format!(r#""phone":"{phone}","locale":"{locale}""#)), (None, None), "{phone} {locale}");
         }
         for other in ["{}", "[1]", "true", "4.5"] {

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::address;
 use super::settings::{ChannelKind, NotifySettings};
+use super::templates::TemplateFiles;
 use super::unknown_channel;
 use super::webhook::WebhookBody;
 use crate::domain::Order;
@@ -25,6 +26,8 @@ pub struct RecipientWarning {
 pub struct RecipientCheck {
     /// Empty if notifications go to the file.
     channels: BTreeMap<String, Need>,
+    /// Of each channel with templates.
+    templates: BTreeMap<String, TemplateFiles>,
     /// Channels of operators, which no order can choose.
     reserved: BTreeSet<String>,
     default_channel: String,
@@ -47,6 +50,11 @@ impl RecipientCheck {
         };
         RecipientCheck {
             channels: settings.0.iter().map(|(name, channel)| (name.clone(), need(&channel.kind))).collect(),
+            templates: settings
+                .0
+                .iter()
+                .filter_map(|(name, channel)| Some((name.clone(), channel.texts()?.files.clone())))
+                .collect(),
             reserved: settings.1.clone(),
             default_channel: default_channel.to_owned(),
         }
@@ -74,6 +82,12 @@ impl RecipientCheck {
             );
         }
         let channel = order.wanted_channel().unwrap_or(&self.default_channel);
+        if let (Some(locale), Some(files)) = (order.customer_locale(), self.templates.get(channel))
+            && !files.has_language(locale)
+        {
+            let message = format!("the channel {channel:?} has no templates in {locale:?}: its own language is used");
+            warn("locale", "no_templates", message);
+        }
         match self.channels.get(channel) {
             None if self.channels.is_empty() && !self.reserved.contains(channel) => {}
             None => {
@@ -116,13 +130,16 @@ mod tests {
         let channels = [("email", Need::Email), ("sms", Need::Phone), ("chat", Need::Nothing)];
         let check = RecipientCheck {
             channels: channels.map(|(name, need)| (name.to_owned(), need)).into(),
+            templates: [("email".to_owned(), TemplateFiles::built_in())].into(),
             reserved: BTreeSet::from(["operators".to_owned()]),
             default_channel: "email".to_owned(),
         };
-        let operators_only = RecipientCheck { channels: BTreeMap::new(), ..check.clone() };
+        let operators_only = RecipientCheck { channels: BTreeMap::new(), templates: BTreeMap::new(), ..check.clone() };
         let files = RecipientCheck { default_channel: "email".to_owned(), ..RecipientCheck::default() };
         for (fields, expected, without_channels) in [
             (r#""email": "ada@example.com", "locale": "de-AT""#, &[][..], &[][..]),
+            (r#""email": "ada@example.com", "locale": "fr-CA""#, &["no_templates"], &[]),
+            (r#""email": "ada@example.com", "locale": "german""#, &["invalid_locale"], &["invalid_locale"]),
             (r#""notify": "chat""#, &[], &[]),
             (r#""notify": "sms", "phone": "+49 30 1""#, &[], &[]),
             (r#""notify": "sms", "email": "ada@example.com""#, &["no_address"], &[]),
@@ -154,7 +171,8 @@ mod tests {
         let Ok(OrderDocument::Placed(order)) = OrderDocument::from_json(json, None) else { panic!("{json}") };
         for channels in [BTreeMap::new(), BTreeMap::from([("email".to_owned(), Need::Email)])] {
             let reserved = BTreeSet::from(["operators".to_owned()]);
-            let check = RecipientCheck { channels, reserved, default_channel: "email".to_owned() };
+            let default_channel = "email".to_owned();
+            let check = RecipientCheck { channels, reserved, default_channel, ..RecipientCheck::default() };
             let warnings = check.warnings(&order);
             assert_eq!(warnings[0].code, "unknown_channel");
             let suggested = ["only operators", ", operators"].map(|text| warnings[0].message.contains(text));

@@ -2,6 +2,7 @@
 //! in one is found before a customer waits for an e-mail. Nothing is connected.
 
 mod keys;
+mod smtp;
 mod texts;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -9,18 +10,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::tz::TimeZone;
-use lettre::message::Mailbox;
 
-use super::address::parse_mailbox;
 use super::templates::{BASE_LANGUAGE, TemplateOptions};
 use super::webhook::WebhookBody;
-use crate::config::{
-    Address, HandlerSettings, Secret, Section, Value, client_files, duration, password_in_file, value_parser,
-};
+use crate::config::{HandlerSettings, Section, duration, value_parser};
 use crate::domain::is_channel;
 use crate::steps::{BreakerSettings, HttpSettings};
-use crate::tls::TlsFiles;
 
+pub(super) use smtp::{Sender, SmtpSettings, SmtpTls};
 pub(super) use texts::TextSettings;
 
 const MAX_CHANNELS: usize = 32;
@@ -30,11 +27,26 @@ const MAX_TEXT_BYTES: usize = 1024;
 const MAX_BODY_TEMPLATE_BYTES: usize = 16 * 1024;
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(20);
 const MAX_TIMEOUT: Duration = Duration::from_secs(120);
-/// RFC 5321 (4.5.3.2.6) asks for ten minutes.
-const DEFAULT_ACCEPT_TIMEOUT: Duration = Duration::from_secs(300);
-const MAX_ACCEPT_TIMEOUT: Duration = Duration::from_secs(600);
 const DEFAULT_MAX_CONNECTIONS: usize = 8;
 const MAX_CONNECTIONS: usize = 256;
+
+/// Keys that only channels of one type have.
+const KEYS_OF_ONE_TYPE: [(&str, &str); 14] = [
+    ("address", "smtp"),
+    ("tls", "smtp"),
+    ("ca_file", "smtp"),
+    ("certificate_file", "smtp"),
+    ("key_file", "smtp"),
+    ("username", "smtp"),
+    ("password_file", "smtp"),
+    ("from", "smtp"),
+    ("reply_to", "smtp"),
+    ("list_unsubscribe", "smtp"),
+    ("accept_timeout", "smtp"),
+    ("http", "webhook"),
+    ("preset", "webhook"),
+    ("body", "webhook"),
+];
 
 /// All channels, by name, and the names of those that are reserved for operators. Without any channel, notifications go to the file.
 #[derive(Debug, Clone, Default)]
@@ -80,38 +92,6 @@ pub(super) enum ChannelKind {
     Smtp(Box<SmtpSettings>, TextSettings),
     Webhook(Box<HttpSettings>, WebhookBody, TextSettings),
     Log,
-}
-
-/// An SMTP server, and the sender.
-#[derive(Debug, Clone)]
-pub(super) struct SmtpSettings {
-    pub address: Address,
-    pub tls: SmtpTls,
-    pub files: TlsFiles,
-    /// The user's name and password.
-    pub login: Option<(String, Secret)>,
-    pub sender: Sender,
-    /// How long sending the text of an e-mail, and the server's answer to it, may take.
-    pub accept_timeout: Duration,
-    /// The section that it was read from, for the log.
-    pub section: Arc<str>,
-}
-
-/// The headers that are the same for each e-mail of a channel.
-#[derive(Debug, Clone)]
-pub(super) struct Sender {
-    pub from: Mailbox,
-    pub reply_to: Option<Mailbox>,
-    /// With angle brackets, as in the header.
-    pub list_unsubscribe: Option<String>,
-}
-
-/// When TLS begins.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum SmtpTls {
-    StartTls,
-    Tls,
-    None,
 }
 
 impl NotifySettings {
@@ -231,6 +211,7 @@ impl ChannelSettings {
         let kinds = [("smtp", Kind::Smtp), ("webhook", Kind::Webhook), ("log", Kind::Log)];
         let hint = ": \"smtp\", \"webhook\" or \"log\"";
         let kind = section.required("type", hint, &value_parser::one_of(&kinds));
+        let is_smtp = matches!(kind, Some(Kind::Smtp));
         let kind = match kind {
             Some(Kind::Smtp) => {
                 let smtp = SmtpSettings::read(&mut section);
@@ -245,6 +226,12 @@ impl ChannelSettings {
                 return None;
             }
         };
+        for (key, of) in KEYS_OF_ONE_TYPE {
+            // Those of its own type were taken, except the files of TLS without it.
+            if section.has(key) && !(of == "smtp" && is_smtp) {
+                section.problem(key, format!("is a key of channels with type = {of:?}"));
+            }
+        }
         let is_log = matches!(kind, Some(ChannelKind::Log));
         let channel = if is_log {
             let breaker = BreakerSettings::default();
@@ -286,8 +273,13 @@ impl ChannelSettings {
 
     /// What is wrong with its templates, so that its notifications are held.
     pub(super) fn fault(&self) -> Option<&str> {
+        self.texts()?.fault.as_deref()
+    }
+
+    /// Its templates, if it has any.
+    pub(super) fn texts(&self) -> Option<&TextSettings> {
         match &self.kind {
-            ChannelKind::Smtp(_, texts) | ChannelKind::Webhook(_, _, texts) => texts.fault.as_deref(),
+            ChannelKind::Smtp(_, texts) | ChannelKind::Webhook(_, _, texts) => Some(texts),
             ChannelKind::Log => None,
         }
     }
@@ -337,93 +329,6 @@ enum Kind {
     Smtp,
     Webhook,
     Log,
-}
-
-impl SmtpTls {
-    const WORDS: [(&'static str, SmtpTls); 3] =
-        [("starttls", SmtpTls::StartTls), ("tls", SmtpTls::Tls), ("none", SmtpTls::None)];
-
-    fn as_str(self) -> &'static str {
-        match self {
-            SmtpTls::StartTls => "starttls",
-            SmtpTls::Tls => "tls",
-            SmtpTls::None => "none",
-        }
-    }
-
-    fn shown(self) -> &'static str {
-        match self {
-            SmtpTls::StartTls => "STARTTLS",
-            SmtpTls::Tls => "TLS",
-            SmtpTls::None => "without TLS",
-        }
-    }
-
-    fn port(self) -> u16 {
-        match self {
-            SmtpTls::StartTls => 587,
-            SmtpTls::Tls => 465,
-            SmtpTls::None => 25,
-        }
-    }
-}
-
-impl SmtpSettings {
-    fn read(section: &mut Section<'_>) -> Option<Self> {
-        let tls = section.optional_or("tls", SmtpTls::StartTls, &value_parser::one_of(&SmtpTls::WORDS));
-        let hint = ": name the SMTP server, such as \"smtp.example.com:587\"";
-        let address = section.required("address", hint, &value_parser::address(tls.port()));
-        let files = match tls {
-            SmtpTls::None => TlsFiles::default(),
-            SmtpTls::StartTls | SmtpTls::Tls => client_files(section, true),
-        };
-        let username = section.optional("username", &value_parser::text(MAX_TEXT_BYTES));
-        let password = password_in_file(section, "password_file");
-        for (given, missing, is_given) in
-            [("username", "password_file", username.is_some()), ("password_file", "username", password.is_some())]
-        {
-            let other = if missing == "username" { username.is_some() } else { password.is_some() };
-            if is_given && !other && !section.has_problem(missing) {
-                section.problem(missing, format!("is missing: {given} has no effect without it"));
-            }
-        }
-        let is_local = address.as_ref().is_some_and(|address| {
-            address.host == "localhost" || address.host.parse().is_ok_and(|ip: std::net::IpAddr| ip.is_loopback())
-        });
-        if tls == SmtpTls::None && password.is_some() && !is_local {
-            section.problem("tls", "must not be \"none\" with a password: it would be sent in plain text");
-        } else if tls == SmtpTls::None && address.is_some() && !is_local {
-            section.warning("tls", "is \"none\": e-mails with customers' addresses are sent in plain text");
-        }
-        let mailbox = |value: &Value| {
-            parse_mailbox(&value_parser::text(MAX_TEXT_BYTES)(value)?)
-                .map_err(|problem| format!("{problem}, is {value}"))
-        };
-        let from = section.required("from", ": name the sender, such as \"Lamps <orders@example.com>\"", &mailbox);
-        let reply_to = section.optional("reply_to", &mailbox);
-        let list_unsubscribe = section.optional("list_unsubscribe", &list_unsubscribe);
-        let limits = Duration::from_millis(100)..=MAX_ACCEPT_TIMEOUT;
-        let accept_timeout =
-            section.optional_or("accept_timeout", DEFAULT_ACCEPT_TIMEOUT, &value_parser::duration(limits));
-        Some(SmtpSettings {
-            address: address?,
-            tls,
-            files,
-            login: username.zip(password),
-            sender: Sender { from: from?, reply_to, list_unsubscribe },
-            accept_timeout,
-            section: section.path().into(),
-        })
-    }
-}
-
-/// A URL, as the header has it.
-fn list_unsubscribe(value: &Value) -> Result<String, String> {
-    let text = value_parser::text(MAX_TEXT_BYTES)(value)?;
-    match url::Url::parse(&text) {
-        Ok(url) if ["https", "mailto"].contains(&url.scheme()) => Ok(format!("<{url}>")),
-        _ => Err(format!("must be a URL that begins with \"https:\" or \"mailto:\", is {value}")),
-    }
 }
 
 fn read_webhook(section: &mut Section<'_>, name: &str) -> Option<ChannelKind> {

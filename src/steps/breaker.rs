@@ -10,77 +10,16 @@
 //! of calls that began before it opened do not count. One that is held, which is shown as open, lets no call through until its settings are
 //! set again.
 
-use std::time::Duration;
-
-use serde::Serialize;
 use tokio::time::Instant;
 
-use crate::config::{Section, duration, serialize_duration, value_parser};
+use super::breaker_settings::{BreakerSettings, MIN_CALLS};
+use super::call_window::Window;
 use crate::gate::GateState;
 
-/// A closed breaker does not open until this many calls have ended within its window.
-pub const MIN_CALLS: u32 = 10;
 /// Calls at the same time when the ramp-up begins.
 const FIRST_RAMP: u32 = 2;
 /// The ramp-up ends after this many calls at the same time.
 const LAST_RAMP: u32 = 32;
-/// The window moves in steps of this part.
-const WINDOW_PARTS: u32 = 10;
-const SECOND: Duration = Duration::from_secs(1);
-
-/// `circuit_breaker` of a step.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct BreakerSettings {
-    /// The fraction of the calls within the window that must fail for it to open; above 0, at most 1; default 0.5.
-    pub failures: f64,
-    /// The time within which calls count; default 30 s.
-    #[serde(serialize_with = "serialize_duration")]
-    pub window: Duration,
-    /// How long it stays open before a call tries the service; default 10 s.
-    #[serde(serialize_with = "serialize_duration")]
-    pub open: Duration,
-}
-
-impl BreakerSettings {
-    /// Reads the section.
-    pub fn read(mut section: Section<'_>) -> Self {
-        let default = BreakerSettings::default();
-        let settings = BreakerSettings {
-            failures: section.optional_or("failures", default.failures, &value_parser::fraction),
-            window: section.optional_or("window", default.window, &value_parser::duration(SECOND..=3600 * SECOND)),
-            // Well below the time for which the broker waits for an ack: a delivery may wait for the next trial.
-            open: section.optional_or("open", default.open, &value_parser::duration(SECOND / 10..=120 * SECOND)),
-        };
-        if settings.failures == 0.0 {
-            section.problem("failures", "must be above 0: without any failure the service works");
-        }
-        section.finish();
-        settings
-    }
-
-    /// Warns of a breaker that can never open. Of a service that does not answer, no more calls end within the window than these;
-    /// below [`MIN_CALLS`], the breaker stays closed. `at_once` is the key that limits calls at the same time, and its value.
-    pub fn warn_of_short_window(self, section: &Section<'_>, timeout: Duration, at_once: (&str, usize)) {
-        let (key, at_once) = at_once;
-        let calls_in_turn = 1 + self.window.as_millis() / timeout.as_millis().max(1);
-        let calls = calls_in_turn.saturating_mul(at_once as u128);
-        if calls < u128::from(MIN_CALLS) {
-            let message = format!(
-                "has a window of {}, too short for a timeout of {} and {key} = {at_once}: it opens only if {MIN_CALLS} calls end \
-                 within the window, which never happens while the service does not answer",
-                duration::format(self.window),
-                duration::format(timeout)
-            );
-            section.warning("circuit_breaker", message);
-        }
-    }
-}
-
-impl Default for BreakerSettings {
-    fn default() -> Self {
-        BreakerSettings { failures: 0.5, window: 30 * SECOND, open: 10 * SECOND }
-    }
-}
 
 /// The state of a breaker, for display.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -313,51 +252,13 @@ impl Breaker {
     }
 }
 
-/// Counts the calls of the last time, in parts of it.
-#[derive(Debug)]
-struct Window {
-    part: Duration,
-    /// When the last part began.
-    began: Instant,
-    /// Calls and failures of each part, the last one first.
-    parts: [(u32, u32); WINDOW_PARTS as usize],
-}
-
-impl Window {
-    fn new(length: Duration, now: Instant) -> Self {
-        Window { part: length / WINDOW_PARTS, began: now, parts: [(0, 0); WINDOW_PARTS as usize] }
-    }
-
-    fn add(&mut self, failed: bool, now: Instant) {
-        self.advance(now);
-        let (calls, failures) = &mut self.parts[0];
-        *calls = calls.saturating_add(1);
-        *failures = failures.saturating_add(u32::from(failed));
-    }
-
-    fn counts(&mut self, now: Instant) -> (u32, u32) {
-        self.advance(now);
-        self.parts.iter().fold((0, 0), |(calls, failures), part| {
-            (u32::saturating_add(calls, part.0), u32::saturating_add(failures, part.1))
-        })
-    }
-
-    fn advance(&mut self, now: Instant) {
-        let passed = now.saturating_duration_since(self.began).as_nanos() / self.part.as_nanos().max(1);
-        const PARTS: usize = WINDOW_PARTS as usize;
-        let shift = usize::try_from(passed).unwrap_or(usize::MAX).min(PARTS);
-        if shift == 0 {
-            return;
-        }
-        self.parts.rotate_right(shift % PARTS);
-        self.parts[..shift].fill((0, 0));
-        self.began = if shift == PARTS { now } else { self.began + self.part * shift as u32 };
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
 
     const SETTINGS: BreakerSettings =
         BreakerSettings { failures: 0.5, window: Duration::from_secs(30), open: Duration::from_secs(10) };

@@ -12,7 +12,8 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 use tracing::{info, warn};
 
-use super::breaker::{Breaker, BreakerSettings, BreakerState, CallResult, Ticket, Wait};
+use super::breaker::{Breaker, BreakerState, CallResult, Ticket, Wait};
+use super::breaker_settings::BreakerSettings;
 use super::service::StepFailure;
 use crate::gate::{Gate, GateControl};
 use crate::telemetry::RepeatedLog;

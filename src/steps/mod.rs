@@ -8,10 +8,13 @@
 //! engine_step  one step of the engine: its services, and when a call may be made
 //! service   the trait of what performs a step's calls      http/   an HTTP server      command/   child processes
 //! breaker   when a service is not called: pure             circuit_breaker   all of them: who waits, who may call
+//! breaker_settings   their keys                            call_window   the calls that they count
 //! ```
 //! It never decides on a retry of the message (`recovery` does) and never acks.
 
 mod breaker;
+mod breaker_settings;
+mod call_window;
 mod circuit_breaker;
 mod claim;
 mod command;
@@ -28,7 +31,8 @@ mod settings;
 mod tests;
 mod when;
 
-pub use breaker::{BreakerSettings, BreakerState, MIN_CALLS};
+pub use breaker::BreakerState;
+pub use breaker_settings::{BreakerSettings, MIN_CALLS};
 pub use circuit_breaker::{BreakerKind, BreakerPermit, BreakerReading, CircuitBreaker, CircuitBreakers};
 pub use claim::{Claimed, claim};
 pub use command::{ChildProcesses, CommandMode, CommandName, CommandService, CommandSettings, guard_commands};

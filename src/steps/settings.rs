@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::breaker::{BreakerSettings, MIN_CALLS};
+use super::breaker_settings::{BreakerSettings, MIN_CALLS};
 use super::command::CommandSettings;
 use super::events;
 use super::http::HttpSettings;

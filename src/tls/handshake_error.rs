@@ -32,7 +32,10 @@ pub enum TlsError {
     #[error("its certificate cannot be accepted: {0}")]
     Certificate(String),
     /// The server does not speak TLS.
-    #[error("it does not speak TLS: use its TLS port (5671 by default), or remove the tls section")]
+    #[error(
+        "it does not speak TLS at this port: name its TLS port (by default 5671 for AMQP, 443 for https), or configure the connection \
+         without TLS"
+    )]
     NotTls,
     /// The server requires a client certificate, and none is configured.
     #[error("it requires a client certificate: set certificate_file and key_file")]

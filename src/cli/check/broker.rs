@@ -130,12 +130,20 @@ impl BrokerReport {
                         "{short}: set a longer consumer_timeout on the broker, or a shorter timeout of the consumer"
                     )
                 }));
-                let remedy = if declare {
-                    "orderd declares it at its start, or `orderd reload` does if it runs"
-                } else {
-                    "topology.declare is false, so create it yourself"
+                let remedy = |object: &str| match declare {
+                    true => format!("orderd declares {object} at its start, or `orderd reload` does if it runs"),
+                    false => format!("topology.declare is false, so create {object} yourself"),
                 };
-                problems.extend(audit.missing.iter().map(|object| format!("{object} is missing: {remedy}")));
+                problems.extend(match &audit.missing[..] {
+                    [] | [_] | [_, _] | [_, _, _] => {
+                        let missing = audit.missing.iter();
+                        missing.map(|object| format!("{object} is missing: {}", remedy("it"))).collect::<Vec<_>>()
+                    }
+                    // The report lists them.
+                    [first, rest @ ..] => {
+                        vec![format!("{first} and {} other objects are missing: {}", rest.len(), remedy("them"))]
+                    }
+                });
             }
             Err(error) => problems.push(chain(error)),
         }

@@ -29,10 +29,14 @@ pub struct ChannelServerError {
 pub(super) async fn ask(config: &Config) -> Vec<ChannelServerReport> {
     let Some(settings) = config.notify.constructor::<NotifySettings>() else { return Vec::new() };
     let servers = notify::probe(settings).await.into_iter();
-    let report = |ProbedServer { channel, address, error }| ChannelServerReport {
-        channel,
-        address,
-        error: error.map(|(code, reason)| ChannelServerError { code, reason }),
+    let report = |ProbedServer { channel, address, error }| {
+        // A failure begins with the address, which is shown anyway.
+        let begins_with_address = format!("{address}: ");
+        let error = error.map(|(code, reason)| ChannelServerError {
+            code,
+            reason: reason.strip_prefix(&begins_with_address).map_or(reason.clone(), str::to_owned),
+        });
+        ChannelServerReport { channel, address, error }
     };
     servers.map(report).collect()
 }
@@ -70,5 +74,8 @@ mod tests {
             .collect();
         assert_eq!(codes, [("email", Some("smtp_554")), ("sms", Some("unreachable")), ("there", None)]);
         assert_eq!(reports[1].address, away_at.to_string());
+        for ChannelServerReport { address, error, .. } in reports {
+            assert!(error.is_none_or(|error| !error.reason.contains(&address)), "the address is shown twice");
+        }
     }
 }

@@ -137,12 +137,9 @@ pub async fn run(args: CheckArgs, sources: &Sources, out: &mut dyn Write, err: &
         let servers = step_servers::ask(&loaded.config).await;
         for StepServerReport { address, steps, error } in &servers {
             if let Some(error) = error {
-                let steps = steps.join(", ");
-                writeln!(
-                    err,
-                    "error: {}",
-                    escaped(&format!("cannot connect to {address}, which {steps} need: {error}"))
-                )?;
+                let need = if steps.len() == 1 { "needs" } else { "need" };
+                let problem = format!("cannot connect to {address}, which {} {need}: {error}", steps.join(", "));
+                writeln!(err, "error: {}", escaped(&problem))?;
                 exit = if exit == Exit::Done { Exit::Unavailable } else { exit };
             }
         }

@@ -286,6 +286,13 @@ impl TopologyReport {
     }
 }
 
+impl TopologyReport {
+    /// The number of objects.
+    pub fn len(&self) -> usize {
+        self.exchanges.len() + self.queues.len() + self.bindings.len()
+    }
+}
+
 fn arguments(arguments: &std::collections::BTreeMap<&'static str, Argument>) -> Map<String, Value> {
     let json = |argument: &Argument| match argument {
         Argument::Text(text) => Value::from(text.as_str()),

@@ -54,8 +54,8 @@ fn servers(config: &Config) -> BTreeMap<(String, u16), Vec<String>> {
         let keys = settings.handler_settings.keys();
         for step in keys.get("steps").and_then(Value::as_array).into_iter().flatten() {
             let name = format!("{consumer}.{}", step["name"].as_str().unwrap_or_default());
+            add(step, name.clone());
             add(&step["undo"], format!("{name}.undo"));
-            add(step, name);
         }
     }
     servers
@@ -84,7 +84,7 @@ mod tests {
         let mut reports = ask(&loaded.config).await;
         reports.sort_by_key(|report| report.error.is_some());
         assert_eq!(reports[0].address, there_at.to_string());
-        assert_eq!(reports[0].steps, ["order.charge.undo", "order.charge"]);
+        assert_eq!(reports[0].steps, ["order.charge", "order.charge.undo"]);
         assert_eq!((&reports[1].steps[..], reports[1].error.is_some()), (&["priority.ship".to_owned()][..], true));
         assert_eq!(reports.len(), 2);
     }

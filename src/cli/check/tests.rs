@@ -151,6 +151,14 @@ async fn an_order_that_chooses_the_channel_of_the_alerts_is_warned_of_and_not_pr
     let (mut out, mut err) = (Vec::new(), Vec::new());
     let exit = crate::cli::notify::run(&preview, &loaded.config, &mut out, &mut err).await.unwrap();
     assert_eq!((exit, out.len()), (Exit::Refused, 0));
+    // What operators get needs no order, and goes through their channel.
+    let alerts = crate::cli::notify::NotifyArgs { preview: Some("operator".to_owned()), order: None, ..preview };
+    let exit = crate::cli::notify::run(&alerts, &loaded.config, &mut out, &mut err).await.unwrap();
+    let text = String::from_utf8(out).unwrap();
+    assert_eq!(exit, Exit::Done, "{}", String::from_utf8_lossy(&err));
+    for state in ["OPEN: ", "STILL OPEN: ", "ENDED: ", "RESOLVED: ", "virtual host /"] {
+        assert!(text.contains(state), "{state}: {text}");
+    }
 }
 
 #[tokio::test]

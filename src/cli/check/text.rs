@@ -23,7 +23,7 @@ pub(super) fn write(report: &CheckReport, out: &mut dyn Write) -> io::Result<()>
     write_consumers(&report.consumers, out)?;
     write_retries(&report.consumers, out)?;
     if let Some(broker) = &report.connected {
-        write_broker(broker, out)?;
+        write_broker(broker, &report.topology, out)?;
     }
     write_step_servers(report.step_servers.as_deref().unwrap_or_default(), out)?;
     write_step_commands(report.step_commands.as_deref().unwrap_or_default(), out)?;
@@ -206,11 +206,16 @@ fn write_channel_servers(servers: &[ChannelServerReport], out: &mut dyn Write) -
     })
 }
 
-fn write_broker(broker: &BrokerReport, out: &mut dyn Write) -> io::Result<()> {
+fn write_broker(broker: &BrokerReport, topology: &TopologyReport, out: &mut dyn Write) -> io::Result<()> {
     writeln!(out, "\nbroker")?;
     for address in &broker.addresses {
         let state = address.error.as_deref().unwrap_or("accepts connections");
         writeln!(out, "  {}: {state}", address.address)?;
+    }
+    // An address that accepts connections need not be that of a broker, or of one that lets orderd in.
+    let is_usable = broker.denied.is_ok();
+    if let Err(error) = &broker.denied {
+        writeln!(out, "  AMQP: {}", chain(error))?;
     }
     if let Some(name) = broker.user_name() {
         writeln!(out, "  user {name:?}")?;
@@ -219,6 +224,13 @@ fn write_broker(broker: &BrokerReport, out: &mut dyn Write) -> io::Result<()> {
         Ok(audit) => audit,
         Err(error) => return writeln!(out, "  {}: {}", broker.management_url, chain(error)),
     };
+    if audit.missing.len() == topology.len() {
+        return writeln!(
+            out,
+            "  nothing is declared yet: all {} exchanges, queues and bindings are missing",
+            topology.len()
+        );
+    }
     let missing = audit.missing.iter().map(|object| format!("missing: {object}"));
     let mismatches = audit.mismatches.iter().map(|mismatch| format!("differs: {mismatch}"));
     let policies = audit.dangerous_policies.iter().map(|policy| format!("dangerous: {policy}"));
@@ -228,7 +240,62 @@ fn write_broker(broker: &BrokerReport, out: &mut dyn Write) -> io::Result<()> {
     let differences: Vec<String> =
         missing.chain(mismatches).chain(policies).chain(timeouts).chain(unknown).chain(extra).collect();
     if differences.is_empty() {
-        return writeln!(out, "  the topology is complete and as configured");
+        let source = if is_usable { "" } else { ", as the management API says; AMQP does not work" };
+        return writeln!(out, "  the topology is complete and as configured{source}");
     }
     differences.iter().try_for_each(|difference| writeln!(out, "  {difference}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::amqp::ConnectError;
+    use crate::cli::check::AddressReport;
+    use crate::config::{Config, DEFAULT_FILE};
+    use crate::handlers;
+    use crate::reconcile::audit::Audit;
+    use crate::topology::Object;
+
+    fn topology() -> TopologyReport {
+        let loaded = Config::from_bytes(DEFAULT_FILE.as_bytes(), "orderd.toml".into(), &handlers::sources()).unwrap();
+        CheckReport::new(&loaded).topology
+    }
+
+    /// A broker whose management API answers, and whose AMQP port is another one.
+    fn broker(audit: Audit) -> BrokerReport {
+        let (host, port) = ("127.0.0.1".to_owned(), 1);
+        let refused = || io::Error::from(io::ErrorKind::ConnectionRefused);
+        let address = crate::config::Address { host, port };
+        BrokerReport {
+            addresses: vec![AddressReport { address: address.to_string(), error: None }],
+            denied: Err(ConnectError::Unreachable { address, source: refused() }),
+            user: None,
+            management_url: "http://127.0.0.1:2".to_owned(),
+            audit: Ok(audit),
+        }
+    }
+
+    fn written(broker: &BrokerReport) -> String {
+        let mut out = Vec::new();
+        write_broker(broker, &topology(), &mut out).unwrap();
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn a_broker_that_cannot_be_used_is_not_reported_as_complete_because_its_management_api_answers() {
+        let text = written(&broker(Audit::default()));
+        assert!(text.contains("AMQP: cannot reach the broker"), "{text}");
+        assert!(!text.lines().any(|line| line.ends_with("the topology is complete and as configured")), "{text}");
+    }
+
+    #[test]
+    fn before_the_first_start_one_line_says_that_nothing_is_declared_yet() {
+        let count = topology().len();
+        let missing = (0..count).map(|number| Object::Queue(number.to_string())).collect();
+        let broker = broker(Audit { missing, ..Audit::default() });
+        assert_eq!(written(&broker).matches("missing").count(), 1);
+        let problems = broker.problems(true);
+        assert_eq!(problems.iter().filter(|problem| problem.contains("missing")).count(), 1, "{problems:?}");
+        assert!(problems.iter().any(|problem| problem.contains(&(count - 1).to_string())), "{problems:?}");
+    }
 }

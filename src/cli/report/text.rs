@@ -80,6 +80,9 @@ fn write_block(by: GroupBy, block: &CurrencyReport, out: &mut dyn Write) -> io::
             writeln!(out, "  {orders} worth {revenue} {what}")?;
         }
     }
+    if by == GroupBy::Status && block.prevented.figures.orders != 0 {
+        writeln!(out, "  (an order that was cancelled before it arrived is prevented, and was never accepted)")?;
+    }
     if by == GroupBy::Product && !all_are_counted(block) {
         let Figures { orders, revenue, .. } = block.processed.figures;
         let was = if orders == 1 { "was" } else { "were" };

@@ -40,10 +40,17 @@ pub(super) fn write(report: &TraceReport, now: Timestamp, out: &mut dyn Write) -
     table::write_rows(
         out,
         ["MESSAGE", "LOCATION"],
-        report
-            .places
-            .iter()
-            .map(|message| [message_name(message.message).to_owned(), location(message, report.has_config, now)]),
+        report.places.iter().map(|message| {
+            let is_skipped =
+                |step: &TraceStep| step.message == message.message && matches!(step.event, TraceEvent::Skipped { .. });
+            let location = match &message.state {
+                MessageState::Done { since } if trace.steps.iter().any(is_skipped) => {
+                    format!("done since {}: not delivered, see above", moment(*since))
+                }
+                _ => location(message, report.has_config, now),
+            };
+            [message_name(message.message).to_owned(), location]
+        }),
     )?;
     match &report.broker_error {
         Some(error) => writeln!(out, "  queue depths unknown: {}", escaped(error)),

@@ -1,5 +1,7 @@
 //! Secrets: where they are read from, and that they are never shown.
 
+use std::path::Path;
+
 use super::*;
 
 #[test]
@@ -45,7 +47,11 @@ fn a_path_may_name_one_of_systemds_credentials() {
     set_mode(&path, 0o400);
     let file = default_with("password = \"guest\"", "password_file = \"$CREDENTIALS_DIRECTORY/broker\"");
     let with = |environment: &[(OsString, OsString)], file: &str| {
-        parse(file.as_bytes(), &handlers::sources(), &ReadContext::new(environment, false))
+        parse(
+            file.as_bytes(),
+            &handlers::sources(),
+            &ReadContext::new(environment, Path::new("/etc/orderd/orderd.toml"), false),
+        )
     };
     let set = [(OsString::from("CREDENTIALS_DIRECTORY"), directory.path().as_os_str().to_owned())];
     let (config, warnings, _) = with(&set, &file).expect("a valid configuration");
@@ -68,7 +74,7 @@ fn a_password_is_rejected_on_the_command_line_and_causes_a_warning_where_others_
     let (_, warnings) = load("", &[("ORDERD_BROKER__PASSWORD", "hunter2")]).expect("a valid configuration");
     assert!(warnings.len() == 1 && warnings[0].contains("can read its environment"), "{warnings:?}");
     let warnings = |file: &str, is_world_readable| {
-        let context = ReadContext::new(&[], is_world_readable);
+        let context = ReadContext::new(&[], Path::new("/etc/orderd/orderd.toml"), is_world_readable);
         let (_, warnings, _) = parse(file.as_bytes(), &handlers::sources(), &context).expect("a valid configuration");
         warnings.iter().map(Problem::to_string).collect::<Vec<_>>()
     };

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! cancelled in the ledger ─► its steps undone, in reverse order ─► events confirmed ─► complete
-//!     an unknown order: kept, so that it is prevented when it arrives
+//!     an unknown order: kept, so that it is prevented when it arrives, and then its customer is notified
 //! ```
 //! The ledger decides, in one transaction, whether the order is prevented or was announced. Each delivery of a cancellation that is
 //! not complete continues it.
@@ -15,7 +15,7 @@ use tracing::{debug, info};
 
 use super::OrderHandler;
 use super::step_order::step_order;
-use crate::domain::{CancelledEvent, Notification, Order, OrderId};
+use crate::domain::{Amounts, CancelledEvent, Notification, Order, OrderId};
 use crate::handlers::event_publication::event;
 use crate::handlers::step_run::{StepRunInput, TAKES_OVER_NONE, cancel_steps, order_run, services};
 use crate::ledger::{CancelAnswer, CancelledOrder, LedgerEntry, NewCancellation, NewOrder};
@@ -58,7 +58,10 @@ impl OrderHandler {
             }
             self.undo(input, &cancelled.order, &order, text).await?;
         }
-        let emit = if cancelled.was_announced { self.revocation(&cancelled, &order) } else { Arc::default() };
+        let emit = match cancelled.was_announced {
+            true => self.revocation(&cancelled, &order),
+            false => self.notification_of_prevention(&order, &cancelled.order.amounts, cancelled.at),
+        };
         Ok(HandlerOutput {
             emit,
             record: Some(LedgerEntry::FinishCancellation { id, at: now }),
@@ -98,16 +101,30 @@ impl OrderHandler {
     /// The events of an order that was announced, or may have been.
     fn revocation(&self, cancelled: &CancelledOrder, order: &Order) -> Arc<[Publication]> {
         let CancelledOrder { order: NewOrder { amounts, .. }, at, .. } = cancelled;
-        let (id, at) = (order.id.as_str(), *at);
+        let analytics = CancelledEvent::new(order, amounts, *at);
+        let key = "order.analytics.cancelled".to_owned();
+        Arc::new([
+            self.cancelled_notification(order, amounts, *at),
+            event(&self.names, key, order.id.as_str(), "analytics/cancelled", &analytics, *at),
+        ])
+    }
+
+    /// The event of an order that was cancelled before it was processed: the customer expects an answer to the cancellation, and analytics
+    /// has no sale. Several copies of the order, and the cancellation, may publish it. It has one identity, so the customer is notified once.
+    pub(super) fn notification_of_prevention(
+        &self,
+        order: &Order,
+        amounts: &Amounts,
+        at: Timestamp,
+    ) -> Arc<[Publication]> {
+        Arc::new([self.cancelled_notification(order, amounts, at)])
+    }
+
+    fn cancelled_notification(&self, order: &Order, amounts: &Amounts, at: Timestamp) -> Publication {
         let channel = order.wanted_channel().unwrap_or(&self.default_channel);
         let notification = Notification { channel, ..Notification::cancelled(order, amounts) };
         let key = ["order.notification.", notification.channel].concat();
-        let analytics = CancelledEvent::new(order, amounts, at);
-        let analytics_key = "order.analytics.cancelled".to_owned();
-        Arc::new([
-            event(&self.names, key, id, "notification/cancelled", &notification, at),
-            event(&self.names, analytics_key, id, "analytics/cancelled", &analytics, at),
-        ])
+        event(&self.names, key, order.id.as_str(), "notification/cancelled", &notification, at)
     }
 }
 

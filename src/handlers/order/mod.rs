@@ -192,7 +192,10 @@ impl OrderHandler {
         let now = if has_steps { Timestamp::now() } else { now };
         match accepted {
             Recorded::New | Recorded::Unfinished => {}
-            Recorded::Cancelled => return Ok(HandlerOutput::finished(HandlerOutcome::Prevented)),
+            Recorded::Cancelled => {
+                let emit = self.notification_of_prevention(&order, &amounts, now);
+                return Ok(HandlerOutput { emit, ..HandlerOutput::finished(HandlerOutcome::Prevented) });
+            }
             Recorded::Duplicate | Recorded::Held => return Ok(HandlerOutput::finished(HandlerOutcome::Duplicate)),
             Recorded::Conflict(other) if self.on_conflict == OnConflict::Ignore && may_be_ignored(other, input) => {
                 return Ok(HandlerOutput::finished(HandlerOutcome::Duplicate));

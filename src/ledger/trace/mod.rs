@@ -267,6 +267,38 @@ impl TracedMessage {
     }
 }
 
+impl TraceEvent {
+    /// Whether it is the last one of an attempt to handle its message, and so follows a failure of the same second.
+    fn is_end(&self) -> bool {
+        match self {
+            TraceEvent::DeadLettered { .. }
+            | TraceEvent::Processed
+            | TraceEvent::Cancelled
+            | TraceEvent::CancellationFinished
+            | TraceEvent::Prevented
+            | TraceEvent::Notified { .. }
+            | TraceEvent::Skipped { .. }
+            | TraceEvent::Counted => true,
+            TraceEvent::Accepted { .. }
+            | TraceEvent::Failed { .. }
+            | TraceEvent::StepCalled { .. }
+            | TraceEvent::DeliveryFailed { .. } => false,
+        }
+    }
+}
+
+/// The latest time at which a step may have happened. Of a failure, only the second is known: it happened in it, after all else that
+/// did, but before the message was done.
+fn latest_time(step: &TraceStep, ends: &[(TracedMessage, Timestamp)]) -> Timestamp {
+    let is_rounded = matches!(step.event, TraceEvent::Failed { .. }) && step.at.as_millisecond() % 1_000 == 0;
+    if !is_rounded {
+        return step.at;
+    }
+    let last = step.at + SignedDuration::from_millis(999);
+    let end = ends.iter().filter(|(message, at)| *message == step.message && (step.at..=last).contains(at));
+    end.map(|(_, at)| *at - SignedDuration::from_micros(1)).min().unwrap_or(last).max(step.at)
+}
+
 impl Trace {
     /// A trace with its steps sorted by time. The sort is stable, so steps with the same time must be passed in the
     /// order they happened: an attempt before the dead-lettering that followed it.
@@ -274,14 +306,19 @@ impl Trace {
         // Failures are recorded to the second only, so a failed event may seem up to a second older than its order. An older
         // one is older: the order was accepted only after a replay, and what is known from before is its failure.
         let accepted = steps.iter().find(|step| matches!(step.event, TraceEvent::Accepted { .. })).map(|step| step.at);
-        steps.sort_by_key(|step| match accepted {
-            Some(accepted)
-                if step.message != TracedMessage::Order
-                    && accepted.duration_since(step.at) <= SignedDuration::from_secs(1) =>
-            {
-                step.at.max(accepted)
+        let ends: Vec<(TracedMessage, Timestamp)> =
+            steps.iter().filter(|step| step.event.is_end()).map(|step| (step.message, step.at)).collect();
+        steps.sort_by_key(|step| {
+            let at = latest_time(step, &ends);
+            match accepted {
+                Some(accepted)
+                    if step.message != TracedMessage::Order
+                        && accepted.duration_since(at) <= SignedDuration::from_secs(1) =>
+                {
+                    at.max(accepted)
+                }
+                _ => at,
             }
-            _ => step.at,
         });
         Trace { id: id.to_owned(), order, steps }
     }
@@ -393,4 +430,38 @@ impl Trace {
 /// When a delay such as `10s` is over that began at `failed_at`.
 pub(super) fn due(failed_at: Timestamp, delay: &str) -> Option<Timestamp> {
     failed_at.checked_add(delay.parse::<Delay>().ok()?.as_duration()).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn step(at: &str, message: TracedMessage, event: TraceEvent) -> TraceStep {
+        let at = format!("2026-11-27T20:30:{at}Z").parse().unwrap();
+        TraceStep { at, message, event }
+    }
+
+    fn failed() -> TraceEvent {
+        let (consumer, kind, code) = ("order".to_owned(), "transient".to_owned(), "http_503".to_owned());
+        TraceEvent::Failed { consumer, retries: 0, kind, code, reason: String::new(), delay: None, due_at: None }
+    }
+
+    #[test]
+    fn a_failure_that_is_known_to_the_second_comes_after_what_preceded_it_and_before_the_end() {
+        let trace = |steps: &[TraceStep]| -> Vec<TraceEvent> {
+            Trace::new("o", None, steps.to_vec()).steps.into_iter().map(|step| step.event).collect()
+        };
+        let accepted = TraceEvent::Accepted { consumer: "order".to_owned() };
+        let skipped = TraceEvent::Skipped { channel: "email".to_owned(), code: "no_address".to_owned() };
+        let (order, notification) = (TracedMessage::Order, TracedMessage::Notification);
+        let steps = [step("22", order, failed()), step("22.467", order, accepted.clone())];
+        assert_eq!(trace(&steps), [accepted.clone(), failed()]);
+        let steps = [
+            step("22", notification, failed()),
+            step("22.467", order, TraceEvent::Processed),
+            step("22.900", notification, skipped.clone()),
+            step("21.100", order, accepted.clone()),
+        ];
+        assert_eq!(trace(&steps), [accepted, TraceEvent::Processed, failed(), skipped]);
+    }
 }

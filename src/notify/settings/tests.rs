@@ -51,6 +51,41 @@ fn a_faulty_template_is_an_error_for_check_and_reload_but_the_rest_of_the_config
     assert_ne!(missing, keys(&config), "or a reload would find no change");
 }
 
+const EMAIL: &str = "[notify.email]\ntype = \"smtp\"\naddress = \"localhost\"\nfrom = \"Lamps <a@example.com>\"\n";
+
+#[test]
+fn a_relative_directory_of_templates_is_found_wherever_orderd_is_started() {
+    let directory = tempfile::tempdir().unwrap();
+    fs::create_dir_all(directory.path().join("templates/en")).unwrap();
+    fs::write(directory.path().join("templates/en/shipped.short.txt"), "x\n").unwrap();
+    let loaded = load(&directory, &format!("{EMAIL}templates = \"templates\"")).unwrap();
+    assert_eq!(loaded.config.notify.directories(), [directory.path().join("templates")]);
+}
+
+#[test]
+fn a_language_without_templates_is_warned_of_and_the_name_of_a_language_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let with = |language: &str| load(&directory, &format!("{EMAIL}language = {language:?}"));
+    for (language, warnings) in [("de", 0), ("de-AT", 0), ("fr", 1)] {
+        let warned = with(language).unwrap().warnings;
+        let warned = warned.iter().filter(|warning| warning.path == "notify.email.language").count();
+        assert_eq!(warned, warnings, "{language}");
+    }
+    assert!(with("english").unwrap_err()[0].starts_with("notify.email.language: "));
+}
+
+#[test]
+fn a_key_of_another_type_of_channel_is_refused_with_the_type_that_has_it() {
+    let directory = tempfile::tempdir().unwrap();
+    for (config, path, of) in [
+        (format!("{EMAIL}preset = \"sms\""), "notify.email.preset", "webhook"),
+        ("[notify.file]\ntype = \"log\"\nfrom = \"a@example.com\"".to_owned(), "notify.file.from", "smtp"),
+    ] {
+        let problems = load(&directory, &config).unwrap_err();
+        assert!(problems.len() == 1 && problems[0].starts_with(path) && problems[0].contains(of), "{problems:?}");
+    }
+}
+
 #[test]
 fn the_keys_of_a_channel_name_the_templates_that_are_its_own() {
     let directory = tempfile::tempdir().unwrap();

@@ -86,14 +86,14 @@ impl TextSettings {
             None => TimeZone::UTC,
             Some(Ok(zone)) => zone,
             Some(Err(_)) => {
-                section.problem("time_zone", zone_problem());
+                let name = zone_name.as_deref().unwrap_or_default();
+                section.problem("time_zone", format!("{}, is {name:?}", zone_problem()));
                 TimeZone::UTC
             }
         };
         let shop = shop_name.or(shop);
         let names_shop = shop.is_some();
         let shop = shop.unwrap_or_else(|| name.to_owned());
-        let options = TemplateOptions { shop, language, zone };
         let files = match &directory {
             None => Ok(TemplateFiles::built_in()),
             Some(directory) => read_directory(directory).map(|read| {
@@ -103,6 +103,17 @@ impl TextSettings {
                 read.files
             }),
         };
+        if let Ok(files) = &files
+            && !files.has_language(&language)
+        {
+            section.warning(
+                "language",
+                format!(
+                    "is {language:?}, but there are no templates in this language: texts are in English without them"
+                ),
+            );
+        }
+        let options = TemplateOptions { shop, language, zone };
         let checked = files.and_then(|files| {
             let templates = Templates::new(&files, &options)?;
             // A test checks the built-in ones.

@@ -17,7 +17,7 @@ mod stream;
 mod tests;
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -56,6 +56,14 @@ const QUIT_TIMEOUT: Duration = Duration::from_millis(500);
 const MAX_ADDRESSES: usize = 8;
 /// The longest time for one address of a host that has others.
 const ADDRESS_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Of a server that does not begin with TLS.
+const NO_TLS: &str =
+    "it does not begin with TLS at this port: set tls = \"starttls\", or name its TLS port in address (465 by default)";
+
+/// Of a server that offers no login that we know.
+const NO_LOGIN: &str =
+    "it offers no login (AUTH PLAIN or LOGIN): remove username and password_file, or use TLS if it offers it only then";
 
 /// An SMTP server.
 pub(super) struct SmtpProvider {
@@ -264,14 +272,23 @@ impl SmtpProvider {
                     SmtpTls::Tls | SmtpTls::None => SmtpStream::tls(stream, &connector, name).await,
                 };
                 established.map_err(|error| match TlsError::find_in_chain(&error, has_certificate) {
+                    Some(TlsError::NotTls) => not_reached("tls_failed", NO_TLS),
                     Some(tls) => not_reached("tls_failed", &chain(&tls)),
                     None => not_reached("tls_failed", &chain(&error)),
                 })?
             }
         };
         let connected = AsyncSmtpConnection::connect_with_transport(Box::new(stream), &hello).await;
-        let mut connection = connected.map_err(|error| self.not_greeted(error.into()))?;
+        let mut connection = connected.map_err(|error| match Refusal::from(error) {
+            Refusal::Lost(why) => {
+                self.not_greeted(Refusal::Lost(format!("it does not greet as an SMTP server: {why}")))
+            }
+            reply @ Refusal::Reply(..) => self.not_greeted(reply),
+        })?;
         if let Some((username, password)) = &self.settings.login {
+            if connection.server_info().get_auth_mechanism(DEFAULT_MECHANISMS).is_none() {
+                return Err(not_reached("login_refused", NO_LOGIN));
+            }
             let credentials = Credentials::new(username.clone(), Secret::expose(password).to_owned());
             let answered = connection.auth(DEFAULT_MECHANISMS, &credentials).await;
             answered.map_err(|error| match error.into() {
@@ -348,11 +365,18 @@ async fn connect_to_any(host: &str, port: u16, deadline: Instant) -> io::Result<
         };
         match connected {
             Ok(Ok(stream)) => return Ok(stream),
-            Ok(Err(error)) => last = io::Error::new(error.kind(), format!("{address}: {error}")),
-            Err(_) => last = io::Error::new(io::ErrorKind::TimedOut, format!("{address}: no answer")),
+            Ok(Err(error)) => last = io::Error::new(error.kind(), format!("{}{error}", resolved(host, *address))),
+            Err(_) => {
+                last = io::Error::new(io::ErrorKind::TimedOut, format!("{}no answer", resolved(host, *address)));
+            }
         }
     }
     Err(last)
+}
+
+/// What the name of a host stands for; nothing for an address, which is shown anyway.
+fn resolved(host: &str, address: SocketAddr) -> String {
+    if host.parse::<IpAddr>().is_ok() { String::new() } else { format!("{address}: ") }
 }
 
 /// How we name ourselves: RFC 5321 (4.1.1.1) wants the host's name, or its address if it has no full name. Never the sender's domain:

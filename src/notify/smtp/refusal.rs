@@ -4,7 +4,6 @@ use lettre::Address;
 use lettre::transport::smtp::Error as SmtpError;
 
 use super::super::address;
-use crate::chain::chain;
 use crate::escape::escaped;
 
 /// Replies about the session, not about the recipient: the service closes, a wrong sequence of commands, a login that is missing,
@@ -33,7 +32,8 @@ impl From<SmtpError> for Refusal {
         let source = std::error::Error::source(&error).map(ToString::to_string);
         match error.status() {
             Some(code) => Refusal::Reply(code.into(), escaped(source.unwrap_or_default().trim())),
-            None => Refusal::Lost(chain(&error)),
+            // It shows its cause itself.
+            None => Refusal::Lost(escaped(&error.to_string())),
         }
     }
 }

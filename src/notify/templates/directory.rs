@@ -19,7 +19,10 @@ const MAX_FILES: usize = 256;
 /// The longest file, in bytes.
 const MAX_FILE_BYTES: usize = 64 * 1024;
 /// The endings, in lower case, of files that were probably meant as templates.
-const SIMILAR_ENDINGS: [&str; 9] = [".txt", ".html", ".htm", ".text", ".j2", ".jinja", ".jinja2", ".tmpl", ".tpl"];
+const SIMILAR_ENDINGS: [&str; 11] =
+    [".txt", ".html", ".htm", ".text", ".j2", ".jinja", ".jinja2", ".tmpl", ".tpl", ".md", ".mjml"];
+/// The endings of files that editors and administrators leave: backups and notes.
+const UNNOTICED_ENDINGS: [&str; 5] = ["~", ".bak", ".orig", ".swp", ".old"];
 
 /// The templates of a channel that has a directory.
 #[derive(Debug)]
@@ -94,7 +97,8 @@ impl Reading {
                     Ok(source) => drop(self.sources.insert(name, source)),
                     Err(error) => self.faults.push(TemplateFault::new(&name, None, &error.to_string())),
                 }
-            } else if is_similar(&file) {
+            } else if !is_unnoticed(&file) {
+                // There is nothing else to put into the folder of a language.
                 self.warn(&name, &format!("is not used: {}", better_name(&file)));
             }
         }
@@ -157,7 +161,13 @@ fn entries(directory: &Path) -> io::Result<Vec<(String, PathBuf)>> {
 /// Whether the name is that of a template, or nearly.
 fn is_similar(file: &str) -> bool {
     let name = file.to_lowercase();
-    SIMILAR_ENDINGS.iter().any(|ending| name.ends_with(ending))
+    !is_unnoticed(file) && SIMILAR_ENDINGS.iter().any(|ending| name.ends_with(ending))
+}
+
+/// Whether it was certainly not meant as a template.
+fn is_unnoticed(file: &str) -> bool {
+    let name = file.to_lowercase();
+    name.starts_with("readme") || UNNOTICED_ENDINGS.iter().any(|ending| name.ends_with(ending))
 }
 
 /// What the file should be called.
@@ -208,6 +218,9 @@ mod tests {
             ("de/shipped.html.j2", "de/shipped.html.j2", "\".html\""),
             ("de/shipped.html", "de/shipped.html", "\"de/shipped.txt\""),
             ("de/layout.short.txt", "de/layout.short.txt", "layout"),
+            ("de/processed", "de/processed", "\".html\""),
+            ("xx/foo.md", "xx/foo.md", "\".html\""),
+            ("german/foo.md", "german", "language"),
             ("de/mails/processed.txt", "de/mails", "below"),
             ("to-customers/processed.txt", "to-customers", "language"),
             ("en/processed.txt", "en/processed.txt", "\"en/processed.html\""),
@@ -226,6 +239,7 @@ mod tests {
             ".processed.txt.swp",
             "..data/processed.txt",
             "en/processed.txt~",
+            "de/README.md",
             "en/layout.html",
             "en/_order.html",
             "fr/_footer.txt",

@@ -3,9 +3,12 @@
 use std::error::Error as _;
 use std::fmt;
 
-use minijinja::Error;
+use minijinja::{Error, ErrorKind};
 
 use super::SUBJECT;
+
+/// What to write instead of a field that not every event has.
+const UNDEFINED_HINT: &str = "; not every event has it: write `is defined` to test it, or `| default(\"\")`";
 
 /// A problem with a template.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,7 +39,11 @@ pub(in crate::notify) fn shown(error: &Error) -> String {
         error.detail().map(str::to_owned),
         error.source().map(|cause| cause.to_string()),
     ];
-    parts.into_iter().flatten().collect::<Vec<_>>().join(": ")
+    let text = parts.into_iter().flatten().collect::<Vec<_>>().join(": ");
+    match error.kind() {
+        ErrorKind::UndefinedError => text + UNDEFINED_HINT,
+        _ => text,
+    }
 }
 
 impl fmt::Display for TemplateFault {

@@ -76,6 +76,17 @@ impl TemplateFiles {
             .collect()
     }
 
+    /// Whether there are templates in this language, or in the same one without its region.
+    pub fn has_language(&self, locale: &str) -> bool {
+        let locale = locale.to_ascii_lowercase().replace('_', "-");
+        let general = locale.split('-').next().unwrap_or_default();
+        let is_text = |name: &str| !name.ends_with("/layout.txt") && !name.ends_with("/layout.html");
+        self.0
+            .keys()
+            .filter(|name| is_text(name))
+            .any(|name| name.split_once('/').is_some_and(|(language, _)| language == locale || language == general))
+    }
+
     /// Whether there is a template of this name.
     pub fn has(&self, name: &str) -> bool {
         self.0.contains_key(name)

@@ -118,6 +118,17 @@ fn a_directory_replaces_and_adds_templates_and_languages() {
 }
 
 #[test]
+fn a_field_that_not_every_event_has_is_refused_with_what_to_write_instead() {
+    let lines = faults(&[("en/cancelled.txt", "Subject: x\n\n{% if body.gift %}a gift{% endif %}\n")]);
+    assert!(
+        lines.len() == 1 && lines[0].starts_with("en/cancelled.txt:3: ") && lines[0].contains("is defined"),
+        "{lines:?}"
+    );
+    let mended = "Subject: x\n\n{% if body.gift is defined %}a gift{% endif %}{{ body.parcel | default(\"\") }}\n";
+    assert_eq!(faults(&[("en/cancelled.txt", mended)]), [""; 0]);
+}
+
+#[test]
 fn a_fault_is_named_with_its_file_and_line_even_where_no_sample_comes_along() {
     let lines = faults(&[
         (
