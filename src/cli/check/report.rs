@@ -288,7 +288,7 @@ impl TopologyReport {
 
 impl TopologyReport {
     /// The number of objects.
-    pub fn len(&self) -> usize {
+    pub fn object_count(&self) -> usize {
         self.exchanges.len() + self.queues.len() + self.bindings.len()
     }
 }

@@ -224,11 +224,11 @@ fn write_broker(broker: &BrokerReport, topology: &TopologyReport, out: &mut dyn 
         Ok(audit) => audit,
         Err(error) => return writeln!(out, "  {}: {}", broker.management_url, chain(error)),
     };
-    if audit.missing.len() == topology.len() {
+    if audit.missing.len() == topology.object_count() {
         return writeln!(
             out,
             "  nothing is declared yet: all {} exchanges, queues and bindings are missing",
-            topology.len()
+            topology.object_count()
         );
     }
     let missing = audit.missing.iter().map(|object| format!("missing: {object}"));
@@ -290,7 +290,7 @@ mod tests {
 
     #[test]
     fn before_the_first_start_one_line_says_that_nothing_is_declared_yet() {
-        let count = topology().len();
+        let count = topology().object_count();
         let missing = (0..count).map(|number| Object::Queue(number.to_string())).collect();
         let broker = broker(Audit { missing, ..Audit::default() });
         assert_eq!(written(&broker).matches("missing").count(), 1);
