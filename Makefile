@@ -12,7 +12,7 @@ DEBUG := $(CARGO_TARGET_DIR)/debug
 DIST := $(CARGO_TARGET_DIR)/dist
 
 .DEFAULT_GOAL := help
-.PHONY: help build install uninstall test systemd-test cluster-test deny demo up down bench soak image image-test clean
+.PHONY: help build install uninstall test systemd-test cluster-test deny demo up down bench soak carts image image-test clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -95,6 +95,12 @@ bench: ## Compare orderd's throughput with the broker's own limit; STEPS=http wi
 
 soak: programs ## Random faults under load; check that no order, event or completed step is lost or duplicated; FAULTS=300 SEED=1 KINDS=ledger_moved
 	@$(STEP) "soak" $(DEBUG)/soak $(if $(FAULTS),--faults $(FAULTS)) $(if $(SEED),--seed $(SEED)) $(if $(KINDS),--kinds $(KINDS))
+
+carts: ## CARTS=10000 carts with failing services and an orderd that is killed; check that every charge is kept with a processed order or refunded
+	@tests/support/prerequisites.sh
+	@$(STEP) "find or install RabbitMQ" $(NODE) install
+	@$(STEP) "build the test" $(CARGO) test --locked --test broker --no-run
+	@$(STEP) "$(or $(CARTS),10000) carts" env ORDERD_TEST_CARTS=$(or $(CARTS),10000) $(CARGO) test --locked --test broker every_charge_of_a_cart -- --nocapture
 
 cluster-test: ## A cluster of three RabbitMQ nodes that fail under load; FAULTS=node_killed,quorum_lost
 	@tests/support/prerequisites.sh

@@ -1,6 +1,6 @@
 // Reserves stock: the step POST /reserve, and its undo, POST /release.
 import { createHash } from "node:crypto";
-import { existsSync, mkdirSync, readFileSync, renameSync, writeFileSync } from "node:fs";
+import { closeSync, existsSync, fsyncSync, mkdirSync, openSync, readFileSync, renameSync, writeFileSync } from "node:fs";
 import { createServer } from "node:http";
 import { homedir } from "node:os";
 import { join } from "node:path";
@@ -12,9 +12,17 @@ mkdirSync(directory, { recursive: true });
 // The answer to each idempotency key has a file: orderd repeats a call whose answer it has not seen.
 const file = (key) => join(directory, createHash("sha256").update(key).digest("hex"));
 const find = (key) => (existsSync(file(key)) ? JSON.parse(readFileSync(file(key), "utf8")).answer : undefined);
+// Writes to disk what it did with an open file or directory.
+function durably(path, flags, act = () => {}) {
+  const descriptor = openSync(path, flags);
+  act(descriptor);
+  fsyncSync(descriptor);
+  closeSync(descriptor);
+}
 function keep(key, answer) {
-  writeFileSync(`${file(key)}.new`, JSON.stringify({ key, answer }), { flush: true });
+  durably(`${file(key)}.new`, "w", (descriptor) => writeFileSync(descriptor, JSON.stringify({ key, answer })));
   renameSync(`${file(key)}.new`, file(key));
+  durably(directory, "r");
 }
 
 function reserve(key, order) {

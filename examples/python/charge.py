@@ -35,8 +35,7 @@ def refund(key, order):
 
 
 class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
+    protocol_version, disable_nagle_algorithm = "HTTP/1.1", True
 
     def do_POST(self):
         body = self.rfile.read(int(self.headers["Content-Length"]))
@@ -56,5 +55,5 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(answer.encode())
 
 
-address = os.environ.get("HOST", "127.0.0.1"), int(os.environ.get("PORT", "8081"))
-ThreadingHTTPServer(address, Handler).serve_forever()
+host, port = os.environ.get("HOST", "127.0.0.1"), int(os.environ.get("PORT", "8081"))
+ThreadingHTTPServer((host, port), Handler).serve_forever()

@@ -15,7 +15,7 @@ answer=$(file_of "$IDEMPOTENCY_KEY")
 if [ -e "$answer" ]; then exec cat "$answer"; fi
 
 keep() {
-    printf '%s\n' "$1" >"$answer.$$" && sync "$answer.$$" && mv "$answer.$$" "$answer" || exit 75
+    printf '%s\n' "$1" >"$answer.$$" && sync "$answer.$$" && mv "$answer.$$" "$answer" && sync "$directory" || exit 75
     cat "$answer"
 }
 

@@ -35,6 +35,28 @@ pub enum OrderDocument {
     Cancelled(OrderId),
 }
 
+/// What happens to an order later. A message that says so is never taken for a new order, whatever precedes the word in its type.
+/// Not here: words that some shops use for an order that is to be processed, such as `paid` and `confirmed`.
+const LATER_EVENTS: [&str; 17] = [
+    "updated",
+    "changed",
+    "edited",
+    "shipped",
+    "fulfilled",
+    "partially_fulfilled",
+    "delivered",
+    "completed",
+    "returned",
+    "refunded",
+    "partially_refunded",
+    "rejected",
+    "failed",
+    "expired",
+    "closed",
+    "archived",
+    "deleted",
+];
+
 impl OrderEvent {
     /// The event with this name, in upper or lower case.
     pub fn of_word(word: &str) -> Self {
@@ -49,16 +71,20 @@ impl OrderEvent {
         }
     }
 
-    /// What the type of a message or of a CloudEvent says: `order.<event>`. What precedes that, such as a domain name, counts only if
-    /// the order was cancelled. `None`: the type is not about orders.
+    /// What the type of a message or of a CloudEvent says: `order.<event>`. What precedes that may be a domain name; then an event
+    /// that orderd does not know says nothing. A version, such as `v1`, is ignored. `None`: the type is not about orders.
     pub fn of_type(message_type: &str) -> Option<Self> {
-        const ABOUT_ORDERS: &str = "order.";
-        if let Some(word) = message_type.strip_prefix(ABOUT_ORDERS) {
-            return Some(Self::of_word(word));
-        }
-        let (prefix, word) = message_type.rsplit_once(ABOUT_ORDERS)?;
-        let event = Self::of_word(word);
-        (prefix.ends_with('.') && event == OrderEvent::Cancelled).then_some(event)
+        let is_version = |part: &&str| {
+            part.strip_prefix('v').is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
+        };
+        let parts: Vec<&str> = message_type.split(['.', '/']).filter(|part| !is_version(part)).collect();
+        let at = parts.iter().rposition(|part| ["order", "orders"].contains(part))?;
+        let (word, more) = parts[at + 1..].split_first()?;
+        let event = if more.is_empty() { Self::of_word(word) } else { OrderEvent::Other };
+        let is_plain = message_type.starts_with("order.");
+        let is_known = event != OrderEvent::Other
+            || more.is_empty() && LATER_EVENTS.iter().any(|later| word.eq_ignore_ascii_case(later));
+        (is_plain || is_known).then_some(event)
     }
 
     /// What several sources say together. A cancellation is never taken for an order, whatever else is said; `None` if none says
@@ -85,8 +111,23 @@ mod tests {
             ("order.updated", Some(Other)),
             ("order.", Some(Other)),
             ("com.example.order.cancelled", Some(Cancelled)),
-            ("com.example.order.updated", None),
-            ("com.example.order.created.v1", None),
+            ("order.placed.v1", Some(Placed)),
+            ("order.v2.shipped", Some(Other)),
+            ("order.paid", Some(Other)),
+            ("order.line.added", Some(Other)),
+            ("com.example.order.created", Some(Placed)),
+            ("com.example.order.created.v1", Some(Placed)),
+            ("com.example.v1.order.cancelled.v2", Some(Cancelled)),
+            ("com.example.order.shipped", Some(Other)),
+            ("com.example.order.refunded", Some(Other)),
+            ("com.example.order.updated.v12", Some(Other)),
+            ("com.example.order.paid", None),
+            ("com.example.order.line.added", None),
+            ("com.example.order.v1", None),
+            ("orders/cancelled", Some(Cancelled)),
+            ("orders/updated", Some(Other)),
+            ("orders/paid", None),
+            ("com.order.example", None),
             ("reorder.cancelled", None),
             ("order", None),
             ("Order", None),

@@ -1,7 +1,7 @@
 //! Single JSON values of an order, in the notations that producers use.
 //!
 //! Pure. It knows no field's name and no place in a document: the caller adds them to an error. What cannot be read at all
-//! is a [`Mismatch`]; a number that can be read but not kept is a [`DecimalError`], a broken rule.
+//! is a [`TypeMismatch`]; a number that can be read but not kept is a [`DecimalError`], a broken rule.
 
 use jiff::civil::DateTime;
 use jiff::{Timestamp, tz::TimeZone};
@@ -15,7 +15,7 @@ use super::rule::{AmountField, RuleError};
 /// A value has the wrong type, or cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("must be {expected}, is {found}")]
-pub struct Mismatch {
+pub struct TypeMismatch {
     /// What it must be.
     pub expected: &'static str,
     /// What it is, without its value.
@@ -27,8 +27,8 @@ pub const DECIMAL: &str = "a decimal number such as 67.20";
 const WHOLE_NUMBER: &str = "a whole number";
 
 /// A value that is not of the expected type.
-pub fn mismatch(raw: &str, expected: &'static str) -> Mismatch {
-    Mismatch { expected, found: describe(raw) }
+pub fn mismatch(raw: &str, expected: &'static str) -> TypeMismatch {
+    TypeMismatch { expected, found: describe(raw) }
 }
 
 /// Whether an optional value counts as missing: it is null, or a text that is empty or blank.
@@ -37,12 +37,12 @@ pub fn is_missing(raw: &str) -> bool {
 }
 
 /// A text.
-pub fn as_text(raw: &str) -> Result<String, Mismatch> {
+pub fn as_text(raw: &str) -> Result<String, TypeMismatch> {
     text(raw).map(|text| text.into_owned()).ok_or_else(|| mismatch(raw, "a text"))
 }
 
 /// The text of an id: a text that is not empty, or a whole number.
-pub fn as_id(raw: &str) -> Result<String, Mismatch> {
+pub fn as_id(raw: &str) -> Result<String, TypeMismatch> {
     let digits = raw.strip_prefix('-').unwrap_or(raw);
     if !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit()) {
         return Ok(raw.to_owned());
@@ -53,21 +53,21 @@ pub fn as_id(raw: &str) -> Result<String, Mismatch> {
 
 /// A telephone number, as a text or as a whole number. Any other value counts as missing: only notifications use it, and an order must
 /// not fail because of it.
-pub fn as_phone(raw: &str) -> Result<String, Mismatch> {
+pub fn as_phone(raw: &str) -> Result<String, TypeMismatch> {
     Ok(as_id(raw).unwrap_or_default())
 }
 
 /// A language. Any value that is no text counts as missing, as with [`as_phone`].
-pub fn as_locale(raw: &str) -> Result<String, Mismatch> {
+pub fn as_locale(raw: &str) -> Result<String, TypeMismatch> {
     Ok(as_text(raw).unwrap_or_default())
 }
 
 /// A decimal number, as a number or as text.
-pub fn as_decimal(raw: &str) -> Result<Result<Decimal, DecimalError>, Mismatch> {
+pub fn as_decimal(raw: &str) -> Result<Result<Decimal, DecimalError>, TypeMismatch> {
     decimal(raw, DECIMAL)
 }
 
-fn decimal(raw: &str, expected: &'static str) -> Result<Result<Decimal, DecimalError>, Mismatch> {
+fn decimal(raw: &str, expected: &'static str) -> Result<Result<Decimal, DecimalError>, TypeMismatch> {
     let number = match text(raw) {
         Some(text) => parse_decimal(text.trim_ascii()),
         None => parse_decimal(raw),
@@ -91,7 +91,7 @@ pub fn kept_amount(
 }
 
 /// A whole number, as a number or as text. `None` if it is too large for any quantity.
-pub fn as_quantity(raw: &str) -> Result<Option<i64>, Mismatch> {
+pub fn as_quantity(raw: &str) -> Result<Option<i64>, TypeMismatch> {
     match decimal(raw, WHOLE_NUMBER)? {
         Ok(number) if number.is_integer() => {
             Ok(Some(i64::try_from(number).unwrap_or(if number.is_sign_negative() { i64::MIN } else { i64::MAX })))
@@ -102,7 +102,7 @@ pub fn as_quantity(raw: &str) -> Result<Option<i64>, Mismatch> {
 }
 
 /// True or false; also as a text, and as 1 or 0: PHP and SQL have no booleans in many of their outputs.
-pub fn as_boolean(raw: &str) -> Result<bool, Mismatch> {
+pub fn as_boolean(raw: &str) -> Result<bool, TypeMismatch> {
     let text = text(raw).map_or_else(|| raw.to_owned(), |text| text.trim_ascii().to_ascii_lowercase());
     match text.as_str() {
         "false" | "0" => Ok(false),
@@ -112,7 +112,7 @@ pub fn as_boolean(raw: &str) -> Result<bool, Mismatch> {
 }
 
 /// A time.
-pub fn as_time(raw: &str) -> Result<Timestamp, Mismatch> {
+pub fn as_time(raw: &str) -> Result<Timestamp, TypeMismatch> {
     let time = text(raw).and_then(|text| parse_time(text.trim_ascii()));
     time.ok_or_else(|| mismatch(raw, "a time such as 2026-11-22T08:00:00Z"))
 }

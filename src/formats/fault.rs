@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::domain::value::Mismatch;
+use crate::domain::value::TypeMismatch;
 use crate::domain::{DecodeError, JsonError, Order, OrderId, RuleError, UnsupportedEvent};
 
 /// Most faults of a document that are kept.
@@ -18,12 +18,12 @@ pub struct Fault {
     /// Where the value is, or should be.
     pub pointer: Option<String>,
     /// What is wrong.
-    pub problem: Problem,
+    pub problem: ValueProblem,
 }
 
 /// What is wrong with a value.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Problem {
+pub enum ValueProblem {
     /// A required value is not there.
     #[error("is missing")]
     Missing,
@@ -35,7 +35,7 @@ pub enum Problem {
     Empty,
     /// It has the wrong type.
     #[error(transparent)]
-    Mismatch(#[from] Mismatch),
+    TypeMismatch(#[from] TypeMismatch),
     /// It is not JSON, or no object.
     #[error(transparent)]
     Json(#[from] JsonError),
@@ -67,40 +67,40 @@ pub enum Problem {
     Decode(#[from] DecodeError),
 }
 
-impl Problem {
+impl ValueProblem {
     /// Whether the value cannot be read at all. If it can, it breaks a rule.
     pub fn is_malformed(&self) -> bool {
         match self {
-            Problem::Rule(_) => false,
-            Problem::Missing
-            | Problem::Null
-            | Problem::Empty
-            | Problem::Mismatch(_)
-            | Problem::Json(_)
-            | Problem::TooMany(_)
-            | Problem::Ambiguous
-            | Problem::Event(_)
-            | Problem::NoCurrency
-            | Problem::Unreadable { .. }
-            | Problem::Decode(_) => true,
+            ValueProblem::Rule(_) => false,
+            ValueProblem::Missing
+            | ValueProblem::Null
+            | ValueProblem::Empty
+            | ValueProblem::TypeMismatch(_)
+            | ValueProblem::Json(_)
+            | ValueProblem::TooMany(_)
+            | ValueProblem::Ambiguous
+            | ValueProblem::Event(_)
+            | ValueProblem::NoCurrency
+            | ValueProblem::Unreadable { .. }
+            | ValueProblem::Decode(_) => true,
         }
     }
 
     /// The stable code for `x-failure-code`.
     pub fn code(&self) -> &'static str {
         match self {
-            Problem::Rule(rule) => rule.code(),
-            Problem::Decode(error) => error.code(),
-            Problem::Unreadable { code, .. } => code,
-            Problem::Ambiguous => "ambiguous_items",
-            Problem::Event(_) => UnsupportedEvent::CODE,
-            Problem::Missing
-            | Problem::Null
-            | Problem::Empty
-            | Problem::Mismatch(_)
-            | Problem::Json(_)
-            | Problem::TooMany(_)
-            | Problem::NoCurrency => "invalid_order",
+            ValueProblem::Rule(rule) => rule.code(),
+            ValueProblem::Decode(error) => error.code(),
+            ValueProblem::Unreadable { code, .. } => code,
+            ValueProblem::Ambiguous => "ambiguous_items",
+            ValueProblem::Event(_) => UnsupportedEvent::CODE,
+            ValueProblem::Missing
+            | ValueProblem::Null
+            | ValueProblem::Empty
+            | ValueProblem::TypeMismatch(_)
+            | ValueProblem::Json(_)
+            | ValueProblem::TooMany(_)
+            | ValueProblem::NoCurrency => "invalid_order",
         }
     }
 }
@@ -110,7 +110,9 @@ impl fmt::Display for Fault {
         match (&*self.field, &self.pointer) {
             ("", _) => write!(f, "{}", self.problem),
             // The text of most rules begins with the field's name.
-            (field, Some(pointer)) if !self.problem.is_malformed() || matches!(self.problem, Problem::Event(_)) => {
+            (field, Some(pointer))
+                if !self.problem.is_malformed() || matches!(self.problem, ValueProblem::Event(_)) =>
+            {
                 write!(f, "{field} ({pointer}): {}", self.problem)
             }
             (field, Some(pointer)) => write!(f, "{field} ({pointer}) {}", self.problem),
@@ -141,13 +143,13 @@ impl OrderFaults {
     }
 
     /// The document as a whole is wrong.
-    pub(super) fn whole(problem: impl Into<Problem>) -> Self {
+    pub(super) fn whole(problem: impl Into<ValueProblem>) -> Self {
         Self::of(vec![Fault { field: String::new(), pointer: None, problem: problem.into() }])
     }
 
     /// The message contains no document.
     pub fn unreadable(code: &'static str, reason: String) -> Self {
-        Self::whole(Problem::Unreadable { code, reason })
+        Self::whole(ValueProblem::Unreadable { code, reason })
     }
 
     /// Whether the document cannot be read at all. If it can, it breaks a rule.

@@ -14,9 +14,9 @@ pub struct Mapping {
     pub(super) document: DocumentSlots,
     pub(super) tree: PointerTree,
     /// The list of lines, and what each has.
-    pub(super) items: Option<(Slot, LineSlots, PointerTree)>,
+    pub(super) items: Option<(ValueSlot, LineSlots, PointerTree)>,
     /// The id alone.
-    pub(super) id: (Slot, PointerTree),
+    pub(super) id: (ValueSlot, PointerTree),
 }
 
 impl PartialEq for Mapping {
@@ -27,7 +27,7 @@ impl PartialEq for Mapping {
 
 /// A value's pointer and its number, or a constant.
 #[derive(Debug, Clone)]
-pub(super) enum Slot {
+pub(super) enum ValueSlot {
     At { pointer: Pointer, number: usize },
     Constant(String),
 }
@@ -42,8 +42,8 @@ pub(super) struct AmountSlots {
 /// The values of a line.
 #[derive(Debug, Clone)]
 pub(super) struct LineSlots {
-    pub product: Slot,
-    pub quantity: Slot,
+    pub product: ValueSlot,
+    pub quantity: ValueSlot,
     pub price: AmountSlots,
     /// `price` is the total of the line.
     pub is_total: bool,
@@ -52,22 +52,22 @@ pub(super) struct LineSlots {
 /// The values of an order.
 #[derive(Debug, Clone)]
 pub(super) struct DocumentSlots {
-    pub id: (Slot, Option<String>),
-    pub event: Option<(Slot, CancelledIf)>,
+    pub id: (ValueSlot, Option<String>),
+    pub event: Option<(ValueSlot, CancelledIf)>,
     pub line: Option<LineSlots>,
-    pub customer_id: Option<(Slot, Option<String>)>,
-    pub email: Option<(Slot, Option<String>)>,
-    pub phone: Option<Slot>,
-    pub locale: Option<Slot>,
-    pub currency: Option<Slot>,
-    pub placed_at: Option<Slot>,
-    pub notify: Option<Slot>,
-    pub priority: Option<Slot>,
+    pub customer_id: Option<(ValueSlot, Option<String>)>,
+    pub email: Option<(ValueSlot, Option<String>)>,
+    pub phone: Option<ValueSlot>,
+    pub locale: Option<ValueSlot>,
+    pub currency: Option<ValueSlot>,
+    pub placed_at: Option<ValueSlot>,
+    pub notify: Option<ValueSlot>,
+    pub priority: Option<ValueSlot>,
     pub total: Option<AmountSlots>,
     pub shipping: Option<AmountSlots>,
     pub fees: Option<AmountSlots>,
     pub tax: Option<AmountSlots>,
-    pub tax_included: Option<Slot>,
+    pub tax_included: Option<ValueSlot>,
     pub discount: Option<AmountSlots>,
 }
 
@@ -120,14 +120,14 @@ impl Mapping {
     }
 }
 
-fn slot(source: &Source, tree: &mut PointerTree) -> Slot {
+fn slot(source: &Source, tree: &mut PointerTree) -> ValueSlot {
     match source {
-        Source::Pointer(pointer) => Slot::At { number: tree.add(pointer), pointer: pointer.clone() },
-        Source::Constant(json) => Slot::Constant(json.clone()),
+        Source::Pointer(pointer) => ValueSlot::At { number: tree.add(pointer), pointer: pointer.clone() },
+        Source::Constant(json) => ValueSlot::Constant(json.clone()),
     }
 }
 
-fn text(text: &TextSource, tree: &mut PointerTree) -> (Slot, Option<String>) {
+fn text(text: &TextSource, tree: &mut PointerTree) -> (ValueSlot, Option<String>) {
     (slot(&text.source, tree), text.none.clone())
 }
 

@@ -20,7 +20,7 @@ pub mod spec;
 use std::sync::Arc;
 
 pub use builtin::{BUILT_IN, OWN};
-pub use fault::{Fault, OrderFaults, Problem};
+pub use fault::{Fault, OrderFaults, ValueProblem};
 pub use mapping::Mapping;
 pub use pointer::{MAX_POINTER_BYTES, Pointer, PointerError};
 pub use read::{Explained, Explanation, FieldReading};

@@ -4,7 +4,7 @@
 
 use rust_decimal::Decimal;
 
-use super::fault::Problem;
+use super::fault::ValueProblem;
 use super::spec::Unit;
 use crate::domain::value::{as_decimal, as_text, is_missing, kept_amount};
 use crate::domain::{AmountField, Currency, RuleError, object_values};
@@ -15,7 +15,7 @@ pub(super) fn read(
     field: AmountField,
     unit: Unit,
     currency: &mut Option<Currency>,
-) -> Result<Decimal, Problem> {
+) -> Result<Decimal, ValueProblem> {
     let number = if raw.starts_with('{') { of_money(raw, currency)? } else { raw };
     let mut broken = None;
     let mut amount = kept_amount(as_decimal(number)?, field, &mut broken);
@@ -23,7 +23,7 @@ pub(super) fn read(
         return Err(rule.into());
     }
     if unit == Unit::Minor && !amount.is_zero() {
-        let places = currency.ok_or(Problem::NoCurrency)?.decimal_places();
+        let places = currency.ok_or(ValueProblem::NoCurrency)?.decimal_places();
         amount.set_scale(amount.scale() + places).map_err(|_| RuleError::TooPrecise(field))?;
     }
     // Fees may be deductions.
@@ -34,16 +34,16 @@ pub(super) fn read(
 }
 
 /// The amount of `{"amount": …, "currency": …}`.
-fn of_money<'a>(object: &'a str, currency: &mut Option<Currency>) -> Result<&'a str, Problem> {
+fn of_money<'a>(object: &'a str, currency: &mut Option<Currency>) -> Result<&'a str, ValueProblem> {
     let values = object_values(object, &["amount", "currency", "currency_code", "currencyCode"])?;
     let present = |index: usize| values[index].map(|raw| raw.get()).filter(|raw| !is_missing(raw));
     if let Some(raw) = (1..4).find_map(present) {
-        let own: Currency = as_text(raw)?.parse().map_err(Problem::Rule)?;
+        let own: Currency = as_text(raw)?.parse().map_err(ValueProblem::Rule)?;
         if *currency.get_or_insert(own) != own {
             return Err(RuleError::Currencies.into());
         }
     }
-    present(0).ok_or(Problem::Missing)
+    present(0).ok_or(ValueProblem::Missing)
 }
 
 #[cfg(test)]

@@ -2,19 +2,21 @@
 //!
 //! Pure. Values are shown only in an explanation, which a person asks for; no fault contains one.
 
+mod values;
+
 use rust_decimal::Decimal;
 use serde_json::value::RawValue;
 
-use super::fault::{Fault, MAX_FAULTS, OrderFaults, Problem};
-use super::mapping::{AmountSlots, LineSlots, Mapping, Slot};
-use super::money;
+use self::values::{Scope, absent, is_present, raw};
+use super::fault::{Fault, OrderFaults, ValueProblem};
+use super::mapping::{AmountSlots, LineSlots, Mapping};
 use super::pointer::{FindError, Found, MAX_VALUES};
 use super::rule_fault::rule_fault;
 use super::spec::CancelledIf;
-use crate::domain::value::{self, Mismatch};
+use crate::domain::value::{self, TypeMismatch};
 use crate::domain::{
     AmountField, Amounts, Charges, Currency, Item, MAX_ITEMS, MAX_QUANTITY, Order, OrderDocument, OrderEvent, OrderId,
-    RuleError, StatedTotal, TextField, UnsupportedEvent, list_items, sum_exactly,
+    RuleError, StatedTotal, TextField, UnsupportedEvent, list_items,
 };
 
 /// Decimal places of a price that is a line's total divided by its quantity, if it is not exact.
@@ -77,53 +79,6 @@ pub(super) fn order_id(mapping: &Mapping, document: &str) -> Option<OrderId> {
     OrderId::new([&mapping.spec.id_prefix, &*id].concat())
 }
 
-/// The value, unless it counts as missing.
-fn raw<'a>(slot: &'a Slot, found: &Found<'a>) -> Option<&'a str> {
-    given(slot, found).filter(|raw| is_present(raw))
-}
-
-/// The value, also if it is null or empty.
-fn given<'a>(slot: &'a Slot, found: &Found<'a>) -> Option<&'a str> {
-    match slot {
-        Slot::At { number, .. } => found.one(*number),
-        Slot::Constant(json) => Some(json),
-    }
-}
-
-/// What is wrong with a required value that counts as missing.
-fn absent(given: Option<&str>) -> Problem {
-    match given {
-        None => Problem::Missing,
-        Some("null") => Problem::Null,
-        Some(_) => Problem::Empty,
-    }
-}
-
-/// The place that field names and pointers are relative to.
-#[derive(Clone, Copy)]
-enum Scope<'s> {
-    Document,
-    Item { list: &'s Slot, index: usize },
-}
-
-impl Scope<'_> {
-    fn field(self, name: &str) -> String {
-        match self {
-            Scope::Document => name.to_owned(),
-            Scope::Item { index, .. } => format!("items[{index}].{name}"),
-        }
-    }
-
-    fn pointer(self, pointer: &impl ToString) -> String {
-        match self {
-            Scope::Item { list: Slot::At { pointer: list, .. }, index } => {
-                format!("{list}/{index}{}", pointer.to_string())
-            }
-            Scope::Item { list: Slot::Constant(_), .. } | Scope::Document => pointer.to_string(),
-        }
-    }
-}
-
 #[derive(Default)]
 struct Reader {
     order_id: Option<OrderId>,
@@ -150,7 +105,7 @@ impl Reader {
                 return Err(OrderFaults::of(vec![Fault {
                     field: String::new(),
                     pointer: Some(pointer),
-                    problem: Problem::TooMany(MAX_VALUES),
+                    problem: ValueProblem::TooMany(MAX_VALUES),
                 }]));
             }
         };
@@ -185,7 +140,7 @@ impl Reader {
     /// What the document says happened to the order; `None` if it says nothing.
     fn event(&mut self, mapping: &Mapping, found: &Found<'_>) -> Option<OrderEvent> {
         let (slot, cancelled) = mapping.document.event.as_ref()?;
-        let read = |raw: &str| -> Result<Named, Mismatch> {
+        let read = |raw: &str| -> Result<Named, TypeMismatch> {
             Ok(Named(match cancelled {
                 CancelledIf::Named => OrderEvent::of_word(&value::as_text(raw)?),
                 CancelledIf::Present if value::as_boolean(raw) == Ok(false) => OrderEvent::Placed,
@@ -262,7 +217,7 @@ impl Reader {
             raw(&line.product, found).is_some() || raw(&line.quantity, found).is_some() || price
         };
         if line.is_some_and(is_given) {
-            self.fault(Scope::Document, "items", list, Problem::Ambiguous);
+            self.fault(Scope::Document, "items", list, ValueProblem::Ambiguous);
         }
         let Some(values) = list_items(raw_list, MAX_ITEMS) else {
             let mismatch = value::mismatch(raw_list, "a list");
@@ -293,7 +248,7 @@ impl Reader {
             Err(error) => {
                 let problem = match error {
                     FindError::Json(error) => error.into(),
-                    FindError::TooMany(_) => Problem::TooMany(MAX_VALUES),
+                    FindError::TooMany(_) => ValueProblem::TooMany(MAX_VALUES),
                 };
                 let (field, pointer) = (scope.field(""), Some(scope.pointer(&"")));
                 self.push(Fault { field: field.trim_end_matches('.').to_owned(), pointer, problem });
@@ -325,133 +280,6 @@ impl Reader {
         let price = price.round_dp(PRICE_PLACES).normalize();
         Some(Item { product, quantity, price, total: amount })
     }
-
-    /// The sum of all parts of an amount that are there.
-    fn amount(
-        &mut self,
-        scope: Scope<'_>,
-        field: AmountField,
-        name: &str,
-        slots: &AmountSlots,
-        found: &Found<'_>,
-    ) -> Option<Decimal> {
-        let (mut amounts, mut is_wrong) = (Vec::new(), false);
-        for (pointer, number) in &slots.parts {
-            for raw in found.all(*number).filter(|raw| is_present(raw)) {
-                match money::read(raw, field, slots.unit, &mut self.currency) {
-                    Ok(amount) => amounts.push(amount),
-                    Err(problem) => {
-                        let (field, pointer) = (scope.field(name), Some(scope.pointer(pointer)));
-                        self.push(Fault { field, pointer, problem });
-                        is_wrong = true;
-                    }
-                }
-            }
-        }
-        if !matches!(field, AmountField::Price | AmountField::Total) {
-            self.charges += amounts.len();
-        }
-        let sum = match amounts.as_slice() {
-            _ if is_wrong => None,
-            [] => None,
-            [amount] => Some(*amount),
-            several => sum_exactly(several.iter().copied()),
-        };
-        let pointers = || slots.parts.iter().map(|(pointer, _)| scope.pointer(pointer)).collect::<Vec<_>>().join(" + ");
-        if !amounts.is_empty() && sum.is_none() && !is_wrong {
-            self.push(Fault { field: scope.field(name), pointer: Some(pointers()), problem: RuleError::Total.into() });
-        }
-        if let Some(fields) = &mut self.fields {
-            let value = sum.map(|sum| sum.to_string());
-            fields.push(FieldReading { field: scope.field(name), pointer: Some(pointers()), value });
-        }
-        sum
-    }
-
-    /// An optional text. `Some` even if it is too long, so that it does not seem missing.
-    fn text(
-        &mut self,
-        scope: Scope<'_>,
-        name: &str,
-        (slot, none): &(Slot, Option<String>),
-        found: &Found<'_>,
-        limit: Option<TextField>,
-        read: fn(&str) -> Result<String, Mismatch>,
-    ) -> Option<String> {
-        let text = self.optional(scope, name, Some(slot), found, read)?;
-        if none.as_ref() == Some(&text) {
-            if let Some(last) = self.fields.as_mut().and_then(|fields| fields.last_mut()) {
-                last.value = None;
-            }
-            return None;
-        }
-        if let Some(field) = limit.filter(|field| text.len() > field.max_bytes()) {
-            let rule = RuleError::TooLong { field, length: text.len() };
-            self.fault(scope, name, slot, rule.into());
-        }
-        Some(text)
-    }
-
-    fn required<T: ToString>(
-        &mut self,
-        scope: Scope<'_>,
-        name: &str,
-        slot: &Slot,
-        found: &Found<'_>,
-        read: impl Fn(&str) -> Result<T, Problem>,
-    ) -> Option<T> {
-        let value = self.optional(scope, name, Some(slot), found, read);
-        value.or_else(|| self.missing(scope, name, slot, found))
-    }
-
-    fn optional<T: ToString, E: Into<Problem>>(
-        &mut self,
-        scope: Scope<'_>,
-        name: &str,
-        slot: Option<&Slot>,
-        found: &Found<'_>,
-        read: impl Fn(&str) -> Result<T, E>,
-    ) -> Option<T> {
-        let slot = slot?;
-        let value = match raw(slot, found).map(read) {
-            Some(Err(problem)) => {
-                self.fault(scope, name, slot, problem.into());
-                None
-            }
-            Some(Ok(value)) => Some(value),
-            None => None,
-        };
-        if let Some(fields) = &mut self.fields {
-            let pointer = match slot {
-                Slot::At { pointer, .. } => Some(scope.pointer(pointer)),
-                Slot::Constant(_) => None,
-            };
-            fields.push(FieldReading { field: scope.field(name), pointer, value: value.as_ref().map(T::to_string) });
-        }
-        value
-    }
-
-    /// Reports a required value as missing, unless it is there and wrong.
-    fn missing<T>(&mut self, scope: Scope<'_>, name: &str, slot: &Slot, found: &Found<'_>) -> Option<T> {
-        if raw(slot, found).is_none() {
-            self.fault(scope, name, slot, absent(given(slot, found)));
-        }
-        None
-    }
-
-    fn fault(&mut self, scope: Scope<'_>, name: &str, slot: &Slot, problem: Problem) {
-        let pointer = match slot {
-            Slot::At { pointer, .. } => Some(scope.pointer(pointer)),
-            Slot::Constant(_) => None,
-        };
-        self.push(Fault { field: scope.field(name), pointer, problem });
-    }
-
-    fn push(&mut self, fault: Fault) {
-        if self.faults.len() < MAX_FAULTS {
-            self.faults.push(fault);
-        }
-    }
 }
 
 /// An event, for an explanation.
@@ -467,16 +295,12 @@ impl std::fmt::Display for Named {
     }
 }
 
-fn is_present(raw: &str) -> bool {
-    !value::is_missing(raw)
-}
-
-fn currency(raw: &str) -> Result<String, Problem> {
+fn currency(raw: &str) -> Result<String, ValueProblem> {
     let text = value::as_text(raw)?;
     Ok(text.parse::<Currency>()?.to_string())
 }
 
-fn product(raw: &str) -> Result<String, Problem> {
+fn product(raw: &str) -> Result<String, ValueProblem> {
     let text = value::as_text(raw)?;
     if text.is_empty() {
         return Err(RuleError::Product.into());
@@ -485,7 +309,7 @@ fn product(raw: &str) -> Result<String, Problem> {
     if length > field.max_bytes() { Err(RuleError::TooLong { field, length }.into()) } else { Ok(text) }
 }
 
-fn quantity(raw: &str) -> Result<i64, Problem> {
+fn quantity(raw: &str) -> Result<i64, ValueProblem> {
     let quantity = value::as_quantity(raw)?.unwrap_or(i64::MAX);
     let is_valid = (1..=MAX_QUANTITY).contains(&quantity);
     if is_valid { Ok(quantity) } else { Err(RuleError::quantity(quantity).into()) }

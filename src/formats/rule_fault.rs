@@ -15,7 +15,18 @@ pub(super) fn rule_fault(mapping: &Mapping, rule: RuleError) -> Fault {
     let (field, pointer) = match &rule {
         RuleError::TotalMismatch { .. } | RuleError::Total => amount("total", &slots.total),
         RuleError::NegativeTotal => amount("discount", &slots.discount),
-        _ => (String::new(), None),
+        RuleError::Quantity(_)
+        | RuleError::Negative(_)
+        | RuleError::TooPrecise(_)
+        | RuleError::TooLarge(_)
+        | RuleError::Currency(_)
+        | RuleError::Currencies
+        | RuleError::Product
+        | RuleError::Products { .. }
+        | RuleError::TooLong { .. }
+        | RuleError::TooManyFields
+        | RuleError::Items(_)
+        | RuleError::Item { .. } => (String::new(), None),
     };
     Fault { field, pointer, problem: rule.into() }
 }

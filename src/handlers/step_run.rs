@@ -168,7 +168,7 @@ pub(super) fn handler_error(error: RunError) -> HandlerError {
     match error {
         RunError::Failed(failure) => failure.into(),
         RunError::Ledger(error) => error.into(),
-        RunError::Held | RunError::Lost => HandlerError::Interrupted(Interruption::TakenOver),
+        RunError::WaitedTooLong | RunError::Lost => HandlerError::Interrupted(Interruption::TakenOver),
         RunError::PublisherClosed => HandlerError::Interrupted(Interruption::PublisherClosed),
     }
 }

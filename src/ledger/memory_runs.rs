@@ -36,7 +36,7 @@ impl MemoryRuns {
     pub(super) fn claim(&mut self, claim: &RunClaim, order: RunOrder) -> ClaimAnswer {
         let effect = step_runs::claim(self.0.get(&claim.key).map(|run| &run.stored), claim, order);
         match effect {
-            ClaimEffect::Held { until } => return ClaimAnswer::Held { until },
+            ClaimEffect::ClaimedByAnother { until } => return ClaimAnswer::ClaimedByAnother { until },
             ClaimEffect::NotConcerned => return ClaimAnswer::NotConcerned,
             ClaimEffect::Conflict => return ClaimAnswer::NotAccepted(Recorded::Conflict(OtherOrder::InProgress)),
             ClaimEffect::OtherQueue { queue } => return ClaimAnswer::OtherQueue { queue },

@@ -9,7 +9,9 @@ use jiff::Timestamp;
 use super::channels::channel_statuses;
 use super::quantiles::quantiles;
 use super::recent::RecentActivity;
-use super::{BreakerStatus, Conservation, ConsumerStatus, FailureCount, OtherConsumer, SenderCounts, StepStatus};
+use super::{
+    BreakerStatus, Conservation, ConsumerStatus, ConsumerStepStatus, FailureCount, OtherConsumer, SenderCounts,
+};
 use crate::config::Rate;
 use crate::ledger::StepAction;
 use crate::metrics::{CallEnd, CounterReading, StepReading, conservation};
@@ -129,9 +131,9 @@ pub fn consumer_status(consumer: &ConsumerReading, all: &[ConsumerReading]) -> C
     }
 }
 
-fn step_status(step: &str, action: StepAction, reading: &StepReading) -> StepStatus {
+fn step_status(step: &str, action: StepAction, reading: &StepReading) -> ConsumerStepStatus {
     let ended = |end| reading.ended.get(&end).copied().unwrap_or(0);
-    StepStatus {
+    ConsumerStepStatus {
         step: step.to_owned(),
         action: action.as_str().to_owned(),
         in_flight: reading.in_flight,

@@ -254,7 +254,7 @@ pub struct ConsumerStatus {
     pub senders: SenderCounts,
     /// Its steps, in alphabetical order; of each, its undo after the step itself.
     #[serde(default)]
-    pub steps: Vec<StepStatus>,
+    pub steps: Vec<ConsumerStepStatus>,
     /// Its notification channels and the providers of each, in the order in which they are tried.
     #[serde(default)]
     pub channels: Vec<ChannelStatus>,
@@ -284,7 +284,7 @@ pub struct OtherConsumer {
 
 /// The calls of one step, or of its undo, since the start.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct StepStatus {
+pub struct ConsumerStepStatus {
     /// The step's name.
     pub step: String,
     /// `do` or `undo`.

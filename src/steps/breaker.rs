@@ -13,7 +13,7 @@
 use tokio::time::Instant;
 
 use super::breaker_settings::{BreakerSettings, MIN_CALLS};
-use super::call_window::Window;
+use super::call_window::CallWindow;
 use crate::gate::GateState;
 
 /// Calls at the same time when the ramp-up begins.
@@ -80,14 +80,14 @@ pub(super) struct Ticket {
 #[derive(Debug)]
 pub(super) struct Breaker {
     settings: BreakerSettings,
-    phase: Phase,
-    window: Window,
+    phase: BreakerPhase,
+    window: CallWindow,
     /// One more each time it opens and each time it half-opens.
     generation: u64,
 }
 
 #[derive(Debug, Clone, Copy)]
-enum Phase {
+enum BreakerPhase {
     Closed,
     Open {
         until: Instant,
@@ -107,18 +107,18 @@ enum Phase {
 
 impl Breaker {
     pub(super) fn new(settings: BreakerSettings, now: Instant) -> Self {
-        Breaker { settings, phase: Phase::Closed, window: Window::new(settings.window, now), generation: 0 }
+        Breaker { settings, phase: BreakerPhase::Closed, window: CallWindow::new(settings.window, now), generation: 0 }
     }
 
     /// Changes the settings and keeps the state. One that is open stays so for at most the new time; one that is held closes.
     pub(super) fn set(&mut self, settings: BreakerSettings, now: Instant) {
         if settings.window != self.settings.window {
-            self.window = Window::new(settings.window, now);
+            self.window = CallWindow::new(settings.window, now);
         }
         match &mut self.phase {
-            Phase::Open { until } => *until = (*until).min(now + settings.open),
-            Phase::Held => self.phase = Phase::Closed,
-            Phase::Closed | Phase::HalfOpen { .. } | Phase::RampUp { .. } => {}
+            BreakerPhase::Open { until } => *until = (*until).min(now + settings.open),
+            BreakerPhase::Held => self.phase = BreakerPhase::Closed,
+            BreakerPhase::Closed | BreakerPhase::HalfOpen { .. } | BreakerPhase::RampUp { .. } => {}
         }
         self.settings = settings;
     }
@@ -126,39 +126,39 @@ impl Breaker {
     /// Lets no call through until the settings are set again.
     pub(super) fn hold(&mut self) {
         self.generation += 1;
-        self.phase = Phase::Held;
+        self.phase = BreakerPhase::Held;
     }
 
     pub(super) fn state(&self) -> BreakerState {
         match self.phase {
-            Phase::Closed => BreakerState::Closed,
-            Phase::Open { .. } | Phase::Held => BreakerState::Open,
-            Phase::HalfOpen { .. } => BreakerState::HalfOpen,
-            Phase::RampUp { .. } => BreakerState::RampUp,
+            BreakerPhase::Closed => BreakerState::Closed,
+            BreakerPhase::Open { .. } | BreakerPhase::Held => BreakerState::Open,
+            BreakerPhase::HalfOpen { .. } => BreakerState::HalfOpen,
+            BreakerPhase::RampUp { .. } => BreakerState::RampUp,
         }
     }
 
     /// Whether more deliveries may be started, if this many already wait to make a call.
     pub(super) fn gate(&self, waiting: usize) -> GateState {
         match self.phase {
-            Phase::Closed => GateState::Open,
+            BreakerPhase::Closed => GateState::Open,
             // One of those that wait tries the service.
-            Phase::Open { .. } | Phase::HalfOpen { .. } | Phase::RampUp { .. } if waiting > 0 => {
+            BreakerPhase::Open { .. } | BreakerPhase::HalfOpen { .. } | BreakerPhase::RampUp { .. } if waiting > 0 => {
                 GateState::Closed(None)
             }
-            Phase::Open { until } => GateState::Closed(Some(until)),
-            Phase::Held => GateState::Closed(None),
-            Phase::HalfOpen { is_tried: true } => GateState::Closed(None),
-            Phase::HalfOpen { is_tried: false } | Phase::RampUp { .. } => GateState::Trial,
+            BreakerPhase::Open { until } => GateState::Closed(Some(until)),
+            BreakerPhase::Held => GateState::Closed(None),
+            BreakerPhase::HalfOpen { is_tried: true } => GateState::Closed(None),
+            BreakerPhase::HalfOpen { is_tried: false } | BreakerPhase::RampUp { .. } => GateState::Trial,
         }
     }
 
     /// Ends a ramp-up that has lasted long enough.
     pub(super) fn advance(&mut self, now: Instant) {
-        if let Phase::RampUp { until, .. } = self.phase
+        if let BreakerPhase::RampUp { until, .. } = self.phase
             && now >= until
         {
-            self.phase = Phase::Closed;
+            self.phase = BreakerPhase::Closed;
         }
     }
 
@@ -166,12 +166,12 @@ impl Breaker {
     pub(super) fn allows(&mut self, now: Instant) -> Result<(), Wait> {
         self.advance(now);
         match self.phase {
-            Phase::Closed | Phase::HalfOpen { is_tried: false } => Ok(()),
-            Phase::Open { until } if now < until => Err(Wait::Until(until)),
-            Phase::Open { .. } => Ok(()),
-            Phase::HalfOpen { is_tried: true } | Phase::Held => Err(Wait::ForChange),
-            Phase::RampUp { limit, in_flight, .. } if in_flight < limit => Ok(()),
-            Phase::RampUp { until, .. } => Err(Wait::Until(until)),
+            BreakerPhase::Closed | BreakerPhase::HalfOpen { is_tried: false } => Ok(()),
+            BreakerPhase::Open { until } if now < until => Err(Wait::Until(until)),
+            BreakerPhase::Open { .. } => Ok(()),
+            BreakerPhase::HalfOpen { is_tried: true } | BreakerPhase::Held => Err(Wait::ForChange),
+            BreakerPhase::RampUp { limit, in_flight, .. } if in_flight < limit => Ok(()),
+            BreakerPhase::RampUp { until, .. } => Err(Wait::Until(until)),
         }
     }
 
@@ -180,13 +180,13 @@ impl Breaker {
         self.allows(now)?;
         match &mut self.phase {
             // No call is allowed while it is held.
-            Phase::Closed | Phase::Held => {}
-            Phase::Open { .. } => {
+            BreakerPhase::Closed | BreakerPhase::Held => {}
+            BreakerPhase::Open { .. } => {
                 self.generation += 1;
-                self.phase = Phase::HalfOpen { is_tried: true };
+                self.phase = BreakerPhase::HalfOpen { is_tried: true };
             }
-            Phase::HalfOpen { is_tried } => *is_tried = true,
-            Phase::RampUp { in_flight, .. } => *in_flight += 1,
+            BreakerPhase::HalfOpen { is_tried } => *is_tried = true,
+            BreakerPhase::RampUp { in_flight, .. } => *in_flight += 1,
         }
         Ok(Ticket { generation: self.generation })
     }
@@ -203,22 +203,22 @@ impl Breaker {
             CallResult::Abandoned => {}
         }
         match (&mut self.phase, result) {
-            (Phase::Closed, _) => {
+            (BreakerPhase::Closed, _) => {
                 if self.fails_too_often(MIN_CALLS, now) {
                     self.open(now);
                 }
             }
             // A call begun in this generation has left it only by its end.
-            (Phase::Open { .. } | Phase::Held, _) => {}
-            (Phase::HalfOpen { .. }, CallResult::Answered) => {
-                self.window = Window::new(self.settings.window, now);
+            (BreakerPhase::Open { .. } | BreakerPhase::Held, _) => {}
+            (BreakerPhase::HalfOpen { .. }, CallResult::Answered) => {
+                self.window = CallWindow::new(self.settings.window, now);
                 self.window.add(false, now);
                 let until = now + self.settings.window;
-                self.phase = Phase::RampUp { limit: FIRST_RAMP, in_flight: 0, answered: 0, until };
+                self.phase = BreakerPhase::RampUp { limit: FIRST_RAMP, in_flight: 0, answered: 0, until };
             }
-            (Phase::HalfOpen { .. }, CallResult::Failed) => self.open(now),
-            (Phase::HalfOpen { is_tried }, CallResult::Abandoned) => *is_tried = false,
-            (Phase::RampUp { limit, in_flight, answered, until: _ }, result) => {
+            (BreakerPhase::HalfOpen { .. }, CallResult::Failed) => self.open(now),
+            (BreakerPhase::HalfOpen { is_tried }, CallResult::Abandoned) => *is_tried = false,
+            (BreakerPhase::RampUp { limit, in_flight, answered, until: _ }, result) => {
                 *in_flight = in_flight.saturating_sub(1);
                 if result == CallResult::Answered {
                     *answered += 1;
@@ -227,7 +227,7 @@ impl Breaker {
                     (*limit, *answered) = (*limit * 2, 0);
                 }
                 if *limit > LAST_RAMP {
-                    self.phase = Phase::Closed;
+                    self.phase = BreakerPhase::Closed;
                 } else if result == CallResult::Failed && self.fails_too_often(1, now) {
                     self.open(now);
                 }
@@ -247,8 +247,8 @@ impl Breaker {
 
     fn open(&mut self, now: Instant) {
         self.generation += 1;
-        self.phase = Phase::Open { until: now + self.settings.open };
-        self.window = Window::new(self.settings.window, now);
+        self.phase = BreakerPhase::Open { until: now + self.settings.open };
+        self.window = CallWindow::new(self.settings.window, now);
     }
 }
 

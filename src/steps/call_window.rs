@@ -9,7 +9,7 @@ const WINDOW_PARTS: u32 = 10;
 
 /// Counts the calls of the last time, in parts of it.
 #[derive(Debug)]
-pub(super) struct Window {
+pub(super) struct CallWindow {
     part: Duration,
     /// When the last part began.
     began: Instant,
@@ -17,9 +17,9 @@ pub(super) struct Window {
     parts: [(u32, u32); WINDOW_PARTS as usize],
 }
 
-impl Window {
+impl CallWindow {
     pub fn new(length: Duration, now: Instant) -> Self {
-        Window { part: length / WINDOW_PARTS, began: now, parts: [(0, 0); WINDOW_PARTS as usize] }
+        CallWindow { part: length / WINDOW_PARTS, began: now, parts: [(0, 0); WINDOW_PARTS as usize] }
     }
 
     pub fn add(&mut self, failed: bool, now: Instant) {

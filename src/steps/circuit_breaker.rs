@@ -53,13 +53,13 @@ pub struct CircuitBreaker {
     consumer: Arc<str>,
     kind: BreakerKind,
     name: Arc<str>,
-    state: Mutex<SharedState>,
+    state: Mutex<SharedBreakerState>,
     gate: GateControl,
     changed: Notify,
 }
 
 #[derive(Debug)]
-struct SharedState {
+struct SharedBreakerState {
     breaker: Breaker,
     /// Deliveries that wait to make a call.
     waiting: usize,
@@ -161,7 +161,7 @@ impl CircuitBreakers {
 
 impl CircuitBreaker {
     fn new(consumer: Arc<str>, kind: BreakerKind, name: Arc<str>, settings: BreakerSettings) -> Self {
-        let state = SharedState {
+        let state = SharedBreakerState {
             breaker: Breaker::new(settings, Instant::now()),
             waiting: 0,
             since: Timestamp::now(),
@@ -250,7 +250,7 @@ impl CircuitBreaker {
     }
 
     /// Changes the state, sets the gate accordingly, and logs what became of the breaker.
-    fn change<T>(&self, change: impl FnOnce(&mut SharedState, Instant) -> T) -> T {
+    fn change<T>(&self, change: impl FnOnce(&mut SharedBreakerState, Instant) -> T) -> T {
         let now = Instant::now();
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let before = state.breaker.state();

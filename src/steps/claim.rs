@@ -36,7 +36,7 @@ pub enum Claimed {
 }
 
 /// Claims a run for the time of one call. Waits while another instance works on it, within the delivery's budget; before that it
-/// calls `gives_way`, and the claim asks for no first call any more.
+/// calls `on_wait`, and the claim asks for no first call any more.
 ///
 /// # Errors
 /// The ledger was closed, or another instance still works on the run.
@@ -47,7 +47,7 @@ pub async fn claim(
     order: Option<&NewOrder>,
     lease: Duration,
     waits: &WaitBudget,
-    mut gives_way: impl FnMut(),
+    mut on_wait: impl FnMut(),
 ) -> Result<Claimed, RunError> {
     let owner: Arc<str> = instance::owner().into();
     loop {
@@ -65,13 +65,13 @@ pub async fn claim(
             ClaimAnswer::NotConcerned => return Ok(Claimed::NotConcerned),
             ClaimAnswer::NotAccepted(answer) => return Ok(Claimed::NotAccepted(answer)),
             ClaimAnswer::OtherQueue { queue } => return Ok(Claimed::OtherQueue(queue)),
-            ClaimAnswer::Held { until } => {
-                gives_way();
+            ClaimAnswer::ClaimedByAnother { until } => {
+                on_wait();
                 if let ClaimPurpose::Work { first, .. } = &mut purpose {
                     *first = None;
                 }
                 let wait = Duration::try_from(until.duration_since(Timestamp::now())).unwrap_or_default();
-                waits.wait_for(sleep(wait.clamp(MIN_WAIT, MAX_WAIT))).await.ok_or(RunError::Held)?;
+                waits.wait_for(sleep(wait.clamp(MIN_WAIT, MAX_WAIT))).await.ok_or(RunError::WaitedTooLong)?;
             }
         }
     }

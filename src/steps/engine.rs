@@ -7,31 +7,28 @@
 //! Whatever interrupts it, the next claim of the run continues with the first step that is not done. It never retries a call:
 //! its failure is the message's.
 
+mod calls;
 mod records;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use jiff::Timestamp;
 use serde_json::Value as Json;
-use tokio::time::timeout;
-use tracing::error;
 
 use super::claim::{Claimed, MAX_LEASE_DELAY, claim};
 use super::engine_step::{Admission, CallPermit, EngineStep, StepResources};
-use super::events::{self, EventPublisher};
-use super::plan::{idempotency_key, next_step, next_undo};
-use super::request::{RunInput, body, message_json};
+use super::events::EventPublisher;
+use super::plan::{next_step, next_undo};
+use super::request::{RunInput, message_json};
 use super::run_error::RunError;
-use super::service::{FailureCause, StepAnswer, StepCall, StepFailure};
 use super::settings::StepsSettings;
 use crate::gate::Gate;
 use crate::ledger::{
-    CallOutcome, ClaimPurpose, EndedCall, LedgerWriter, NewOrder, Recorded, RecordedStep, RunRecord, RunRecorded,
-    RunState, StepAction, StepCallEntry, StepRun, StepStatus,
+    CallOutcome, ClaimPurpose, EndedCall, LedgerWriter, NewOrder, Recorded, RecordedStep, RunState, StepAction,
+    StepCallEntry, StepRun, StepStatus,
 };
-use crate::message::{ExchangeNames, PublishError};
-use crate::metrics::{CallEnd, StepCounters};
+use crate::message::ExchangeNames;
+use crate::metrics::StepCounters;
 use crate::recovery::{ClaimNote, ClaimedRun, Failure, FailureKind};
 use crate::wait_budget::WaitBudget;
 
@@ -111,13 +108,13 @@ impl Engine {
             ClaimPurpose::Work { message: message.clone(), is_new, replayed_at, takes_over, first }
         };
         // The run of one that waits for another instance exists, and does not begin with this claim: others may call the step.
-        let mut gives_way = || first = None;
+        let mut on_wait = || first = None;
         let (ledger, key, order) = (access.ledger, input.key, order.as_deref());
-        let mut claimed = claim(ledger, key, purpose(entry, false), order, lease, access.waits, &mut gives_way).await?;
+        let mut claimed = claim(ledger, key, purpose(entry, false), order, lease, access.waits, &mut on_wait).await?;
         if let Claimed::OtherQueue(queue) = &claimed
             && (access.may_take_over)(queue)
         {
-            claimed = claim(ledger, key, purpose(None, true), order, lease, access.waits, &mut gives_way).await?;
+            claimed = claim(ledger, key, purpose(None, true), order, lease, access.waits, &mut on_wait).await?;
         }
         let (run, leased_at) = match claimed {
             Claimed::Run(run, leased_at) => (*run, leased_at),
@@ -135,7 +132,7 @@ impl Engine {
                 let first =
                     first.filter(|_| is_new).map(|(index, admission)| (index, RecordedCall::Admitted(admission)));
                 if first.is_some() && leased_at.elapsed() > MAX_LEASE_DELAY {
-                    work.record(None, Change { lease: Some(lease), ..Change::default() }).await?;
+                    work.record(None, RunChange { lease: Some(lease), ..RunChange::default() }).await?;
                 }
                 work.do_steps(first).await.map(|()| RunOutcome::Done)
             }
@@ -224,7 +221,7 @@ enum RecordedCall {
 
 /// What one record says besides the call's end.
 #[derive(Default)]
-struct Change {
+struct RunChange {
     next: Option<StepCallEntry>,
     /// The timeout of the next call, or how long the message may still be finished.
     lease: Option<Duration>,
@@ -252,7 +249,7 @@ impl<'a> RunWork<'a> {
             let step = &self.engine.steps[next];
             let admission = step.admission_now();
             let entry = admission.is_some().then(|| self.entry(next, StepAction::Do));
-            let change = Change { next: entry, lease: Some(step.settings.timeout), state: None };
+            let change = RunChange { next: entry, lease: Some(step.settings.timeout), state: None };
             self.record(Some(ended), change).await?;
             recorded = admission.map(|admission| (next, RecordedCall::Admitted(admission)));
         }
@@ -262,7 +259,7 @@ impl<'a> RunWork<'a> {
     async fn undo_steps(&mut self) -> Result<(), RunError> {
         loop {
             let Some(step) = next_undo(&self.run.steps) else {
-                let change = Change { state: Some(RunState::Undone), ..Change::default() };
+                let change = RunChange { state: Some(RunState::Undone), ..RunChange::default() };
                 return self.record(None, change).await;
             };
             let configured = self.engine.steps.iter().position(|found| *found.name == *step.step);
@@ -280,7 +277,7 @@ impl<'a> RunWork<'a> {
         self.set_done(index, StepAction::Undo, &result);
         let ended = self.ended(index, StepAction::Undo, CallOutcome::Done { result });
         let lease = Some(self.engine.steps[index].timeout(StepAction::Undo));
-        self.record(Some(ended), Change { lease, ..Change::default() }).await
+        self.record(Some(ended), RunChange { lease, ..RunChange::default() }).await
     }
 
     /// The failure of a message whose steps are undone, or cannot be. The failed-order handler replaces it by the original failure,
@@ -303,13 +300,13 @@ impl<'a> RunWork<'a> {
     }
 
     /// The run is done. It stays claimed until the message should be finished, so that it is not undone at the same time.
-    fn all_done(&self) -> Change {
-        Change { state: Some(RunState::Done), ..self.while_finishing() }
+    fn all_done(&self) -> RunChange {
+        RunChange { state: Some(RunState::Done), ..self.while_finishing() }
     }
 
     /// The run stays claimed while the order's own events are published. Only the decision on an earlier failure waits for that.
-    fn while_finishing(&self) -> Change {
-        Change { lease: Some(self.access.max_hold), ..Change::default() }
+    fn while_finishing(&self) -> RunChange {
+        RunChange { lease: Some(self.access.max_hold), ..RunChange::default() }
     }
 
     /// Waits until the call may be recorded, and records it. One that has to wait for a service that may be unavailable is recorded
@@ -322,9 +319,9 @@ impl<'a> RunWork<'a> {
         } else {
             step.admission(waits).await.map(RecordedCall::Admitted)
         };
-        let call = call.ok_or(RunError::Held)?;
+        let call = call.ok_or(RunError::WaitedTooLong)?;
         let entry = self.entry(index, action);
-        let change = Change { next: Some(entry), lease: Some(step.timeout(action)), state: None };
+        let change = RunChange { next: Some(entry), lease: Some(step.timeout(action)), state: None };
         self.record(None, change).await?;
         Ok(call)
     }
@@ -335,124 +332,6 @@ impl<'a> RunWork<'a> {
 
     fn ended(&self, index: usize, action: StepAction, outcome: CallOutcome) -> EndedCall {
         EndedCall { step: self.engine.steps[index].settings.name.clone(), action, outcome }
-    }
-
-    /// Makes a recorded call and publishes the events of its answer. Returns its result. A failure is recorded.
-    async fn call(&self, index: usize, action: StepAction, call: RecordedCall) -> Result<String, RunError> {
-        let step = &self.engine.steps[index];
-        let (permit, admission) = self.permit(index, action, call).await?;
-        let recorded = self.run.steps.iter().find(|found| *found.step == *step.name && found.action == StepAction::Do);
-        let round = recorded.map_or(self.run.round, |recorded| recorded.round);
-        let key = idempotency_key(self.input.key, &step.name, action, round);
-        let guard = self.access.counters.called(&step.name, action);
-        let answer = self.call_service(step, action, &key).await;
-        permit.ended(answer.as_ref().err());
-        drop(admission);
-        let result = match answer {
-            Ok(answer) => {
-                let published = match self.publish_events(step, &key, &answer).await {
-                    // If the order was cancelled meanwhile, its undo needs the result. If the claim is lost, this is refused too.
-                    Err(RunError::Lost) => {
-                        let done = CallOutcome::Done { result: answer.result.get().to_owned() };
-                        self.record(Some(self.ended(index, action, done)), Change::default()).await?;
-                        return Err(RunError::Lost);
-                    }
-                    published => published?,
-                };
-                let published = if action == StepAction::Undo { leave_out(&key, published) } else { published };
-                published.map(|()| answer.result.get().to_owned())
-            }
-            Err(failure) => Err(failure),
-        };
-        match result {
-            Ok(result) => {
-                guard.ended(CallEnd::Done);
-                Ok(result)
-            }
-            Err(failure) => {
-                let is_final = matches!(failure.failure.kind, FailureKind::Permanent | FailureKind::Malformed);
-                guard.ended(if is_final { CallEnd::Refused } else { CallEnd::Failed });
-                Err(self.failed(index, action, failure).await)
-            }
-        }
-    }
-
-    async fn call_service(&self, step: &EngineStep, action: StepAction, key: &str) -> Result<StepAnswer, StepFailure> {
-        let service = match (action, &step.undo) {
-            (StepAction::Do, _) | (StepAction::Undo, None) => &step.service,
-            (StepAction::Undo, Some((undo, _))) => undo,
-        };
-        let failure = self.run.failure.as_ref().filter(|_| action == StepAction::Undo);
-        let body = body(&self.input, &self.run.steps, failure);
-        let limit = step.timeout(action);
-        let call = StepCall { idempotency_key: key, body: &body, trace: self.input.trace, timeout: limit };
-        timeout(limit, service.call(call)).await.unwrap_or_else(|_| {
-            let reason = format!("no answer of {} within {limit:?}", shown(&step.name, action));
-            Err(StepFailure::new(Failure::new(FailureKind::TimedOut, "step_timeout", reason), FailureCause::Unanswered))
-        })
-    }
-
-    /// The inner error is the step's.
-    async fn publish_events(
-        &self,
-        step: &EngineStep,
-        key: &str,
-        answer: &StepAnswer,
-    ) -> Result<Result<(), StepFailure>, RunError> {
-        if answer.events.is_empty() {
-            return Ok(Ok(()));
-        }
-        let failure = |code, reason: String| {
-            let failure = Failure::new(FailureKind::Permanent, code, reason);
-            Ok(Err(StepFailure::new(failure, FailureCause::Unanswered)))
-        };
-        let not_allowed = answer
-            .events
-            .iter()
-            .find(|event| !step.settings.may_emit(&event.routing_key) || events::is_reserved(&event.routing_key));
-        if let Some(event) = not_allowed {
-            let reason = format!("step {:?} may not emit {:?}: see its key emits", step.name, event.routing_key);
-            return failure("event_not_allowed", reason);
-        }
-        let events = events::publications(&answer.events, key, &self.input, self.access.names);
-        match self.publish_claimed(events).await? {
-            Ok(()) => Ok(Ok(())),
-            Err(PublishError::Closed) => Err(RunError::PublisherClosed),
-            Err(error @ PublishError::Unroutable { .. }) => failure("event_unroutable", crate::chain::chain(&error)),
-            Err(error) => failure("cannot_publish", crate::chain::chain(&error)),
-        }
-    }
-
-    /// Records a failure, which ends the claim, and makes it the message's.
-    async fn failed(&self, index: usize, action: StepAction, failed: StepFailure) -> RunError {
-        let StepFailure { failure, retry_after, cause } = failed;
-        let step = &self.engine.steps[index];
-        let outcome = CallOutcome::Failed {
-            kind: failure.kind.as_str(),
-            code: failure.code.clone(),
-            reason: failure.reason.clone(),
-            uncertain: cause == FailureCause::Unanswered,
-        };
-        let at = Timestamp::now();
-        let record = RunRecord {
-            key: self.input.key.clone(),
-            fence: self.run.fence,
-            at,
-            until: None,
-            ended: Some(self.ended(index, action, outcome)),
-            next: None,
-            state: None,
-            failure: None,
-            dead_lettered: false,
-        };
-        match self.access.ledger.record_run(record).await {
-            Ok(RunRecorded::Recorded) => {}
-            Ok(RunRecorded::Stale | RunRecorded::Cancelled) => return RunError::Lost,
-            Err(error) => return error.into(),
-        }
-        let reason = format!("{}: {}", shown(&step.name, action), failure.reason);
-        let retry_after = retry_after.map(|wanted| wanted.min(step.settings.retry_after_max));
-        RunError::Failed(Failure::new(failure.kind, failure.code, reason).with_retry_after(retry_after))
     }
 
     /// What the ledger has recorded, or is about to.
@@ -474,22 +353,5 @@ impl<'a> RunWork<'a> {
             result: Some(result.to_owned()),
         });
         self.run.steps.sort_by_key(|step| (step.position, step.action));
-    }
-}
-
-/// The service has undone its step, so the undo is done, whatever becomes of the events that it asks for: to call it again, or to
-/// leave it to a person, would be wrong. The events stay in the recorded result.
-fn leave_out(idempotency_key: &str, published: Result<(), StepFailure>) -> Result<(), StepFailure> {
-    if let Err(StepFailure { failure: Failure { code, reason, .. }, .. }) = published {
-        error!(idempotency_key, code, reason, "cannot publish the events of an undo, which is done; they are left out");
-    }
-    Ok(())
-}
-
-/// A step or its undo, for display.
-fn shown(step: &str, action: StepAction) -> String {
-    match action {
-        StepAction::Do => format!("step {step:?}"),
-        StepAction::Undo => format!("the undo of step {step:?}"),
     }
 }

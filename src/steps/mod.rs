@@ -5,6 +5,7 @@
 //! engine    carries out a run: read it first       plan     what is called next: pure
 //! claim     one instance works on a run            request  what a step is called with
 //! events    what an answer asks to publish         run_error   why a run did not end
+//! description  what `orderd check` shows of a step: pure
 //! engine_step  one step of the engine: its services, and when a call may be made
 //! service   the trait of what performs a step's calls      http/   an HTTP server      command/   child processes
 //! breaker   when a service is not called: pure             circuit_breaker   all of them: who waits, who may call
@@ -18,6 +19,7 @@ mod call_window;
 mod circuit_breaker;
 mod claim;
 mod command;
+mod description;
 mod engine;
 mod engine_step;
 mod events;

@@ -11,7 +11,7 @@ pub enum RunError {
     /// The ledger.
     Ledger(LedgerError),
     /// Another instance works on the message, or other calls of the step take too long. Never an attempt.
-    Held,
+    WaitedTooLong,
     /// Another instance has claimed the message. Never an attempt.
     Lost,
     /// The publisher was closed. Never an attempt.

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::breaker_settings::{BreakerSettings, MIN_CALLS};
+use super::breaker_settings::BreakerSettings;
 use super::command::CommandSettings;
 use super::events;
 use super::http::HttpSettings;
@@ -91,8 +91,10 @@ impl ServiceSettings {
         match (section.optional_section("http"), CommandSettings::read(section)) {
             (Some(http), None) => HttpSettings::read(http).map(ServiceSettings::Http),
             (None, Some(command)) => command.map(ServiceSettings::Command),
-            (Some(_), Some(_)) => {
+            (Some(http), Some(_)) => {
                 section.problem("command", "cannot be combined with http: a step has one of them");
+                // For what else is wrong with it.
+                HttpSettings::read(http);
                 None
             }
             (None, None) => {
@@ -100,14 +102,6 @@ impl ServiceSettings {
                 section.problem("http", problem);
                 None
             }
-        }
-    }
-
-    /// What it calls, for display.
-    fn shown(&self) -> String {
-        match self {
-            ServiceSettings::Http(http) => format!("POST {}", http.url),
-            ServiceSettings::Command(command) => format!("command {:?}", command.words[0]),
         }
     }
 }
@@ -159,11 +153,6 @@ impl StepsSettings {
         let limits = self.0.iter().enumerate().filter(|(_, step)| step.retry_after_max != DEFAULT_RETRY_AFTER_MAX);
         limits.map(|(index, step)| (format!("steps[{index}].retry_after_max"), step.retry_after_max)).collect()
     }
-
-    /// What `orderd check` prints about them.
-    pub fn check_lines(&self, consumer: &str) -> Vec<String> {
-        self.0.iter().enumerate().map(|(index, step)| step.check_line(consumer, index)).collect()
-    }
 }
 
 impl StepSettings {
@@ -184,43 +173,22 @@ impl StepSettings {
         if let Some(breaker) = circuit_breaker {
             breaker.warn_of_short_window(&section, timeout, ("max_concurrent", max_concurrent));
         }
-        let settings = StepSettings {
+        let emits = section.list("emits", MAX_EMITS, &routing_pattern).unwrap_or_default();
+        let retry_after_max = value_parser::duration(Duration::ZERO..=DAY);
+        let retry_after_max = section.optional_or("retry_after_max", DEFAULT_RETRY_AFTER_MAX, &retry_after_max);
+        // Before it is known whether the service is wrong: a person wants to see all problems at once.
+        section.finish();
+        Some(StepSettings {
             name: name.unwrap_or_default(),
             service: service?,
             timeout,
             undo: undo.flatten(),
             when,
-            emits: section.list("emits", MAX_EMITS, &routing_pattern).unwrap_or_default(),
+            emits,
             max_concurrent,
             circuit_breaker,
-            retry_after_max: section.optional_or(
-                "retry_after_max",
-                DEFAULT_RETRY_AFTER_MAX,
-                &value_parser::duration(Duration::ZERO..=DAY),
-            ),
-        };
-        section.finish();
-        Some(settings)
-    }
-
-    fn check_line(&self, consumer: &str, index: usize) -> String {
-        let conditional = if self.when == When::default() { "" } else { ", if its condition holds" };
-        let undo = match &self.undo {
-            Some(undo) => format!("undone by {} within {}", undo.service.shown(), duration::format(undo.timeout)),
-            None => "never undone".to_owned(),
-        };
-        let breaker = self.circuit_breaker.map_or_else(String::new, |breaker| {
-            let (open, window) = (duration::format(breaker.open), duration::format(breaker.window));
-            let percent = breaker.failures * 100.0;
-            format!("; not called for {open} if {percent} % of at least {MIN_CALLS} calls within {window} fail")
-        });
-        format!(
-            "step {} of consumer {consumer:?}: {:?}, {} within {}{conditional}; {undo}{breaker}",
-            index + 1,
-            self.name,
-            self.service.shown(),
-            duration::format(self.timeout)
-        )
+            retry_after_max,
+        })
     }
 
     /// How many of its calls are made at the same time in a consumer with so many workers.
@@ -348,15 +316,6 @@ pub(super) mod tests {
         let steps = read(CHARGE).unwrap();
         let step = &steps.0[0];
         assert_eq!((step.timeout, step.max_concurrent, &step.undo), (DEFAULT_TIMEOUT, 64, &None));
-        assert_eq!(
-            steps.check_lines("order"),
-            ["step 1 of consumer \"order\": \"charge\", POST http://127.0.0.1:8081/charge within 10s; never undone"]
-        );
-        let breaker = read(&format!("{CHARGE}circuit_breaker = {{ open = \"5s\" }}")).unwrap();
-        assert!(
-            breaker.check_lines("order")[0]
-                .ends_with("; not called for 5s if 50 % of at least 10 calls within 30s fail")
-        );
         let all = read(
             "[[consumers.order.steps]]\nname = \"charge\"\nhttp = { url = \"https://pay.example/charge?key=hidden\", headers = { X-Shop = \
              \"hidden\" } }\ntimeout = \"3s\"\nundo = { http = { url = \"https://pay.example/refund\" }, timeout = \"1m\" }\n\
@@ -371,7 +330,7 @@ pub(super) mod tests {
             serde_json::json!({"priority": true, "min_total": "99.90", "currency": "EUR", "pointer": "/a", "equals": 1})
         );
         let shown = format!("{shown} {all:?} {:?}", all.check_lines("order"));
-        assert!(!shown.contains("hidden") && shown.contains("POST https://pay.example/charge within"), "{shown}");
+        assert!(!shown.contains("hidden") && shown.contains("https://pay.example/charge"), "{shown}");
     }
 
     #[test]
@@ -411,6 +370,26 @@ pub(super) mod tests {
         ] {
             assert!(found.iter().any(|problem| problem.contains(expected)), "{expected}: {found:?}");
             assert!(!found.concat().contains("hunter2"), "{found:?}");
+        }
+    }
+    #[test]
+    fn everything_that_is_wrong_with_a_step_is_reported_at_once_whatever_is_wrong_with_its_service() {
+        for service in [
+            "comand = [\"x\"]",
+            "http = { url = \"ftp://x/\", bearer = 1 }",
+            "command = []",
+            "command = [\"x\"]\nhttp = { url = 1 }",
+        ] {
+            let rest = "emits = [\"order*\"]\nretry_after_max = \"2d\"\nmax_concurent = 3\ntimeout = \"16m\"";
+            let found = read(&format!("[[consumers.order.steps]]\nname = \"ship\"\n{service}\n{rest}")).unwrap_err();
+            let has = |part: &str| found.iter().any(|problem| problem.contains(part));
+            for part in ["steps[0].emits[0]: ", "steps[0].retry_after_max: ", "steps[0].timeout: "] {
+                assert!(has(part), "{service}: {part}: {found:?}");
+            }
+            assert!(has("steps[0].max_concurent: unknown key; did you mean \"max_concurrent\"?"), "{found:?}");
+            assert!(has("steps[0].comand: unknown key; did you mean \"command\"?") == service.starts_with("comand"));
+            assert!(has("steps[0].http.bearer: unknown key") == service.contains("bearer"), "{found:?}");
+            assert!(has("steps[0].http.url: must be") == service.contains("url"), "{found:?}");
         }
     }
 }

@@ -270,7 +270,7 @@ async fn a_step_that_does_not_answer_times_out_and_its_effect_is_uncertain() {
 }
 
 #[tokio::test]
-async fn a_service_that_asks_for_a_later_call_is_heard_within_the_limit() {
+async fn a_service_that_asks_for_a_later_call_is_respected_within_the_limit() {
     let env = Env::new();
     env.script(0, Scripted::Fails(Transient, Refused));
     assert_eq!(env.failure().await.retry_after, Some(Duration::from_secs(300)));
@@ -428,7 +428,7 @@ async fn an_undo_that_is_not_configured_any_more_fails_for_good() {
 async fn what_another_instance_works_on_is_waited_for_and_then_released() {
     let env = Env::new();
     claim_as_another(&env.ledger, &env.key).await;
-    assert!(matches!(env.run().await, Err(RunError::Held)));
+    assert!(matches!(env.run().await, Err(RunError::WaitedTooLong)));
     assert!(env.happened().is_empty());
 }
 

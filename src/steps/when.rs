@@ -94,9 +94,8 @@ impl When {
 
 fn amount(value: &Value) -> Result<Decimal, String> {
     let text = match value {
-        Value::Text(text) | Value::Untyped(text) => text.clone(),
-        Value::Integer(number) => number.to_string(),
-        Value::Float(_) | Value::Boolean(_) | Value::Time | Value::List(_) | Value::Table(_) => String::new(),
+        Value::Text(text) | Value::Untyped(text) => text.as_str(),
+        Value::Integer(_) | Value::Float(_) | Value::Boolean(_) | Value::Time | Value::List(_) | Value::Table(_) => "",
     };
     text.parse().map_err(|_| format!("must be an amount in quotes, such as \"99.90\", is {value}"))
 }

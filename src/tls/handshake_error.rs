@@ -165,6 +165,8 @@ fn from_alert(alert: AlertDescription, has_client_certificate: bool) -> TlsError
         | Alert::CertificateUnknown
         | Alert::UnknownCA
         | Alert::AccessDenied
+        // Of a certificate whose authority has the name of a trusted one and another key.
+        | Alert::DecryptError
             if has_client_certificate =>
         {
             TlsError::ClientCertificateRejected(format!("{alert:?}"))
@@ -194,8 +196,10 @@ mod tests {
         let alert = |alert, has_client_certificate| TlsError::new(&Error::AlertReceived(alert), has_client_certificate);
         assert_eq!(alert(AlertDescription::CertificateRequired, false), TlsError::ClientCertificateMissing);
         assert_eq!(alert(AlertDescription::HandshakeFailure, false), TlsError::ClientCertificateMissing);
-        let rejected = alert(AlertDescription::UnknownCA, true);
-        assert!(matches!(rejected, TlsError::ClientCertificateRejected(_)), "{rejected}");
+        for rejects in [AlertDescription::UnknownCA, AlertDescription::DecryptError] {
+            let rejected = alert(rejects, true);
+            assert!(matches!(rejected, TlsError::ClientCertificateRejected(_)), "{rejected}");
+        }
         assert!(!alert(AlertDescription::InternalError, true).is_permanent());
     }
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use orderd::domain::OrderDocument;
 use orderd::formats::Format;
 use orderd::reconcile::FindingKind;
 
@@ -123,6 +124,12 @@ fn the_formats_reference_shows_the_built_in_formats_as_they_are() {
     }
     let example = blocks.iter().find(|block| block.starts_with("[formats.webshop]")).unwrap();
     assert!(load(example).formats.contains_key("webshop"));
+    let with_charges = blocks.iter().find(|block| block.starts_with("[formats.with_charges]")).unwrap();
+    let order =
+        r#"{"id": "a", "product": "Pen", "quantity": 2, "price": 5, "shipping": 3, "discount": 1, "total": 12}"#;
+    let format = &load(with_charges).formats["with_charges"];
+    let Ok(OrderDocument::Placed(order)) = format.read(order, None) else { panic!("it is an order") };
+    assert_eq!(order.check().unwrap().total.to_string(), "12");
 }
 
 #[test]

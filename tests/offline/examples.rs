@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-/// Longest program, in lines.
+/// Programs have fewer lines.
 const LINES: usize = 60;
 
 #[test]
@@ -34,7 +34,7 @@ fn the_example_programs_in_other_languages_are_short() {
             }
             found += 1;
             let lines = fs::read_to_string(&path).unwrap().lines().count();
-            if lines > LINES {
+            if lines >= LINES {
                 too_long.push(format!("{}: {lines} lines", path.display()));
             }
         }

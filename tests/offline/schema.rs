@@ -284,12 +284,24 @@ fn a_configuration_is_valid_if_orderd_accepts_it() {
         let value: toml::Value = toml::from_str(toml).unwrap();
         validator.validate(&serde_json::to_value(value).unwrap()).map_err(|error| error.to_string())
     };
-    for file in ["config/orderd.toml", "config/docker/orderd/orderd.toml"] {
+    for file in ["config/orderd.toml", "config/docker/orderd/orderd.toml", "examples/shop.toml"] {
         valid(&fs::read_to_string(root().join(file)).unwrap()).unwrap_or_else(|error| panic!("{file}: {error}"));
     }
-    let formats = fs::read_to_string(root().join("docs/reference/formats.md")).unwrap();
-    for block in formats.split("```toml\n").skip(1).filter_map(|rest| rest.split("```").next()) {
-        valid(block).unwrap_or_else(|error| panic!("{block}: {error}"));
+    for page in [
+        "docs/reference/formats.md",
+        "docs/reference/command-steps.md",
+        "docs/guides/steps.md",
+        "docs/guides/notifications.md",
+    ] {
+        let text = fs::read_to_string(root().join(page)).unwrap();
+        let mut blocks = text.split("```toml\n").skip(1).filter_map(|rest| rest.split("```").next()).peekable();
+        assert!(blocks.peek().is_some(), "{page}");
+        for block in blocks {
+            // A block may show a part of a consumer.
+            let queue = if block.contains("[consumers.order]\n") { "" } else { "[consumers.order]\nqueue = \"q\"\n" };
+            let whole = if block.contains("consumers.order.") { format!("{queue}{block}") } else { block.to_owned() };
+            valid(&whole).unwrap_or_else(|error| panic!("{page}: {whole}: {error}"));
+        }
     }
     for wrong in [
         "[broker]\nheartbeat = 10",
@@ -304,6 +316,49 @@ fn a_configuration_is_valid_if_orderd_accepts_it() {
         "[consumers.order]\nqueue = \"q\"\n[consumers.order.faults]\nhang = 1.5",
     ] {
         assert!(valid(wrong).is_err(), "{wrong}");
+    }
+}
+
+#[test]
+fn a_step_is_valid_if_orderd_accepts_it() {
+    let validator = validator("config");
+    let accepts = |toml: &str| {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("orderd.toml");
+        fs::write(&file, format!("{}\n{toml}", fs::read_to_string(root().join("config/orderd.toml")).unwrap()))
+            .unwrap();
+        let sources = orderd::config::Sources { file: Some(file), ..orderd::handlers::sources() };
+        orderd::config::Config::load(&sources).is_ok()
+    };
+    let valid = |toml: &str| {
+        let value: toml::Value = toml::from_str(&format!("[consumers.order]\nqueue = \"q\"\n{toml}")).unwrap();
+        validator.is_valid(&serde_json::to_value(value).unwrap())
+    };
+    for (keys, expected) in [
+        ("http = { url = \"http://a/\" }", true),
+        ("command = [\"a\"]\nmode = \"per_message\"\nenvironment = { A = \"b\" }\nworking_directory = \"/\"", true),
+        ("http = { url = \"http://a/\" }\nundo = { command = [\"a\"], timeout = \"1s\" }", true),
+        ("http = { url = \"http://a/\" }\nwhen = { min_total = \"10.0\", pointer = \"/a\", equals = 1 }", true),
+        ("http = { url = \"http://a/\" }\ncircuit_breaker = { failures = 0.5 }\nemits = [\"a.*\"]", true),
+        ("", false),
+        ("http = {}", false),
+        ("http = { url = \"http://a/\" }\ncommand = [\"a\"]", false),
+        ("command = []", false),
+        ("http = { url = \"http://a/\" }\nmode = \"per_message\"", false),
+        ("http = { url = \"http://a/\" }\nundo = {}", false),
+        ("http = { url = \"http://a/\" }\nundo = { timeout = \"1s\" }", false),
+        (
+            "http = { url = \"http://a/\" }\nundo = { http = { url = \"http://a/\" }, environment = { A = \"b\" } }",
+            false,
+        ),
+        ("http = { url = \"http://a/\" }\nwhen = { min_total = 10 }", false),
+        ("http = { url = \"http://a/\" }\nwhen = { min_total = 10.0 }", false),
+        ("http = { url = \"http://a/\" }\nwhen = { equals = 1 }", false),
+        ("http = { url = \"http://a/\" }\nmax_concurrent = 0", false),
+        ("http = { url = \"http://a/\" }\ntimout = \"1s\"", false),
+    ] {
+        let toml = format!("[[consumers.order.steps]]\nname = \"a\"\n{keys}\n");
+        assert_eq!((accepts(&toml), valid(&toml)), (expected, expected), "{toml}");
     }
 }
 

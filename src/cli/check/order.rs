@@ -9,7 +9,7 @@ use serde::Serialize;
 use serde::de::IgnoredAny;
 
 use crate::cli::output::write_json;
-use crate::cli::text::shortened;
+use crate::cli::text::{counted, shortened};
 use crate::cli::{Exit, Format, recipient_check, table};
 use crate::config::Config;
 use crate::domain::{Amounts, Order, OrderDocument};
@@ -239,7 +239,7 @@ fn write_text(report: &OrderReport<'_>, out: &mut dyn Write, err: &mut dyn Write
         writeln!(out, "\na cancellation: the order with this id is cancelled")?;
     }
     if let Some(amounts) = &report.amounts {
-        write!(out, "\n{} pieces, goods {}", amounts.quantity, amounts.goods_total)?;
+        write!(out, "\n{}, goods {}", counted(amounts.quantity, "piece"), amounts.goods_total)?;
         let tax = if amounts.tax_included == Some(true) { "included tax" } else { "tax" };
         let charges = [
             ("shipping", &amounts.shipping),

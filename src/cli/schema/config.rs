@@ -158,7 +158,7 @@ struct Consumer {
 
 /// A step: one of the shop's own services.
 #[derive(JsonSchema)]
-#[schemars(deny_unknown_fields)]
+#[schemars(deny_unknown_fields, transform = one_service)]
 #[expect(dead_code, reason = "only its schema is used")]
 struct Step {
     #[schemars(regex(pattern = "^[a-z][a-z0-9_]{0,63}$"))]
@@ -179,7 +179,7 @@ struct Step {
 
 /// What undoes a step.
 #[derive(JsonSchema)]
-#[schemars(deny_unknown_fields)]
+#[schemars(deny_unknown_fields, transform = one_service)]
 #[expect(dead_code, reason = "only its schema is used")]
 struct Undo {
     #[serde(flatten)]
@@ -198,6 +198,14 @@ struct StepService {
     mode: Option<CommandMode>,
     environment: Option<BTreeMap<String, String>>,
     working_directory: Option<String>,
+}
+
+/// Either an HTTP server or a command performs a step; some keys are for commands only.
+fn one_service(schema: &mut Schema) {
+    schema.insert("oneOf".to_owned(), serde_json::json!([{"required": ["http"]}, {"required": ["command"]}]));
+    let of_command =
+        ["mode", "environment", "working_directory"].map(|key| (key.to_owned(), serde_json::json!(["command"])));
+    schema.insert("dependentRequired".to_owned(), of_command.into_iter().collect::<serde_json::Map<_, _>>().into());
 }
 
 /// How a command performs calls.
@@ -238,24 +246,16 @@ struct HttpService {
 
 /// When a step is called; all parts must hold.
 #[derive(JsonSchema)]
-#[schemars(deny_unknown_fields)]
+#[schemars(deny_unknown_fields, extend("dependentRequired" = {"equals": ["pointer"]}))]
 #[expect(dead_code, reason = "only its schema is used")]
 struct When {
     priority: Option<bool>,
-    min_total: Option<Amount>,
+    /// A decimal in quotes.
+    min_total: Option<String>,
     currency: Option<String>,
     /// A JSON pointer into the message.
     pointer: Option<String>,
     equals: Option<Scalar>,
-}
-
-/// An amount: a decimal in quotes, or a whole number.
-#[derive(JsonSchema)]
-#[serde(untagged)]
-#[expect(dead_code, reason = "only its schema is used")]
-enum Amount {
-    Text(String),
-    Number(i64),
 }
 
 /// The value of a field.

@@ -4,7 +4,7 @@ use crate::domain::body::BodyError;
 use crate::domain::json::JsonError;
 use crate::domain::limits::MAX_ID_BYTES;
 use crate::domain::order_event::UnsupportedEvent;
-use crate::domain::value::Mismatch;
+use crate::domain::value::TypeMismatch;
 
 /// The body is not an order. Failure kind `malformed`.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -24,7 +24,7 @@ pub enum DecodeError {
         /// Its name.
         field: &'static str,
         /// What it must be, and what it is.
-        mismatch: Mismatch,
+        mismatch: TypeMismatch,
     },
     /// The id of a cancelled order is too long.
     #[error("id must have at most {MAX_ID_BYTES} bytes")]

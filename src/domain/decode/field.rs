@@ -5,7 +5,7 @@ use serde_json::value::RawValue;
 
 use super::DecodeError;
 use crate::domain::rule::{AmountField, RuleError};
-use crate::domain::value::{self, Mismatch};
+use crate::domain::value::{self, TypeMismatch};
 
 /// A field of the object, with its name for errors.
 #[derive(Clone, Copy)]
@@ -24,11 +24,11 @@ impl<'a> Field<'a> {
         self.raw.map(RawValue::get).filter(|raw| !value::is_missing(raw))
     }
 
-    pub fn read<T>(self, raw: &str, read: fn(&str) -> Result<T, Mismatch>) -> Result<T, DecodeError> {
+    pub fn read<T>(self, raw: &str, read: fn(&str) -> Result<T, TypeMismatch>) -> Result<T, DecodeError> {
         read(raw).map_err(|mismatch| DecodeError::Field { field: self.name, mismatch })
     }
 
-    pub fn optional_value<T>(self, read: fn(&str) -> Result<T, Mismatch>) -> Result<Option<T>, DecodeError> {
+    pub fn optional_value<T>(self, read: fn(&str) -> Result<T, TypeMismatch>) -> Result<Option<T>, DecodeError> {
         self.optional().map(|raw| self.read(raw, read)).transpose()
     }
 

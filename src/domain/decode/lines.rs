@@ -7,7 +7,7 @@ use crate::domain::json::{ListItems, OtherFields, describe, list_items, object_f
 use crate::domain::limits::{MAX_EXTRA_BYTES, MAX_ITEM_EXTRA_FIELDS, MAX_ITEMS};
 use crate::domain::model::UnknownFields;
 use crate::domain::rule::{AmountField, RuleError, TextField};
-use crate::domain::value::{self, Mismatch};
+use crate::domain::value::{self, TypeMismatch};
 
 const ITEM_FIELDS: &[&str; 3] = &["product", "quantity", "price"];
 
@@ -43,7 +43,7 @@ pub(super) fn lines(
 ) -> Result<Vec<Item>, DecodeError> {
     let ListItems { items, count } = list_items(raw, MAX_ITEMS).ok_or_else(|| DecodeError::Field {
         field: "items",
-        mismatch: Mismatch { expected: "a list", found: describe(raw) },
+        mismatch: TypeMismatch { expected: "a list", found: describe(raw) },
     })?;
     if count > MAX_ITEMS {
         *broken = Some(RuleError::Items(count));

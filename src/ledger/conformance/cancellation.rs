@@ -411,7 +411,7 @@ async fn a_cancellation_waits_for_a_worker_and_stops_it_before_the_next_call(led
     assert!(matches!(claimed(ledger, undo("unknown", "b", 0)).await, ClaimAnswer::NotConcerned));
     let order = cancelled(ledger, "o", at(10)).await;
     assert!(!order.was_announced && order.steps_queue.as_deref() == Some("order_queue"));
-    assert_eq!(claimed(ledger, undo("o", "b", 20)).await, ClaimAnswer::Held { until: at(100) });
+    assert_eq!(claimed(ledger, undo("o", "b", 20)).await, ClaimAnswer::ClaimedByAnother { until: at(100) });
     assert_eq!(claimed(ledger, work("o", "c", 20)).await, ClaimAnswer::NotAccepted(Recorded::Cancelled));
     for change in [
         RunRecord { next: Some(call("ship")), ..record("o", 1, 30, None) },
@@ -421,7 +421,7 @@ async fn a_cancellation_waits_for_a_worker_and_stops_it_before_the_next_call(led
         assert_eq!(ledger.record_run(change).await.unwrap(), RunRecorded::Cancelled);
     }
     // Its last call may have been answered, and its undo needs the result.
-    assert!(matches!(claimed(ledger, undo("o", "b", 31)).await, ClaimAnswer::Held { .. }));
+    assert!(matches!(claimed(ledger, undo("o", "b", 31)).await, ClaimAnswer::ClaimedByAnother { .. }));
     let result = RunRecord { ended: done("charge", StepAction::Do, "7"), ..record("o", 1, 31, None) };
     assert_eq!(ledger.record_run(result).await.unwrap(), RunRecorded::Cancelled);
     // That has ended the worker's claim.

@@ -76,7 +76,7 @@ async fn a_lease_that_is_longer_than_any_call_has_ended(ledger: &dyn Ledger) {
     granted(ledger, work(&key, "a", DAY, Some(charge()))).await;
     // The clock was set back by a day.
     assert_eq!(granted(ledger, work(&key, "b", 0, None)).await.fence, 2);
-    assert!(matches!(ledger.claim_run(work(&key, "a", 99, None)).await.unwrap(), ClaimAnswer::Held { .. }));
+    assert!(matches!(ledger.claim_run(work(&key, "a", 99, None)).await.unwrap(), ClaimAnswer::ClaimedByAnother { .. }));
 }
 
 async fn an_order_whose_steps_are_called_is_not_accepted_without_them(ledger: &dyn Ledger) {
@@ -100,7 +100,7 @@ async fn only_the_queue_whose_consumer_has_called_the_steps_of_an_order_continue
     granted(ledger, from("order_queue", true, false, 0)).await;
     // A lease of another process is waited for first: the order may be processed then.
     let other_process = RunClaim { owner: "b".into(), ..from("priority_order_queue", true, false, 1) };
-    assert!(matches!(ledger.claim_run(other_process).await.unwrap(), ClaimAnswer::Held { .. }));
+    assert!(matches!(ledger.claim_run(other_process).await.unwrap(), ClaimAnswer::ClaimedByAnother { .. }));
     for (millis, state, dead_lettered, expected) in [
         (10, RunState::Running, false, "accepted"),
         (20, RunState::Undoing, false, "accepted"),

@@ -142,13 +142,14 @@ async fn a_run_that_another_process_has_claimed_is_held_until_its_lease_ends(led
     let key = key("held");
     granted(ledger, work(&key, "a", 0, Some(charge()))).await;
     for claim in [work(&key, "b", 99, None), decide(&key, "b", 99)] {
-        assert_eq!(ledger.claim_run(claim).await.unwrap(), ClaimAnswer::Held { until: at(100) });
+        assert_eq!(ledger.claim_run(claim).await.unwrap(), ClaimAnswer::ClaimedByAnother { until: at(100) });
     }
     // A process never works twice on a run, so its former claim is void.
     assert_eq!(granted(ledger, work(&key, "a", 99, None)).await.fence, 2);
     assert_eq!(granted(ledger, work(&key, "b", 199, None)).await.fence, 3);
     recorded(ledger, RunRecord { until: Some(at(500)), ..record_of(&key, 3, 200) }).await;
-    assert_eq!(ledger.claim_run(work(&key, "a", 300, None)).await.unwrap(), ClaimAnswer::Held { until: at(500) });
+    let answer = ledger.claim_run(work(&key, "a", 300, None)).await.unwrap();
+    assert_eq!(answer, ClaimAnswer::ClaimedByAnother { until: at(500) });
 }
 
 async fn a_record_with_a_former_fencing_number_changes_nothing(ledger: &dyn Ledger) {
@@ -197,7 +198,7 @@ async fn a_run_that_is_done_is_granted_to_every_worker_and_says_whether_its_orde
     for owner in ["a", "b"] {
         let stale = ClaimPurpose::Failure { message: message(), failed_at: at(10), round: None };
         let stale = RunClaim { purpose: stale, ..decide(&key, owner, 11) };
-        assert_eq!(ledger.claim_run(stale).await.unwrap(), ClaimAnswer::Held { until: at(1_000) });
+        assert_eq!(ledger.claim_run(stale).await.unwrap(), ClaimAnswer::ClaimedByAnother { until: at(1_000) });
     }
     let message = RunMessage { hash: [8; 32], ..message() };
     let other = ClaimPurpose::Failure { message, failed_at: at(10), round: None };

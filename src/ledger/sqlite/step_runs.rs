@@ -25,7 +25,7 @@ pub(super) fn claim(connection: &Connection, claim: &RunClaim) -> rusqlite::Resu
     };
     let effect = step_runs::claim(stored.as_ref(), claim, order);
     let run = match (effect, stored) {
-        (ClaimEffect::Held { until }, _) => return Ok(ClaimAnswer::Held { until }),
+        (ClaimEffect::ClaimedByAnother { until }, _) => return Ok(ClaimAnswer::ClaimedByAnother { until }),
         (ClaimEffect::Conflict, _) => return Ok(ClaimAnswer::NotAccepted(Recorded::Conflict(OtherOrder::InProgress))),
         (ClaimEffect::OtherQueue { queue }, stored) => {
             // The order was accepted again with the claim.

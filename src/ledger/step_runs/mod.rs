@@ -99,7 +99,7 @@ pub enum ClaimAnswer {
     /// The run is claimed.
     Granted(Box<StepRun>),
     /// Another instance works on it.
-    Held {
+    ClaimedByAnother {
         /// When its lease ends, unless it renews it.
         until: Timestamp,
     },

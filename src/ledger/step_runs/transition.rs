@@ -77,7 +77,7 @@ pub(in crate::ledger) enum ClaimEffect {
     /// Granted, and nothing is stored.
     Unchanged,
     /// Refused.
-    Held { until: Timestamp },
+    ClaimedByAnother { until: Timestamp },
     /// Refused: there is no such run, or it has no part in what becomes of a failed message.
     NotConcerned,
     /// Refused: it is the run of another message with the same identity.
@@ -130,7 +130,9 @@ pub(in crate::ledger) fn claim(stored: Option<&StoredRun>, claim: &RunClaim, ord
     };
     let longest = claim.at.saturating_add(MAX_LEASE).unwrap_or(Timestamp::MAX);
     match stored.leased_until {
-        Some(until) if until > claim.at && until <= longest && has_lease => return ClaimEffect::Held { until },
+        Some(until) if until > claim.at && until <= longest && has_lease => {
+            return ClaimEffect::ClaimedByAnother { until };
+        }
         Some(_) | None => {}
     }
     if stored.belongs_to_other_queue(claim, is_replayed) {

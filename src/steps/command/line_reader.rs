@@ -6,7 +6,7 @@ use tokio::io::{AsyncBufRead, AsyncBufReadExt};
 
 /// Why there is no line.
 #[derive(Debug)]
-pub(super) enum LineError {
+pub(super) enum ChildLineError {
     /// The output ended, or cannot be read. `partial`: in the middle of a line.
     Ended { partial: bool },
     /// The line has more bytes than allowed.
@@ -16,17 +16,17 @@ pub(super) enum LineError {
 /// Reads a line without its line break.
 ///
 /// Not cancel-safe: what it has read of the line is lost.
-pub(super) async fn read_line(reader: &mut (impl AsyncBufRead + Unpin), max: usize) -> Result<Vec<u8>, LineError> {
+pub(super) async fn read_line(reader: &mut (impl AsyncBufRead + Unpin), max: usize) -> Result<Vec<u8>, ChildLineError> {
     let mut line = Vec::new();
     loop {
         let available = reader.fill_buf().await.unwrap_or_default();
         if available.is_empty() {
-            return Err(LineError::Ended { partial: !line.is_empty() });
+            return Err(ChildLineError::Ended { partial: !line.is_empty() });
         }
         let end = available.iter().position(|byte| *byte == b'\n');
         let part = &available[..end.unwrap_or(available.len())];
         if line.len() + part.len() > max {
-            return Err(LineError::TooLong);
+            return Err(ChildLineError::TooLong);
         }
         line.extend_from_slice(part);
         let read = part.len() + usize::from(end.is_some());
@@ -68,10 +68,10 @@ mod tests {
         let mut input = "ab\n\ncdefg\nrest".as_bytes();
         assert_eq!(read_line(&mut input, 2).await.unwrap(), b"ab");
         assert_eq!(read_line(&mut input, 2).await.unwrap(), b"");
-        assert!(matches!(read_line(&mut input, 4).await, Err(LineError::TooLong)));
+        assert!(matches!(read_line(&mut input, 4).await, Err(ChildLineError::TooLong)));
         let mut input = "rest".as_bytes();
-        assert!(matches!(read_line(&mut input, 9).await, Err(LineError::Ended { partial: true })));
-        assert!(matches!(read_line(&mut input, 9).await, Err(LineError::Ended { partial: false })));
+        assert!(matches!(read_line(&mut input, 9).await, Err(ChildLineError::Ended { partial: true })));
+        assert!(matches!(read_line(&mut input, 9).await, Err(ChildLineError::Ended { partial: false })));
     }
 
     #[tokio::test]

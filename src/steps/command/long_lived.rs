@@ -18,8 +18,8 @@ use tracing::{info, warn};
 use super::CommandRequest;
 use super::call_error::CallError;
 use super::child::{ChildExit, ChildStarter, LAST_OUTPUT, RunningChild};
-use super::line_reader::{LineError, read_line};
-use super::protocol::{self, Answer, MAX_LINE_BYTES};
+use super::line_reader::{ChildLineError, read_line};
+use super::protocol::{self, ChildAnswer, MAX_LINE_BYTES};
 use crate::backoff::Backoff;
 use crate::chain::chain;
 use crate::steps::StepAnswer;
@@ -38,10 +38,10 @@ static DISCARDED: RepeatedLog = RepeatedLog::new();
 /// The children of one command.
 pub(super) struct LongLivedChildren {
     starter: Arc<ChildStarter>,
-    state: Mutex<PoolState>,
+    state: Mutex<ChildPoolState>,
 }
 
-struct PoolState {
+struct ChildPoolState {
     /// Children that wait for a request, the one used last at the end.
     idle: Vec<ReadyChild>,
     /// Failures since the last answer.
@@ -61,7 +61,7 @@ struct ReadyChild {
 
 impl LongLivedChildren {
     pub(super) fn new(starter: Arc<ChildStarter>) -> Self {
-        let state = PoolState { idle: Vec::new(), failures: 0, last_failure: None, start_at: Instant::now() };
+        let state = ChildPoolState { idle: Vec::new(), failures: 0, last_failure: None, start_at: Instant::now() };
         LongLivedChildren { starter, state: Mutex::new(state) }
     }
 
@@ -164,8 +164,8 @@ impl LongLivedChildren {
                     Ok(()) => return Ok(ReadyChild { child, answers: 0 }),
                     Err(problem) => CallError::BadHello(problem),
                 },
-                Ok(Err(LineError::TooLong)) => CallError::BadHello("its first line is too long".to_owned()),
-                Ok(Err(LineError::Ended { .. })) => {
+                Ok(Err(ChildLineError::TooLong)) => CallError::BadHello("its first line is too long".to_owned()),
+                Ok(Err(ChildLineError::Ended { .. })) => {
                     return Err(CallError::BadHello(format!("it {} before", ended(child).await)));
                 }
             };
@@ -223,7 +223,7 @@ impl LongLivedChildren {
         warn!(%consumer, %step, error, repeated, "a command failed; it is started again");
     }
 
-    fn lock(&self) -> MutexGuard<'_, PoolState> {
+    fn lock(&self) -> MutexGuard<'_, ChildPoolState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -260,7 +260,7 @@ async fn ended(child: RunningChild) -> ChildExit {
 async fn read_line_of(
     stdout: &mut BufReader<ChildStdout>,
     exited: impl Future<Output = ChildExit>,
-) -> Result<Vec<u8>, LineError> {
+) -> Result<Vec<u8>, ChildLineError> {
     let ended = async {
         exited.await;
         sleep(LAST_OUTPUT).await;
@@ -269,13 +269,13 @@ async fn read_line_of(
     tokio::select! {
         biased;
         line = read_line(stdout, MAX_LINE_BYTES) => line,
-        () = ended => Err(LineError::Ended { partial: false }),
+        () = ended => Err(ChildLineError::Ended { partial: false }),
     }
 }
 
 impl ReadyChild {
     /// Writes a request and reads its answer. If it is dropped before it returns, the child cannot be used any more.
-    async fn exchange(&mut self, request: &CommandRequest) -> Result<Answer, ExchangeError> {
+    async fn exchange(&mut self, request: &CommandRequest) -> Result<ChildAnswer, ExchangeError> {
         let id = protocol::new_id();
         let (head, end) = protocol::around_body(id, request);
         let exited = self.child.exited();
@@ -295,11 +295,11 @@ impl ReadyChild {
         };
         let answer = match answer {
             Ok(line) => protocol::read_answer(&line, id).map_err(ExchangeError::Malformed)?,
-            Err(LineError::TooLong) => return Err(ExchangeError::TooLong),
-            Err(LineError::Ended { partial: true }) => {
+            Err(ChildLineError::TooLong) => return Err(ExchangeError::TooLong),
+            Err(ChildLineError::Ended { partial: true }) => {
                 return Err(ExchangeError::Malformed("it ended in the middle of a line".to_owned()));
             }
-            Err(LineError::Ended { partial: false }) => return Err(ExchangeError::Ended),
+            Err(ChildLineError::Ended { partial: false }) => return Err(ExchangeError::Ended),
         };
         match written {
             Some(Ok(())) => Ok(answer),
@@ -311,12 +311,12 @@ impl ReadyChild {
     }
 }
 
-impl Answer {
+impl ChildAnswer {
     pub(super) fn into_result(self) -> Result<StepAnswer, CallError> {
         match self {
-            Answer::Done(answer) => Ok(answer),
-            Answer::Retry { reason, after } => Err(CallError::Retry { reason, after }),
-            Answer::Reject { reason } => Err(CallError::Rejected(reason)),
+            ChildAnswer::Done(answer) => Ok(answer),
+            ChildAnswer::Retry { reason, after } => Err(CallError::Retry { reason, after }),
+            ChildAnswer::Reject { reason } => Err(CallError::Rejected(reason)),
         }
     }
 }

@@ -30,7 +30,7 @@ const MAX_ID: u64 = 1 << 53;
 
 /// What a command answered.
 #[derive(Debug, Clone)]
-pub(super) enum Answer {
+pub(super) enum ChildAnswer {
     /// The step is done.
     Done(StepAnswer),
     /// The call may succeed later.
@@ -102,7 +102,7 @@ fn present<'de: 'a, 'a, D: Deserializer<'de>>(deserializer: D) -> Result<Option<
 ///
 /// # Errors
 /// What is wrong with it, without its content.
-pub(super) fn read_answer(line: &[u8], id: u64) -> Result<Answer, String> {
+pub(super) fn read_answer(line: &[u8], id: u64) -> Result<ChildAnswer, String> {
     let answer: AnswerLine<'_> =
         serde_json::from_slice(line).map_err(|_| "it is not an object of the protocol".to_owned())?;
     if answer.id != Some(id) {
@@ -111,14 +111,14 @@ pub(super) fn read_answer(line: &[u8], id: u64) -> Result<Answer, String> {
     match (answer.result, answer.retry, answer.reject) {
         (Some(result), None, None) => {
             let read = StepAnswer::read(result.get().as_bytes());
-            read.map(Answer::Done).map_err(|problem| format!("its result {problem}"))
+            read.map(ChildAnswer::Done).map_err(|problem| format!("its result {problem}"))
         }
         (None, Some(reason), None) => {
             let after = answer.after.as_deref().map(duration::parse).transpose();
             let after = after.map_err(|problem| format!("its after {problem}"))?;
-            Ok(Answer::Retry { reason, after })
+            Ok(ChildAnswer::Retry { reason, after })
         }
-        (None, None, Some(reason)) => Ok(Answer::Reject { reason }),
+        (None, None, Some(reason)) => Ok(ChildAnswer::Reject { reason }),
         _ => Err("it does not have exactly one of result, retry and reject".to_owned()),
     }
 }
@@ -148,15 +148,17 @@ mod tests {
     fn an_answer_has_the_id_of_the_request_and_one_outcome() {
         let read = |line: &str| read_answer(line.as_bytes(), 7);
         assert!(
-            matches!(read(r#"{"id": 7, "result": {"a": 1}, "more": 1}"#), Ok(Answer::Done(done)) if done.result.get() == "{\"a\": 1}")
+            matches!(read(r#"{"id": 7, "result": {"a": 1}, "more": 1}"#), Ok(ChildAnswer::Done(done)) if done.result.get() == "{\"a\": 1}")
         );
-        assert!(matches!(read(r#"{"result": null, "id": 7}"#), Ok(Answer::Done(done)) if done.result.get() == "null"));
+        assert!(
+            matches!(read(r#"{"result": null, "id": 7}"#), Ok(ChildAnswer::Done(done)) if done.result.get() == "null")
+        );
         let after = Some(Duration::from_secs(90));
         assert!(
-            matches!(read(r#"{"id": 7, "retry": "busy", "after": "1m 30s"}"#), Ok(Answer::Retry { after: read, .. }) if read == after)
+            matches!(read(r#"{"id": 7, "retry": "busy", "after": "1m 30s"}"#), Ok(ChildAnswer::Retry { after: read, .. }) if read == after)
         );
-        assert!(matches!(read(r#"{"id": 7, "retry": ""}"#), Ok(Answer::Retry { after: None, .. })));
-        assert!(matches!(read(r#"{"id": 7, "reject": "no"}"#), Ok(Answer::Reject { reason }) if reason == "no"));
+        assert!(matches!(read(r#"{"id": 7, "retry": ""}"#), Ok(ChildAnswer::Retry { after: None, .. })));
+        assert!(matches!(read(r#"{"id": 7, "reject": "no"}"#), Ok(ChildAnswer::Reject { reason }) if reason == "no"));
         for wrong in [
             "",
             "7",

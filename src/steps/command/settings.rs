@@ -171,7 +171,14 @@ fn word(value: &Value) -> Result<String, String> {
     without_nul(match value {
         // An argument may be empty.
         Value::Text(text) if text.is_empty() => String::new(),
-        _ => text(MAX_WORD_BYTES)(value)?,
+        Value::Text(_)
+        | Value::Integer(_)
+        | Value::Float(_)
+        | Value::Boolean(_)
+        | Value::Time
+        | Value::List(_)
+        | Value::Table(_)
+        | Value::Untyped(_) => text(MAX_WORD_BYTES)(value)?,
     })
 }
 
@@ -204,7 +211,13 @@ fn environment(value: &Value) -> Result<BTreeMap<String, Secret>, String> {
             }
             Value::Text(text) if text.contains('\0') => Err(format!("must not contain NUL; the value of {name} does")),
             Value::Text(text) => Ok((name.clone(), Secret::new(text))),
-            _ => Err(format!("must have text in quotes as values; that of {name} is none")),
+            Value::Integer(_)
+            | Value::Float(_)
+            | Value::Boolean(_)
+            | Value::Time
+            | Value::List(_)
+            | Value::Table(_)
+            | Value::Untyped(_) => Err(format!("must have text in quotes as values; that of {name} is none")),
         }
     };
     table.iter().map(variable).collect()

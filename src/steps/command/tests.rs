@@ -122,7 +122,7 @@ async fn call_with(
     body: String,
     timeout: Duration,
 ) -> Result<StepAnswer, StepFailure> {
-    let trace = TraceContext { traceparent: Some("00-trace-span-01"), tracestate: None };
+    let trace = TraceContext { traceparent: Some("00-trace-span-01"), tracestate: Some("shop=1,bank=2") };
     let body = &Bytes::from(body);
     service.call(StepCall { idempotency_key, body, trace, timeout }).await
 }

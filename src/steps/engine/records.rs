@@ -9,14 +9,14 @@ use tokio::time::{Instant, timeout};
 use super::super::claim::{LEASE_MARGIN, MAX_LEASE_DELAY, PUBLISHING_LEASE, after};
 use super::super::engine_step::{Admission, CallPermit};
 use super::super::run_error::RunError;
-use super::{Change, RecordedCall, RunWork};
+use super::{RecordedCall, RunChange, RunWork};
 use crate::ledger::{CallOutcome, EndedCall, RunRecord, RunRecorded, RunState, StepAction, StepCallEntry};
 use crate::message::{Publication, PublishError};
 use crate::recovery::FailureKind;
 
 impl RunWork<'_> {
     /// The claim lasts for the lease from now on: if the ledger took long to record it, it is renewed.
-    pub(super) async fn record(&self, mut ended: Option<EndedCall>, mut change: Change) -> Result<(), RunError> {
+    pub(super) async fn record(&self, mut ended: Option<EndedCall>, mut change: RunChange) -> Result<(), RunError> {
         loop {
             let leased_at = Instant::now();
             self.record_once(ended.take(), std::mem::take(&mut change.next), change.lease, change.state.take()).await?;
@@ -31,7 +31,7 @@ impl RunWork<'_> {
         &self,
         events: Arc<[Publication]>,
     ) -> Result<Result<(), PublishError>, RunError> {
-        let renewal = || Change { lease: Some(PUBLISHING_LEASE), ..Change::default() };
+        let renewal = || RunChange { lease: Some(PUBLISHING_LEASE), ..RunChange::default() };
         self.record(None, renewal()).await?;
         let mut published = self.access.publisher.publish(events);
         loop {
@@ -86,11 +86,11 @@ impl RunWork<'_> {
                 reason: "no call could be made in time".to_owned(),
                 uncertain: false,
             };
-            self.record(Some(self.ended(index, action, not_made)), Change::default()).await?;
-            return Err(RunError::Held);
+            self.record(Some(self.ended(index, action, not_made)), RunChange::default()).await?;
+            return Err(RunError::WaitedTooLong);
         };
         if waits_since.elapsed() > MAX_LEASE_DELAY / 2 {
-            self.record(None, Change { lease: Some(step.timeout(action)), ..Change::default() }).await?;
+            self.record(None, RunChange { lease: Some(step.timeout(action)), ..RunChange::default() }).await?;
         }
         Ok((permit, Some(admission)))
     }

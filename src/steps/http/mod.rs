@@ -62,12 +62,12 @@ pub struct HttpService {
     headers: HeaderMap,
     setup: Setup,
     /// `None`: it could not be set up, and is with the next call.
-    http: Mutex<Option<Http>>,
+    http: Mutex<Option<HttpClient>>,
 }
 
 /// A pool of connections with the certificates that were current when it was created.
 #[derive(Clone)]
-struct Http {
+struct HttpClient {
     client: Client,
     has_client_certificate: bool,
 }
@@ -83,7 +83,7 @@ struct Setup {
 
 impl Setup {
     /// Reads the certificate files if TLS is used: blocks on the disk.
-    fn http(&self) -> Result<Http, Box<dyn std::error::Error + Send + Sync>> {
+    fn http(&self) -> Result<HttpClient, Box<dyn std::error::Error + Send + Sync>> {
         let loaded = self.tls.as_deref().map(TlsReloader::read).transpose()?;
         let mut config = loaded.as_ref().map_or_else(tls::without_trust, |loaded| (*loaded.config).clone());
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
@@ -98,7 +98,7 @@ impl Setup {
             .user_agent(concat!("orderd/", env!("CARGO_PKG_VERSION")))
             .tls_backend_preconfigured(config)
             .build()?;
-        Ok(Http { client, has_client_certificate: loaded.is_some_and(|loaded| loaded.identity.is_some()) })
+        Ok(HttpClient { client, has_client_certificate: loaded.is_some_and(|loaded| loaded.identity.is_some()) })
     }
 }
 
@@ -137,12 +137,12 @@ impl HttpService {
         }
     }
 
-    fn set(&self, http: Option<Http>) {
+    fn set(&self, http: Option<HttpClient>) {
         *self.http.lock().unwrap_or_else(PoisonError::into_inner) = http;
     }
 
     /// The client. If it could not be set up before, this tries again.
-    async fn http(&self) -> Result<Http, StepFailure> {
+    async fn http(&self) -> Result<HttpClient, StepFailure> {
         let known = self.http.lock().unwrap_or_else(PoisonError::into_inner).clone();
         match known {
             Some(http) => Ok(http),
@@ -151,7 +151,7 @@ impl HttpService {
     }
 
     /// Sets up a new client, because the certificate files may have been replaced.
-    async fn renew(&self) -> Result<Http, StepFailure> {
+    async fn renew(&self) -> Result<HttpClient, StepFailure> {
         let setup = self.setup.clone();
         let http = tokio::task::spawn_blocking(move || setup.http()).await;
         match http.expect("setting up a client neither panics nor is cancelled") {

@@ -1,5 +1,6 @@
 //! Calls of real servers, which answer well or misbehave in each way that a network allows.
 
+mod certificates;
 mod connections;
 mod http2;
 mod slow;
@@ -151,8 +152,10 @@ fn service(settings: HttpSettings) -> HttpService {
 
 async fn call_of(service: &HttpService) -> Result<StepAnswer, StepFailure> {
     let body = Bytes::from_static(BODY.as_bytes());
-    let trace =
-        TraceContext { traceparent: Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"), tracestate: None };
+    let trace = TraceContext {
+        traceparent: Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
+        tracestate: Some("shop=1,bank=2"),
+    };
     let call = StepCall { idempotency_key: "ord-2/charge", body: &body, trace, timeout: DEADLINE };
     tokio::time::timeout(DEADLINE, service.call(call)).await.expect("it ends")
 }
@@ -211,6 +214,7 @@ async fn a_call_carries_its_key_its_trace_and_its_authentication_and_the_answer_
         "idempotency-key: ord-2/charge",
         "content-type: application/json",
         "traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+        "tracestate: shop=1,bank=2",
         "x-shop: lamps",
         "authorization: Bearer 0123456789abcdef",
     ] {

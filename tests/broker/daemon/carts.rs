@@ -1,7 +1,7 @@
 //! Carts, a shop's services with a mix of failures, and an orderd that is killed again and again: every charge is either kept with
 //! a processed order or refunded.
 //!
-//! `ORDERD_TEST_CARTS=10000` makes it longer.
+//! `make carts` does it with 10,000 carts (`ORDERD_TEST_CARTS`).
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};

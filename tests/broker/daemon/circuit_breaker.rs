@@ -134,17 +134,24 @@ fn no_order_is_dead_lettered_because_a_service_flaps() {
     const FLAPS: u32 = 8;
     let node = Node::shared();
     let server = StepServer::start();
-    let is_up = Arc::new(AtomicBool::new(false));
-    let up = Arc::clone(&is_up);
+    let (is_up, answered) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+    let (up, answers) = (Arc::clone(&is_up), Arc::clone(&answered));
     server.answer(move |_| match up.load(Ordering::SeqCst) {
-        true => reply("200 OK", "1"),
+        true => {
+            answers.fetch_add(1, Ordering::SeqCst);
+            reply("200 OK", "1")
+        }
         false => StepReply::Reset,
     });
     let env = env(&node, &server, "2s", "1s");
     let mut orderd = env.start();
     for flap in 0..FLAPS {
+        let (opened, before) = (openings(&orderd), answered.load(Ordering::SeqCst));
         publish(&env, flap * ORDERS / FLAPS..(flap + 1) * ORDERS / FLAPS);
-        thread::sleep(Duration::from_millis(400));
+        match is_up.load(Ordering::SeqCst) {
+            false => wait_until("the breaker opens", || openings(&orderd) > opened),
+            true => wait_until("the service answers", || answered.load(Ordering::SeqCst) >= before + 10),
+        }
         is_up.fetch_not(Ordering::SeqCst);
     }
     is_up.store(true, Ordering::SeqCst);

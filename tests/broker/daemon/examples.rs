@@ -104,12 +104,19 @@ fn the_example_shop_charges_reserves_and_ships_the_orders_of_all_producers_and_u
     let config = fs::read_to_string(path("examples/shop.toml")).unwrap();
     let config = config.replace("127.0.0.1:8081", &charge_at.to_string());
     let config = config.replace("127.0.0.1:8082", &reserve_at.to_string());
+    let data = tempfile::tempdir().unwrap();
+    let data = data.path();
+    // As the page says for another $SHOP_DATA.
+    let environment = format!("environment = {{ SHOP_DATA = {:?} }}", data.to_str().unwrap());
+    let config = config.replace("command = [\"ship.sh\"]\n", &format!("command = [\"ship.sh\"]\n{environment}\n"));
+    let config = config.replace("\"cancel\"], ", &format!("\"cancel\"], {environment}, "));
     let env = TestEnv::new(&node).unset("consumers.priority.retry.delays").with_config(&config);
-    let (data, programs) = (directory(&env, "shop-data"), Path::new(env!("CARGO_BIN_EXE_orderd")).parent().unwrap());
+    let programs = Path::new(env!("CARGO_BIN_EXE_orderd")).parent().unwrap();
     let paths = [path("examples/shell"), programs.to_owned()].map(|path| path.to_str().unwrap().to_owned()).join(":");
     let paths = paths + ":" + &std::env::var("PATH").unwrap();
-    let env = env.with_env("HOME", data.parent().unwrap().to_str().unwrap()).with_env("PATH", &paths);
-    let (_charge, _reserve) = (charge(charge_at, &data), reserve(reserve_at, &data));
+    let env_home = directory(&env, "home");
+    let env = env.with_env("HOME", env_home.to_str().unwrap()).with_env("PATH", &paths);
+    let (_charge, _reserve) = (charge(charge_at, data), reserve(reserve_at, data));
     let mut orderd = env.start();
     let mut raw = env.raw();
     raw.declare("copies", &[]);
@@ -161,8 +168,8 @@ fn the_example_shop_charges_reserves_and_ships_the_orders_of_all_producers_and_u
         keys.sort();
         keys
     };
-    assert_eq!(charges(&data), keys("charge", &["1", "2", "4", "5"]));
-    assert_eq!(reservations(&data), keys("reserve", &["1", "2", "5"]));
+    assert_eq!(charges(data), keys("charge", &["1", "2", "4", "5"]));
+    assert_eq!(reservations(data), keys("reserve", &["1", "2", "5"]));
     assert_eq!(fs::read_dir(data.join("parcels")).unwrap().count(), 5);
     assert_eq!(orderd.stop(), 0);
 }

@@ -36,7 +36,7 @@ async fn a_request_has_key_trace_and_body() {
     let call = &result["call"];
     assert_eq!(call["idempotency_key"], "ord-1/charge");
     assert_eq!(call["traceparent"], "00-trace-span-01");
-    assert!(call.get("tracestate").is_none());
+    assert_eq!(call["tracestate"], "shop=1,bank=2");
     assert_eq!(call["request"], serde_json::json!({"order": {"id": "ord-1"}}));
     assert_eq!(result["cwd"].as_str(), env.directory.path().canonicalize().unwrap().to_str());
 }

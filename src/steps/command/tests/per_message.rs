@@ -11,10 +11,11 @@ async fn the_exit_code_is_the_answer() {
     let env = TestEnv::new();
     let service = shell(
         &env,
-        "printf '{\"read\": %s, \"key\": \"%s\", \"trace\": \"%s\"}' \"$(cat)\" \"$IDEMPOTENCY_KEY\" \"$TRACEPARENT\"",
+        "printf '{\"read\": %s, \"key\": \"%s\", \"trace\": \"%s %s\"}' \"$(cat)\" \"$IDEMPOTENCY_KEY\" \"$TRACEPARENT\" \"$TRACESTATE\"",
     );
     let answer = call(&service, "ord-1", LONG).await.unwrap();
-    let expected = r#"{"read": {"order":{"id":"ord-1"}}, "key": "ord-1/charge", "trace": "00-trace-span-01"}"#;
+    let expected =
+        r#"{"read": {"order":{"id":"ord-1"}}, "key": "ord-1/charge", "trace": "00-trace-span-01 shop=1,bank=2"}"#;
     assert_eq!(answer.result.get(), expected);
     let nothing = call(&shell(&env, "exit 0"), "ord-1", LONG).await.unwrap();
     assert_eq!(nothing.result.get(), "null");
@@ -89,7 +90,7 @@ async fn a_child_inherits_no_secret_and_no_open_file() {
     let environment = env.written("environment").await;
     let names: Vec<_> = environment.lines().filter_map(|line| line.split('=').next()).collect();
     assert!(std::env::vars_os().count() > 6, "this test has an environment of its own");
-    let allowed = ["PATH", "HOME", "LANG", "SHOP", "IDEMPOTENCY_KEY", "TRACEPARENT"];
+    let allowed = ["PATH", "HOME", "LANG", "SHOP", "IDEMPOTENCY_KEY", "TRACEPARENT", "TRACESTATE"];
     assert!(names.contains(&"SHOP") && names.iter().all(|name| allowed.contains(name)), "{names:?}");
     assert!(environment.contains("SHOP=s3cret"), "{environment}");
     let files = env.written("files").await;
