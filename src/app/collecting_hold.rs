@@ -14,7 +14,7 @@ use crate::amqp::Connector;
 use crate::files::{DiskSpace, disk_space};
 use crate::metrics::HoldCause;
 use crate::shutdown::Shutdown;
-use crate::status::StatusRegistry;
+use crate::status::{ConsumerSummary, StatusRegistry, StatusSummary, SubscriptionState};
 
 /// How often the causes are looked for.
 const CHECK: Duration = Duration::from_millis(200);
@@ -68,13 +68,14 @@ impl HoldWatch {
         }
     }
 
-    /// Whether each consumer that is to run has a subscription.
+    /// Whether each consumer that is to run has a subscription, and the publisher a connection.
     fn all_consume(&self) -> bool {
-        self.status_registry
-            .consumers()
-            .iter()
-            .filter(|consumer| consumer.workers > 0 && consumer.paused_since.is_none())
-            .all(|consumer| consumer.counters.pool().active_subscriptions > 0)
+        let StatusSummary { consumers, publisher_connected, .. } = self.status_registry.summary();
+        let consumes = |consumer: &ConsumerSummary| match consumer.subscription {
+            SubscriptionState::Active | SubscriptionState::Paused => true,
+            SubscriptionState::NeverOpened | SubscriptionState::Lost => false,
+        };
+        publisher_connected == Some(true) && consumers.iter().all(consumes)
     }
 
     async fn is_short_of_disk(&self, was_short: bool) -> bool {

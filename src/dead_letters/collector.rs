@@ -81,8 +81,8 @@ pub struct Collector {
     stop: CancellationToken,
     /// Bodies are read one at a time: one may take much memory once it is decompressed.
     reading: Arc<Semaphore>,
-    /// How long a delivery may be held.
-    max_hold: Mutex<Duration>,
+    /// How long a delivery may be held, as far as the broker's acknowledgement timeout is known.
+    longest_hold: Mutex<Duration>,
 }
 
 /// What a delivery has come to.
@@ -133,8 +133,8 @@ impl Collector {
         counters: Arc<CollectorCounters>,
         stop: CancellationToken,
     ) -> Self {
-        let (reading, max_hold) = (Arc::new(Semaphore::new(1)), Mutex::new(MAX_HOLD));
-        Collector { queue, deps, counters, stop, reading, max_hold }
+        let (reading, longest_hold) = (Arc::new(Semaphore::new(1)), Mutex::new(MAX_KEPT_HOLD));
+        Collector { queue, deps, counters, stop, reading, longest_hold }
     }
 
     /// Collects until it is stopped. What it has received by then is stored, unless the ledger cannot record.
@@ -381,23 +381,26 @@ impl Collector {
         }
     }
 
+    fn longest_hold(&self) -> Duration {
+        *self.longest_hold.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How long messages may wait for the ledger.
     fn max_hold(&self) -> Duration {
-        *self.max_hold.lock().unwrap_or_else(PoisonError::into_inner)
+        self.longest_hold().min(MAX_HOLD)
     }
 
     /// How long messages may be held that stay in the queue, after this many renewals for them.
     fn kept_hold(&self, renewals: u32) -> Duration {
-        let max_hold = self.max_hold();
-        let longest = if max_hold < MAX_HOLD { max_hold } else { MAX_KEPT_HOLD };
-        max_hold.saturating_mul(1_u32.checked_shl(renewals).unwrap_or(u32::MAX)).min(longest)
+        MAX_HOLD.saturating_mul(1_u32.checked_shl(renewals).unwrap_or(u32::MAX)).min(self.longest_hold())
     }
 
     fn log_loss(&self, cause: LossCause) {
         let queue = self.queue.as_str();
         match cause {
             LossCause::AckTimeout(limit) => {
-                let hold = (limit / MAX_HOLD_PART).min(MAX_HOLD);
-                *self.max_hold.lock().unwrap_or_else(PoisonError::into_inner) = hold;
+                let hold = (limit / MAX_HOLD_PART).min(MAX_KEPT_HOLD);
+                *self.longest_hold.lock().unwrap_or_else(PoisonError::into_inner) = hold;
                 warn!(
                     queue,
                     ?limit,

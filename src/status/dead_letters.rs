@@ -24,7 +24,7 @@ pub struct DeadLettersStatus {
     /// What the orders among them cost, by currency; amounts are decimal text.
     #[serde(default)]
     pub money: BTreeMap<String, String>,
-    /// When the first of them failed; `None` if there are none.
+    /// When the first of those in the state `open` failed; `None` if there are none.
     #[serde(default)]
     pub oldest: Option<Timestamp>,
     /// When the store was added up; `None` if it was not yet.

@@ -25,7 +25,11 @@ pub(super) fn dead_letters(snapshot: &StatusSnapshot, writer: &mut MetricWriter<
     writer.gauges("dead_letters_open", "Messages in the store, neither replayed nor discarded", by_reason)?;
     let counted_at = snapshot.status.dead_letters.counted_at;
     let age = open.oldest.zip(counted_at).map_or(0.0, |(oldest, now)| now.duration_since(oldest).as_secs_f64());
-    writer.gauge("dead_letters_oldest_seconds", "Age of the oldest of them; 0 if there are none", age.max(0.0))?;
+    writer.gauge(
+        "dead_letters_oldest_seconds",
+        "Age of the oldest that is not held; 0 if there are none",
+        age.max(0.0),
+    )?;
     let money = open.money();
     let money = money.iter().map(|(currency, sum)| ([("currency", currency.as_str())], sum.approximate()));
     writer.gauges("dead_letters_money", "What the orders among them cost", money)

@@ -75,21 +75,20 @@ impl GroupBuilder {
 #[derive(Debug, Default)]
 pub(in crate::ledger) struct OpenBuilder {
     sums: BTreeMap<(LetterSource, String), OpenSum>,
-    oldest: Option<Timestamp>,
 }
 
 impl OpenBuilder {
     pub fn add(&mut self, letter: Counted) {
-        let Counted { cause: Cause { source, reason, .. }, total, failed_at, .. } = letter;
-        self.oldest = Some(self.oldest.map_or(failed_at, |oldest| oldest.min(failed_at)));
+        let Counted { cause: Cause { source, reason, .. }, total, .. } = letter;
         let new = || OpenSum { source, reason: reason.clone(), messages: 0, money: BTreeMap::new() };
         let sum = self.sums.entry((source, reason.clone())).or_insert_with(new);
         sum.messages += 1;
         add_money(&mut sum.money, total);
     }
 
-    pub fn finish(self) -> OpenDeadLetters {
-        OpenDeadLetters { sums: self.sums.into_values().collect(), oldest: self.oldest }
+    /// `oldest`: when the first failed of those that are waiting.
+    pub fn finish(self, oldest: Option<Timestamp>) -> OpenDeadLetters {
+        OpenDeadLetters { sums: self.sums.into_values().collect(), oldest }
     }
 }
 

@@ -249,7 +249,7 @@ pub struct OpenSum {
 pub struct OpenDeadLetters {
     /// By source and reason, in order.
     pub sums: Vec<OpenSum>,
-    /// When the first of them failed.
+    /// When the first of those failed that are in the state `open`: one that is held has been put aside.
     pub oldest: Option<Timestamp>,
 }
 

@@ -83,7 +83,10 @@ pub(super) fn open_letters(directory: &Path) -> Result<OpenDeadLetters, OpenErro
         let states = LetterState::ALL.iter().copied().filter(|state| !state.is_closed()).collect();
         let filter = DeadLetterFilter { states, ..DeadLetterFilter::default() };
         count(connection, &filter, |letter| sums.add(letter))?;
-        Ok(sums.finish())
+        // Not of those that a person has put aside.
+        let oldest = "SELECT min(failed_at) FROM stored_dead_letters WHERE state = 'open'";
+        let oldest: Option<i64> = connection.query_row(oldest, [], |row| row.get(0))?;
+        Ok(sums.finish(oldest.map(timestamp)))
     })
 }
 

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::support::Node;
 use crate::support::raw_client::properties::Properties;
 use crate::support::raw_client::{field, number, persistent, text, with_headers};
-use crate::support::test_env::{LedgerReader, TestEnv, order, wait_until};
+use crate::support::test_env::{LedgerReader, OrderdProcess, TestEnv, order, wait_until};
 
 const QUEUES: [&str; 2] = ["dead_letter_queue", "unrouted_queue"];
 
@@ -213,6 +213,33 @@ fn a_dead_letter_waits_for_the_ledger_and_one_that_is_too_large_does_not_stop_th
     let mut orderd = env.start();
     wait_until("it is stored", || stored(&ledger) == 301 && raw.depth("dead_letter_queue") == 0);
     assert_eq!(ledger.number("SELECT max(bytes) FROM stored_dead_letters"), large.len() as u64);
+    assert_eq!(orderd.stop(), 0);
+}
+
+#[test]
+fn orders_are_processed_and_dead_letters_wait_while_the_broker_allows_too_few_connections() {
+    let node = Node::shared();
+    let env = desk(&node).set("log.level", "info");
+    let mut orderd = env.start();
+    let consumers = orderd.status()["consumers"].as_object().unwrap().len();
+    assert_eq!(orderd.stop(), 0);
+    let limit = format!("/vhost-limits/{}/max-connections", env.vhost.name);
+    // One for the test, one for each consumer, one for the publisher.
+    let (status, _) = node.management("PUT", &limit, &json!({"value": consumers + 2}).to_string());
+    assert!([201, 204].contains(&status), "{status}");
+    let mut raw = env.raw();
+    let mut orderd = env.start();
+    for n in 0..20 {
+        raw.publish_to("orders", "order.normal.web", &Properties::persistent(), &order(&format!("ord-{n}")));
+    }
+    raw.publish("dead_letter_queue", &persistent(), b"foreign");
+    env.ledger().await_settled(20);
+    let collector = |orderd: &OrderdProcess| orderd.status()["dead_letters"]["collectors"]["dead_letter_queue"].clone();
+    wait_until("it gets no connection", || !collector(&orderd)["subscribe_error"].is_null());
+    assert_eq!(stored(&env.ledger()), 0);
+    let (status, _) = node.management("DELETE", &limit, "");
+    assert_eq!(status, 204);
+    wait_until("it is stored", || stored(&env.ledger()) == 1);
     assert_eq!(orderd.stop(), 0);
 }
 
