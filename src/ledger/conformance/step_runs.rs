@@ -53,10 +53,8 @@ pub(in crate::ledger) fn work(key: &RunKey, owner: &str, millis: i64, first: Opt
 }
 
 pub(in crate::ledger) fn decide(key: &RunKey, owner: &str, millis: i64) -> RunClaim {
-    RunClaim {
-        purpose: ClaimPurpose::Failure { message: message(), failed_at: at(millis), round: None },
-        ..work(key, owner, millis, None)
-    }
+    let purpose = ClaimPurpose::Failure { message: message(), failed_at: at(millis), round: None };
+    RunClaim { purpose, ..work(key, owner, millis, None) }
 }
 
 pub(in crate::ledger) async fn granted(ledger: &dyn Ledger, claim: RunClaim) -> StepRun {
