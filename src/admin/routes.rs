@@ -17,6 +17,7 @@ use super::guard::{AccessGuard, check_access};
 use super::response::error_response;
 use super::{api, pages};
 use crate::control::Control;
+use crate::dead_letters::DeskHandle;
 use crate::ledger::LedgerReader;
 use crate::status::StatusRegistry;
 
@@ -29,11 +30,12 @@ pub(super) const MAX_ANSWERS: usize = 16;
 pub(super) fn router(
     registry: Arc<StatusRegistry>,
     ledger: Arc<dyn LedgerReader>,
-    control: Control,
+    (control, desk): (Control, DeskHandle),
     guard: AccessGuard,
 ) -> Router {
     let limited = pages::router(Arc::clone(&registry))
         .merge(api::router(Arc::clone(&registry), ledger))
+        .merge(api::dead_letters::router(desk))
         .layer(from_fn(limit_time))
         .merge(api::commands::router(control))
         .layer(from_fn_with_state(Arc::new(Semaphore::new(MAX_ANSWERS)), limit_answers));

@@ -27,6 +27,7 @@ use super::guard::AccessGuard;
 use super::routes;
 use crate::config::{self, AdminUser, CommandToken};
 use crate::control::Control;
+use crate::dead_letters::DeskHandle;
 use crate::ledger::LedgerReader;
 use crate::status::StatusRegistry;
 
@@ -93,12 +94,13 @@ impl BoundListener {
     }
 
     /// Starts to serve. Reports are read from `ledger`; `control` receives the commands. Who has `command_token` may send them, as may
-    /// the configured operators.
+    /// the configured operators. `desk` is what is done with dead letters.
     pub fn serve(
         self,
         registry: Arc<StatusRegistry>,
         ledger: Arc<dyn LedgerReader>,
         control: Control,
+        desk: DeskHandle,
         command_token: CommandToken,
     ) -> AdminServer {
         let BoundListener { listener, address, config } = self;
@@ -106,7 +108,7 @@ impl BoundListener {
         let (users, known) = watch::channel(known_users(&config.users));
         let authenticator = Authenticator { users: known, local: command_token };
         let guard = AccessGuard { loopback: address.ip().is_loopback(), hosts: config.hosts, authenticator };
-        let router = routes::router(registry, ledger, control, guard);
+        let router = routes::router(registry, ledger, (control, desk), guard);
         let stop = CancellationToken::new();
         let task = AbortOnDropHandle::new(tokio::spawn(accept(listener, router, stop.clone())));
         AdminServer { stop, users, task }

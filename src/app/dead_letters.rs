@@ -1,4 +1,4 @@
-//! The collectors of dead letters, as the configuration asks for, and what the status shows of the store.
+//! The collectors of dead letters, as the configuration asks for, the task that replays them, and what the status shows of the store.
 //!
 //! It never reads a message.
 
@@ -17,7 +17,10 @@ use super::collecting_hold::HoldWatch;
 use crate::amqp::Connector;
 use crate::chain::chain;
 use crate::config::{Config, Consumer};
-use crate::dead_letters::{Collector, CollectorDeps, KnownConsumer, KnownConsumers, LetterReader};
+use crate::dead_letters::{
+    Blocked, Collector, CollectorDeps, Desk, DeskHandle, KnownConsumer, KnownConsumers, LetterReader, ReplayDeps,
+    Replayer,
+};
 use crate::ledger::{Ledger, LedgerReader, LetterSource, LetterWriter};
 use crate::metrics::HoldCause;
 use crate::shutdown::Shutdown;
@@ -37,12 +40,15 @@ const SUM_PAUSE_FACTOR: u32 = 20;
 pub(super) struct DeadLetters {
     deps: CollectorDeps,
     consumers: watch::Sender<KnownConsumers>,
+    /// Those of the present configuration.
+    present_consumers: watch::Sender<KnownConsumers>,
     status_registry: Arc<StatusRegistry>,
     /// Cancelled when the running collectors are to stop; `None` while none runs.
     running: Option<CancellationToken>,
     tasks: JoinSet<()>,
     /// Each collector holds that of its queue while it runs, so that no two share their counters.
     turns: [Arc<Mutex<()>>; LetterSource::ALL.len()],
+    replays: AbortOnDropHandle<()>,
     _sums: AbortOnDropHandle<()>,
     _hold: AbortOnDropHandle<()>,
 }
@@ -51,6 +57,8 @@ pub(super) struct DeadLetters {
 pub(super) struct DeadLetterDeps {
     pub connector: Connector,
     pub ledger: Arc<dyn Ledger>,
+    pub publisher: Arc<dyn crate::message::Publisher>,
+    pub desk: DeskHandle,
     pub status_registry: Arc<StatusRegistry>,
     pub shutdown: Shutdown,
 }
@@ -58,8 +66,18 @@ pub(super) struct DeadLetterDeps {
 impl DeadLetters {
     /// Starts what the configuration asks for.
     pub fn start(config: &Config, deps: DeadLetterDeps) -> Self {
-        let DeadLetterDeps { connector, ledger, status_registry, shutdown } = deps;
-        let consumers = watch::Sender::default();
+        let DeadLetterDeps { connector, ledger, publisher, desk, status_registry, shutdown } = deps;
+        let (consumers, present_consumers) = (watch::Sender::default(), watch::Sender::default());
+        let replayer = Arc::new(Replayer::new(ReplayDeps {
+            ledger: Arc::clone(&ledger),
+            publisher,
+            names: Arc::new(config.names()),
+            users: Arc::clone(connector.users()),
+            max_body: config.broker.max_body,
+            consumers: present_consumers.subscribe(),
+            blocked: blocked(&status_registry),
+            shutdown: shutdown.clone(),
+        }));
         let reader = LetterReader {
             names: Arc::new(config.names()),
             users: Arc::clone(connector.users()),
@@ -85,17 +103,21 @@ impl DeadLetters {
             directory: config.ledger.directory.clone(),
             shutdown: deps.shutdown.clone(),
         };
+        let replays = replay_supervised(Arc::clone(&replayer), deps.shutdown.clone());
         let mut this = DeadLetters {
             deps,
             consumers,
+            present_consumers,
             status_registry,
             running: None,
             tasks: JoinSet::new(),
             turns: Default::default(),
+            replays: AbortOnDropHandle::new(tokio::spawn(replays)),
             _sums: AbortOnDropHandle::new(tokio::spawn(sums)),
             _hold: AbortOnDropHandle::new(tokio::spawn(watching.run(hold))),
         };
         this.apply_consumers(&config.consumers);
+        desk.open(Desk::new(replayer));
         if config.dead_letters.collect {
             this.start_collectors();
         }
@@ -130,6 +152,8 @@ impl DeadLetters {
             let format = consumer.format.clone();
             (consumer.queue.clone(), KnownConsumer { name: name.as_str().into(), format })
         });
+        let known: KnownConsumers = known.collect();
+        self.present_consumers.send_replace(known.clone());
         self.consumers.send_modify(|consumers| consumers.extend(known));
     }
 
@@ -160,6 +184,9 @@ impl DeadLetters {
                 error!(error = %died, "the supervisor of a collector of dead letters died");
             }
         }
+        if let Err(died) = self.replays.await {
+            error!(error = %died, "the supervisor of the replays of dead letters died");
+        }
     }
 }
 
@@ -175,6 +202,32 @@ async fn run_supervised(queue: LetterSource, collector: Arc<Collector>, stop: Ca
             () = tokio::time::sleep(COOL_DOWN) => {}
             () = stop.cancelled() => return,
             () = shutdown.begun() => return,
+        }
+    }
+}
+
+/// Why nothing is to be published to a queue: its consumer is paused, or waits for a service.
+fn blocked(status_registry: &Arc<StatusRegistry>) -> Blocked {
+    let registry = Arc::clone(status_registry);
+    Arc::new(move |queue| {
+        let consumers = registry.consumers();
+        let consumer = consumers.iter().find(|consumer| consumer.queue == queue)?;
+        if consumer.paused_since.is_some() {
+            return Some(format!("consumer {} is paused", consumer.name));
+        }
+        let service = format!("{}/", consumer.name);
+        let unavailable = registry.breakers().unavailable().into_iter().find(|name| name.starts_with(&service))?;
+        Some(format!("the circuit breaker of {unavailable} is not closed"))
+    })
+}
+
+/// Carries out replays until a shutdown begins. If it keeps dying, it is left stopped for a while and then started again.
+async fn replay_supervised(replayer: Arc<Replayer>, shutdown: Shutdown) {
+    let run = || Arc::clone(&replayer).run();
+    while let Err(exceeded) = supervise("replays", RestartPolicy::DEFAULT, &shutdown, || {}, run).await {
+        error!(error = %exceeded, pause = ?COOL_DOWN, "the replays of dead letters keep dying; pausing them");
+        if !shutdown.sleep(COOL_DOWN).await {
+            return;
         }
     }
 }

@@ -199,6 +199,8 @@ async fn start(config: Config, process: Process, shutdown: &Shutdown) -> Result<
         DeadLetterDeps {
             connector: connector.clone(),
             ledger: Arc::clone(&ledger),
+            publisher: Arc::clone(&publisher) as Arc<dyn Publisher>,
+            desk: observability.desk.clone(),
             status_registry: Arc::clone(&observability.status_registry),
             shutdown: shutdown.clone(),
         },

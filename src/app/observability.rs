@@ -16,6 +16,7 @@ use crate::admin::{AdminServer, BoundListener};
 use crate::amqp::{ConfirmingPublisher, Redeclaration};
 use crate::config::{CommandToken, Config};
 use crate::control::Control;
+use crate::dead_letters::DeskHandle;
 use crate::ledger::Ledger;
 use crate::reconcile::BrokerView;
 use crate::shutdown::Shutdown;
@@ -25,6 +26,8 @@ use crate::systemd::ServiceNotifier;
 /// Everything that shows the state of the daemon, from before the ledger is opened until everything else has ended.
 pub(super) struct Observability {
     pub status_registry: Arc<StatusRegistry>,
+    /// What the admin server does with dead letters, once the collectors are started.
+    pub desk: DeskHandle,
     admin: Option<AdminServer>,
     invariant_check: JoinHandle<()>,
     publisher: Arc<OnceLock<Arc<ConfirmingPublisher>>>,
@@ -54,9 +57,11 @@ impl Observability {
             consumers.map(|(name, settings)| RegisteredConsumer::new(name, settings, registry.counters(name)));
         registry.set_consumers(registered.collect());
         service.attach(Arc::new(ServiceStatus(Arc::clone(&registry))));
+        let desk = DeskHandle::default();
         let admin = bound.map(|bound| {
             let command_token = CommandToken::in_directory(&config.ledger.directory);
-            bound.serve(Arc::clone(&registry), config.ledger.location().reader(), control, command_token)
+            let ledger = config.ledger.location().reader();
+            bound.serve(Arc::clone(&registry), ledger, control, desk.clone(), command_token)
         });
         let invariant_check = tokio::spawn(check_invariants(Arc::clone(&registry), shutdown.clone()));
         // Building a poller puts its initial state into the view: off, or pending.
@@ -69,6 +74,7 @@ impl Observability {
         ));
         Observability {
             status_registry: registry,
+            desk,
             admin,
             invariant_check,
             publisher,

@@ -95,8 +95,8 @@ enum CliCommand {
     Report(report::ReportArgs),
     /// Show the history of one order, from the ledger: attempts, failures, delays, events, and where it is now
     Trace(trace::TraceArgs),
-    /// Find out what failed for good, and why, from the ledger; the daemon need not run
-    DeadLetters(dead_letters::DeadLettersArgs),
+    /// Find out what failed for good, and why, from the ledger, and give it back to its queues
+    DeadLetters(Box<dead_letters::DeadLettersArgs>),
     /// Back up the ledger
     Ledger(ledger::LedgerArgs),
     /// Show who did what with orderd, and verify that nothing was changed or removed
@@ -239,8 +239,9 @@ fn run_command(command: CliCommand, sources: &Sources, out: &mut Output<Stdout>)
         CliCommand::Trace(args) => with_ledger(sources, |ledger, config| {
             block_on(1, trace::run(&args, ledger, config, Timestamp::now(), out, err))
         }),
+        CliCommand::DeadLetters(args) if !args.only_reads() => block_on(1, dead_letters::act(*args, sources, out, err)),
         CliCommand::DeadLetters(args) => {
-            with_ledger(sources, |ledger, _| block_on(1, dead_letters::run(args, ledger, Timestamp::now(), out, err)))
+            with_ledger(sources, |ledger, _| block_on(1, dead_letters::run(*args, ledger, Timestamp::now(), out, err)))
         }
         CliCommand::Ledger(args) => {
             with_usable_config(sources, |loaded| block_on(1, ledger::run(args, &loaded.config, out, err)))

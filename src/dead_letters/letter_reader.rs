@@ -145,6 +145,7 @@ impl LetterReader {
             fingerprint: fingerprint(queue, delivery),
             identification,
             redelivered: delivery.redelivered,
+            replay_key: self.replay_key(delivery),
             session: session.to_owned(),
         }
     }
@@ -260,6 +261,12 @@ impl LetterReader {
 
     fn is_own(&self, delivery: &Delivery) -> bool {
         delivery.message.properties.user_id.as_deref().is_some_and(|user| self.users.contains(user))
+    }
+
+    /// What marks a message that was replayed: orderd's user has published it with this header.
+    fn replay_key(&self, delivery: &Delivery) -> Option<String> {
+        let key = text(&delivery.message.headers, names::REPLAY_ID).filter(|_| self.is_own(delivery))?;
+        Some(cut(key).to_owned())
     }
 
     /// Who published the message first. Of a copy, a header says so.

@@ -1,4 +1,4 @@
-//! Properties and headers of a message as JSON. Nothing is lost: each header has its type. Pure.
+//! Properties and headers of a message as JSON, and back. Nothing is lost: each header has its type. Pure.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -50,6 +50,68 @@ fn value_json(value: &HeaderValue) -> Value {
     }
 }
 
+/// The properties that [`properties_json`] has written.
+pub(super) fn properties_from(json: &Value) -> Option<Properties> {
+    let text = |name: &str| json.get(name).and_then(Value::as_str).map(str::to_owned);
+    json.as_object()?;
+    Some(Properties {
+        content_type: text("content_type"),
+        content_encoding: text("content_encoding"),
+        priority: json.get("priority").and_then(Value::as_u64).and_then(|priority| u8::try_from(priority).ok()),
+        correlation_id: text("correlation_id"),
+        reply_to: text("reply_to"),
+        expiration: text("expiration"),
+        message_id: text("message_id"),
+        timestamp: json.get("timestamp").and_then(Value::as_u64),
+        message_type: text("type"),
+        user_id: text("user_id"),
+        app_id: text("app_id"),
+    })
+}
+
+/// The headers that [`headers_json`] has written; `None` if they are not complete.
+pub(super) fn headers_from(json: &Value) -> Option<Headers> {
+    json.as_object()?.iter().map(|(name, value)| Some((name.clone(), value_from(value)?))).collect()
+}
+
+fn value_from(json: &Value) -> Option<HeaderValue> {
+    let value = json.get("value");
+    let signed = || value.and_then(Value::as_i64);
+    let unsigned = || value.and_then(Value::as_u64);
+    let text = || value.and_then(Value::as_str);
+    let bits = json.get("bits").and_then(Value::as_u64);
+    Some(match json.get("type")?.as_str()? {
+        "bool" => HeaderValue::Bool(value?.as_bool()?),
+        "byte" => HeaderValue::I8(signed()?.try_into().ok()?),
+        "unsigned_byte" => HeaderValue::U8(unsigned()?.try_into().ok()?),
+        "short" => HeaderValue::I16(signed()?.try_into().ok()?),
+        "unsigned_short" => HeaderValue::U16(unsigned()?.try_into().ok()?),
+        "int" => HeaderValue::I32(signed()?.try_into().ok()?),
+        "unsigned_int" => HeaderValue::U32(unsigned()?.try_into().ok()?),
+        "long" => HeaderValue::I64(signed()?),
+        "float" => HeaderValue::F32(match bits {
+            Some(bits) => f32::from_bits(bits.try_into().ok()?),
+            #[expect(clippy::cast_possible_truncation, reason = "it was an f32")]
+            None => value?.as_f64()? as f32,
+        }),
+        "double" => HeaderValue::F64(match bits {
+            Some(bits) => f64::from_bits(bits),
+            None => value?.as_f64()?,
+        }),
+        "decimal" => HeaderValue::Decimal {
+            scale: json.get("scale")?.as_u64()?.try_into().ok()?,
+            digits: json.get("digits")?.as_i64()?.try_into().ok()?,
+        },
+        "string" => HeaderValue::Text(text()?.to_owned()),
+        "binary" => HeaderValue::Bytes(STANDARD.decode(text()?).ok()?.into()),
+        "array" => HeaderValue::List(value?.as_array()?.iter().map(value_from).collect::<Option<_>>()?),
+        "table" => HeaderValue::Table(headers_from(value?)?),
+        "timestamp" => HeaderValue::Timestamp(unsigned()?),
+        "void" => HeaderValue::Void,
+        _ => return None,
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
@@ -76,7 +138,10 @@ mod tests {
             let headers = Headers::from([("h".to_owned(), value)]);
             assert_eq!(headers_json(&headers)["h"], expected);
             let text = headers_json(&headers).to_string();
-            assert_eq!(serde_json::from_str::<Value>(&text).unwrap()["h"], expected, "{text}");
+            let read: Value = serde_json::from_str(&text).unwrap();
+            assert_eq!(read["h"], expected, "{text}");
+            // NaN differs from itself.
+            assert_eq!(headers_json(&headers_from(&read).unwrap())["h"], expected, "{text}");
         }
     }
 

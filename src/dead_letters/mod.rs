@@ -6,14 +6,19 @@
 //!                          fingerprint    what makes it the same message
 //!                          message_json   properties and headers as JSON, with types
 //! ```
-//! A message is acked only once all of it is stored. One that cannot be stored stays in its queue. It never decides what becomes
-//! of a message.
+//! A message is acked only once all of it is stored. One that cannot be stored stays in its queue. What becomes of a stored message is
+//! decided by persons, and carried out in `replay`.
 
 mod collector;
 mod fingerprint;
 mod letter_reader;
 mod message_json;
 mod order;
+mod replay;
 
 pub use collector::{Collector, CollectorDeps};
 pub use letter_reader::{BodyAccess, KnownConsumer, KnownConsumers, LetterReader};
+pub use replay::{
+    Blocked, ChangedLetters, Desk, DeskError, DeskHandle, EditRequest, LetterRequest, ReplayDeps, ReplayPlan,
+    ReplayReport, ReplayRequest, Replayer,
+};

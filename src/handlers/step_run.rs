@@ -173,11 +173,13 @@ pub(super) fn handler_error(error: RunError) -> HandlerError {
     }
 }
 
-/// Whether the message was published anew: not delivered again, and no copy of orderd's after a failure. Copies that were replayed
-/// from the dead letter queue have no headers of a failure.
+/// Whether the message was published anew: not delivered again, and no copy of orderd's after a failure. A dead letter that a person
+/// has published again without the headers of its failure counts as new; one that orderd has does not: it may publish it twice, and
+/// marks it.
 pub(super) fn is_new(input: HandlerInput<'_>) -> bool {
     let delivery = input.delivery;
-    let is_copy = input.provenance.is_copy && delivery.message.headers.contains_key(names::FIRST_FAILED_AT);
+    let marks = [names::FIRST_FAILED_AT, names::REPLAY_ID];
+    let is_copy = input.provenance.is_copy && marks.iter().any(|name| delivery.message.headers.contains_key(*name));
     !delivery.redelivered && delivery.delivery_count() == 0 && !is_copy
 }
 

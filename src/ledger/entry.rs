@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
-use crate::domain::{Amounts, Item, OrderId, ProductSale, Sale};
+use super::replay_outcome::ReplayOutcome;
+use crate::domain::{Amounts, Item, Order, OrderId, ProductSale, Sale};
 
 /// One thing to record, or to look up.
 #[derive(Debug, Clone)]
@@ -75,6 +76,18 @@ pub enum LedgerEntry {
     /// becomes `failed`. Answers `New`, `Duplicate` if nothing changed, or `Cancelled` if the message is an order that was
     /// cancelled: then no dead letter is recorded, because it must not be dead-lettered. Another order with the same id is.
     DeadLetter(Box<NewDeadLetter>),
+    /// Records what became of a dead letter that was replayed. Answers `New`, or `Duplicate` if no replay is known with this key, or
+    /// its letter has an outcome already.
+    ReplayOutcome {
+        /// The message's `x-replay-id`.
+        key: String,
+        /// What became of it.
+        outcome: ReplayOutcome,
+        /// The failure's stable code, if it has failed.
+        code: Option<String>,
+        /// When.
+        at: Timestamp,
+    },
 }
 
 /// The length of an optional text.
@@ -113,6 +126,7 @@ impl LedgerEntry {
                 let products: usize = products.map(|sold| size_of::<ProductSale>() + sold.product.len()).sum();
                 size_of::<NewAnalytics>() + id.len() + length(order_id.as_ref()) + name.len() + products
             }
+            LedgerEntry::ReplayOutcome { key, code, .. } => key.len() + length(code.as_ref()),
             LedgerEntry::Attempt(failed) => attempt(failed),
             LedgerEntry::DeadLetter(letter) => {
                 let order = letter.order.as_ref().map_or(0, |order| order.bytes());
@@ -136,7 +150,8 @@ impl LedgerEntry {
             | LedgerEntry::LookUpAnalytics { .. }
             | LedgerEntry::Notification(_)
             | LedgerEntry::Analytics(_)
-            | LedgerEntry::Attempt(_) => {}
+            | LedgerEntry::Attempt(_)
+            | LedgerEntry::ReplayOutcome { .. } => {}
         }
         self
     }
@@ -172,6 +187,24 @@ pub struct NewOrder {
 }
 
 impl NewOrder {
+    /// The order as the ledger records and compares it.
+    pub fn new(order: &Order, consumer: &Arc<str>, amounts: Amounts, at: Timestamp) -> Self {
+        NewOrder {
+            id: order.id.clone(),
+            consumer: Arc::clone(consumer),
+            items: Arc::clone(&order.items),
+            amounts,
+            priority: order.priority,
+            customer_id: order.customer_id.clone(),
+            email: order.email.clone(),
+            phone: order.customer_phone().map(str::to_owned),
+            locale: order.customer_locale().map(str::to_owned),
+            notify: order.notify.clone(),
+            placed_at: order.placed_at,
+            at,
+        }
+    }
+
     /// About how much memory it takes, in bytes.
     pub(super) fn bytes(&self) -> usize {
         let items = self.items.iter().map(|item| size_of::<Item>() + item.product.len()).sum::<usize>();

@@ -1,5 +1,6 @@
 //! A ledger in memory, for tests. The conformance suite holds it to the same rules as the others.
 
+mod desk;
 mod failures;
 mod letters;
 mod reading;
@@ -322,6 +323,7 @@ impl Tables {
                 }
                 recorded
             }
+            LedgerEntry::ReplayOutcome { .. } => Recorded::Duplicate,
             LedgerEntry::Attempt(attempt) => self.add_retried(*attempt),
             LedgerEntry::DeadLetter(letter) => self.add_dead_letter(*letter),
         })

@@ -9,6 +9,7 @@
 //! entry, error, report, trace, totals, retention    inputs and results, and pure functions on them
 //! dead_letters messages from the dead letter queues: what is stored of them, and what can be asked
 //! journal   who did what: entries, their chain of hashes, and its verification
+//! replays   what persons do with stored messages: replays, and how far their letters are
 //! step_runs the steps of a message: claims, what is recorded about each, and pure transitions
 //! state     whether it can record, and why not
 //! alerts    operators' alerts, as they are kept
@@ -42,6 +43,8 @@ mod memory_journal;
 mod memory_letters;
 #[cfg(test)]
 mod memory_runs;
+mod replay_outcome;
+mod replays;
 pub mod report;
 mod retention;
 pub mod sqlite;
@@ -71,6 +74,12 @@ pub use journal::{
     JournalProblemKind, JournalQuery, JournalVerification, LOCAL_ACTOR, NewJournalEntry, text_hash,
 };
 pub use location::LedgerLocation;
+pub use replay_outcome::ReplayOutcome;
+pub use replays::{
+    BeginAnswer, ChangeAnswer, DeskAnswer, DeskChange, DeskWriter, LetterChange, LetterEdit, LetterProgress,
+    LetterSelection, MAX_SELECTED_IDS, MAYBE_DUPLICATE, NewReplay, PublishAnswer, Replay, ReplayCandidate,
+    ReplayLetter, ReplayOptions, ReplayReader, ReplayState, ToPublish,
+};
 pub use retention::Pruned;
 pub use state::{LedgerState, Outage, OutageCause};
 pub use step_runs::{

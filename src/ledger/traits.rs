@@ -15,6 +15,7 @@ use super::dead_letters::{
 use super::entry::{CancelAnswer, LedgerEntry, NewCancellation, Recorded};
 use super::error::{LedgerError, OpenError};
 use super::journal::{JournalHash, JournalHead, JournalPage, JournalQuery, JournalVerification, NewJournalEntry};
+use super::replays::{DeskWriter, ReplayReader};
 use super::report::{Report, ReportError, ReportQuery};
 use super::retention::Pruned;
 use super::state::LedgerState;
@@ -193,6 +194,12 @@ pub trait LedgerMaintenance: Send + Sync + 'static {
 }
 
 /// An open ledger.
-pub trait Ledger: LedgerWriter + LetterWriter + JournalWriter + LedgerReader + LedgerMaintenance {}
+pub trait Ledger:
+    LedgerWriter + LetterWriter + DeskWriter + JournalWriter + LedgerReader + ReplayReader + LedgerMaintenance
+{
+}
 
-impl<T: LedgerWriter + LetterWriter + JournalWriter + LedgerReader + LedgerMaintenance> Ledger for T {}
+impl<T> Ledger for T where
+    T: LedgerWriter + LetterWriter + DeskWriter + JournalWriter + LedgerReader + ReplayReader + LedgerMaintenance
+{
+}

@@ -154,6 +154,10 @@ pub mod names {
     pub const FAILED_AT: &str = "x-failed-at";
     /// When a dead letter was replayed (timestamp), set by the one who replays it as orderd's user.
     pub const REPLAYED_AT: &str = "x-replayed-at";
+    /// On a dead letter that orderd has published again, and on all copies of it: the same on each, and on no other message.
+    pub const REPLAY_ID: &str = "x-replay-id";
+    /// The failures for which the message was replayed, the last ones (array of tables).
+    pub const REPLAY_HISTORY: &str = "x-replay-history";
     /// Why the message was dead-lettered.
     pub const DEAD_LETTER_REASON: &str = "x-dead-letter-reason";
     /// The `user_id` of the message as it was first published, empty if it had none. A copy's own `user_id` is orderd's.
@@ -180,6 +184,8 @@ pub mod names {
         FIRST_FAILED_AT,
         FAILED_AT,
         REPLAYED_AT,
+        REPLAY_ID,
+        REPLAY_HISTORY,
         DEAD_LETTER_REASON,
         ORIGINAL_USER_ID,
         IDENTITY,

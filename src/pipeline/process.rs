@@ -26,7 +26,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use tracing::{debug, error, warn};
 
 use super::consumer_context::{ConsumerContext, OnFailure};
@@ -38,11 +38,11 @@ use super::step_services::DeliveryServices;
 use crate::backoff::Backoff;
 use crate::chain::chain;
 use crate::domain::{Order, OrderId};
-use crate::ledger::Recorded;
-use crate::message::{Delivery, Provenance, Publication, PublishError, names};
+use crate::ledger::{LedgerEntry, Recorded, ReplayOutcome};
+use crate::message::{Delivery, HeaderValue, Provenance, Publication, PublishError, names};
 use crate::metrics::{DeliveryOutcome, HandlerOutcome};
 use crate::recovery::{
-    Action, BODY_TOO_LARGE, ClaimNote, DecisionPoint, Failure, FailureKind, copy_for_failure, decide,
+    Action, BODY_TOO_LARGE, ClaimNote, DecisionPoint, Failure, FailureKind, copy_for_failure, decide, replay_key,
     trusted_retry_count,
 };
 use crate::telemetry::{MessageLine, MessageLog, RepeatedLog};
@@ -117,7 +117,11 @@ async fn make_attempts(context: &ConsumerContext, guard: &DeliveryGuard) -> Deli
     let services = DeliveryServices { context, note: &note, waits: &waits };
     loop {
         match attempt(services, delivery, &provenance).await {
-            AttemptOutcome::Handled(outcome) => break DeliveryOutcome::Handled(outcome),
+            AttemptOutcome::Handled(outcome) => match replay_key(delivery, provenance) {
+                None => break DeliveryOutcome::Handled(outcome),
+                // Boxed, because it is rarely needed.
+                Some(key) => break record_replay(context, delivery, key, outcome).boxed().await,
+            },
             AttemptOutcome::Interrupted(interruption) => {
                 debug!(consumer = %context.consumer, ?interruption, "released a delivery");
                 break DeliveryOutcome::Released;
@@ -143,6 +147,48 @@ async fn make_attempts(context: &ConsumerContext, guard: &DeliveryGuard) -> Deli
                 retries = retries.saturating_add(1);
             }
         }
+    }
+}
+
+/// How long after a failure that is retried its outcome is expected, besides the delay.
+const REPLAY_OUTCOME_TIME: SignedDuration = SignedDuration::from_hours(1);
+
+/// Records what became of a dead letter that was replayed, before it is acked: so no outcome is missed.
+async fn record_replay(
+    context: &ConsumerContext,
+    delivery: &Delivery,
+    key: &str,
+    handled: HandlerOutcome,
+) -> DeliveryOutcome {
+    let now = Timestamp::now();
+    let outcome = match &handled {
+        HandlerOutcome::Completed | HandlerOutcome::Duplicate | HandlerOutcome::Cancelled | HandlerOutcome::Skipped => {
+            ReplayOutcome::Processed
+        }
+        HandlerOutcome::Prevented => ReplayOutcome::Cancelled,
+        HandlerOutcome::Retried { delay, .. } => {
+            let delay = SignedDuration::try_from(delay.as_duration()).unwrap_or(SignedDuration::MAX);
+            let time = delay.saturating_add(REPLAY_OUTCOME_TIME);
+            ReplayOutcome::Retrying { due: now.saturating_add(time).unwrap_or(Timestamp::MAX) }
+        }
+        HandlerOutcome::DeadLettered { .. } | HandlerOutcome::DeadLetteredByBroker { .. } => ReplayOutcome::FailedAgain,
+        // It is still on its way.
+        HandlerOutcome::Returned => return DeliveryOutcome::Handled(handled),
+    };
+    let code = delivery.message.headers.get(names::FAILURE_CODE).and_then(HeaderValue::as_text);
+    let code = code.filter(|_| outcome != ReplayOutcome::Processed).map(str::to_owned);
+    let entry = LedgerEntry::ReplayOutcome { key: key.to_owned(), outcome, code, at: now };
+    match context.ledger.record(entry).await.map_err(HandlerError::from) {
+        Ok(_) => DeliveryOutcome::Handled(handled),
+        // A defect, which must not cost the message.
+        Err(HandlerError::Failed(failure)) => {
+            if let Some(due) = REPEATED.occurred((&context.consumer, "cannot_record_replay", failure.code.as_str())) {
+                let repeated = due.repeated;
+                error!(consumer = %context.consumer, %failure, repeated, "cannot record the outcome of a replay; the replay waits for it in vain");
+            }
+            DeliveryOutcome::Handled(handled)
+        }
+        Err(HandlerError::Interrupted(_)) => DeliveryOutcome::Released,
     }
 }
 

@@ -15,14 +15,16 @@ use crate::message::{
 
 /// The most that a copy's properties and headers take, in bytes. They are sent in one frame, of 128 KiB by default; 2 KiB are
 /// left for the frame's own fields and for what the publisher adds.
-const MAX_PROPERTIES_BYTES: usize = 126 * 1024;
+pub(super) const MAX_PROPERTIES_BYTES: usize = 126 * 1024;
 
 /// The headers that are believed on copies and that a new copy may not set itself. What others send under these names is removed.
-const NOT_OVERWRITTEN: [&str; 7] = [
+const NOT_OVERWRITTEN: [&str; 9] = [
     names::UNDO,
     names::CANCELS,
     names::RUN,
     names::REPLAYED_AT,
+    names::REPLAY_ID,
+    names::REPLAY_HISTORY,
     names::IDENTITY,
     names::HEADERS_DROPPED,
     names::HEADERS_DROPPED_NAMES,
@@ -186,11 +188,11 @@ pub(super) fn copy(delivery: &Delivery, provenance: Provenance<'_>) -> Message {
     copy
 }
 
-fn time_value(at: Timestamp) -> HeaderValue {
+pub(super) fn time_value(at: Timestamp) -> HeaderValue {
     HeaderValue::Timestamp(u64::try_from(at.as_second()).unwrap_or(0))
 }
 
-fn set(headers: &mut Headers, name: &str, value: HeaderValue) {
+pub(super) fn set(headers: &mut Headers, name: &str, value: HeaderValue) {
     headers.insert(name.to_owned(), value);
 }
 

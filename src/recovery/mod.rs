@@ -9,6 +9,7 @@ mod decide;
 mod failure;
 mod history;
 mod policy;
+mod replay_copy;
 #[cfg(test)]
 mod tests;
 
@@ -22,3 +23,4 @@ pub use decide::{Action, DeadLetterReason, DecisionPoint, decide};
 pub use failure::{BODY_TOO_LARGE, Failure, FailureKind, MAX_REASON_BYTES};
 pub use history::{History, Origin, read_time, trusted_retry_count};
 pub use policy::RetryPolicy;
+pub use replay_copy::{ReplayMark, copy_for_replay, replay_key};

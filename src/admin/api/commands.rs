@@ -60,7 +60,7 @@ pub(in crate::admin) fn router(control: Control) -> Router {
 }
 
 /// Rejects what a browser sends for another site, and what an HTML form can send.
-async fn reject_cross_site(request: Request, next: Next) -> Response {
+pub(super) async fn reject_cross_site(request: Request, next: Next) -> Response {
     if request.method() != Method::POST {
         // The router answers 405.
         return next.run(request).await;

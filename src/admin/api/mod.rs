@@ -3,6 +3,7 @@
 //! Nothing here asks the broker.
 
 pub(super) mod commands;
+pub(super) mod dead_letters;
 mod journal;
 
 use std::sync::Arc;

@@ -68,6 +68,9 @@ pub(in crate::cli) enum AdminClientError {
     /// The daemon understood the command and did not carry it out.
     #[error(transparent)]
     Control(ControlError),
+    /// The daemon does not carry out a request about dead letters.
+    #[error("{message}")]
+    Refused { message: String, is_usage: bool },
     /// The daemon is too busy, or has not finished the command in time.
     #[error("the daemon at {address}: {message}")]
     Busy { address: SocketAddr, message: String },
@@ -87,6 +90,8 @@ impl AdminClientError {
             | AdminClientError::NotOrderd { .. }
             | AdminClientError::AnotherDaemon { .. }
             | AdminClientError::Busy { .. } => Exit::Unavailable,
+            AdminClientError::Refused { is_usage: true, .. } => Exit::Usage,
+            AdminClientError::Refused { is_usage: false, .. } => Exit::Refused,
             AdminClientError::Client(_) => Exit::Internal,
             AdminClientError::Control(error) => match error {
                 ControlError::UnknownConsumer { .. } => Exit::Usage,

@@ -130,6 +130,35 @@ impl AdminClient {
         }
     }
 
+    /// Sends a request about dead letters, and returns the answer: as JSON, and as this version understands it. `body`: none for what
+    /// only reads.
+    pub(super) async fn dead_letters<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: Option<&Value>,
+    ) -> Result<(Value, T), AdminClientError> {
+        if body.is_some() && self.config.as_ref().is_some_and(|config| !config.is_valid) {
+            // Fails if the address belongs to another daemon.
+            self.status().await?;
+        }
+        let url = format!("http://{}/api/v1/dead-letters/{path}", self.address);
+        let request = match body {
+            None => self.http.get(url),
+            Some(body) => self.http.post(url).header("content-type", COMMAND_CONTENT_TYPE).body(body.to_string()),
+        };
+        let (code, answer) = self.exchange(request.timeout(READ_DEADLINE)).await?;
+        self.check_accepted(code, &answer)?;
+        let message = || serde_json::from_slice::<Value>(&answer).ok()?["message"].as_str().map(str::to_owned);
+        match code {
+            StatusCode::OK => self.parse(&answer),
+            StatusCode::BAD_REQUEST | StatusCode::NOT_FOUND | StatusCode::CONFLICT => Err(match message() {
+                Some(message) => AdminClientError::Refused { message, is_usage: code == StatusCode::BAD_REQUEST },
+                None => self.not_orderd(code.to_string()),
+            }),
+            _ => Err(self.busy(code, &answer)),
+        }
+    }
+
     /// The error for an answer that is neither a result nor a [`ControlError`](crate::control::ControlError).
     fn busy(&self, code: StatusCode, body: &[u8]) -> AdminClientError {
         let json: Value = serde_json::from_slice(body).unwrap_or_default();

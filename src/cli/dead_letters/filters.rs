@@ -13,12 +13,26 @@ pub(super) struct Filters {
     /// Only those in this state, or "any"
     #[arg(long, value_name = "STATE", default_value = "open", value_parser = states())]
     state: States,
+    #[command(flatten)]
+    reason: Reason,
+    #[command(flatten)]
+    matching: Matching,
+}
+
+/// A filter of its own, because a discard has another use for its name.
+#[derive(Debug, Args)]
+pub(super) struct Reason {
+    /// Only those with this reason, such as permanent or retries_exhausted
+    #[arg(long, value_name = "REASON", value_parser = NonEmptyStringValueParser::new())]
+    pub reason: Option<String>,
+}
+
+/// What dead letters have to match, whatever their state.
+#[derive(Debug, Args)]
+pub(super) struct Matching {
     /// Only those taken from this queue
     #[arg(long, value_name = "QUEUE", value_parser = sources())]
     source: Option<LetterSource>,
-    /// Only those with this reason, such as permanent or retries_exhausted
-    #[arg(long, value_name = "REASON", value_parser = NonEmptyStringValueParser::new())]
-    reason: Option<String>,
     /// Only those with this failure code
     #[arg(long, value_name = "CODE", value_parser = NonEmptyStringValueParser::new())]
     code: Option<String>,
@@ -62,11 +76,21 @@ fn sources() -> impl TypedValueParser<Value = LetterSource> {
 impl Filters {
     /// The filter; `now` is what ages refer to.
     pub fn filter(&self, now: Timestamp) -> DeadLetterFilter {
-        let Filters { state, source, reason, code, consumer, product, customer, order, since, until, text } = self;
         DeadLetterFilter {
-            states: state.0.into_iter().collect(),
+            states: self.state.0.into_iter().collect(),
+            ..self.matching.filter(self.reason.reason.as_deref(), now)
+        }
+    }
+}
+
+impl Matching {
+    /// The filter, in any state; `now` is what ages refer to.
+    pub fn filter(&self, reason: Option<&str>, now: Timestamp) -> DeadLetterFilter {
+        let Matching { source, code, consumer, product, customer, order, since, until, text } = self;
+        DeadLetterFilter {
+            states: Vec::new(),
             source: *source,
-            reason: reason.clone(),
+            reason: reason.map(str::to_owned),
             code: code.clone(),
             consumer: consumer.clone(),
             product: product.clone(),

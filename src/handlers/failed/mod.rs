@@ -21,7 +21,7 @@ use self::subject::FailedSubject;
 use self::undo::Decision;
 use super::claim::Claims;
 use super::event_publication::event;
-use super::order::{ID_CONFLICT, STEPS_IN_PROGRESS, new_order};
+use super::order::{ID_CONFLICT, STEPS_IN_PROGRESS};
 use super::step_run::claimed_order_id;
 use super::{HandlerConsumer, HandlerDeps, HandlerFactory, OriginConsumer};
 use crate::config::{MessageKind, Section};
@@ -258,7 +258,7 @@ impl FailedHandler {
             Ok(OrderDocument::Placed(order)) => {
                 // What was not read may make it another order.
                 let amounts = format.check(&order).ok().filter(|_| delivery.message.unread == 0);
-                let whole = amounts.map(|amounts| Box::new(new_order(&order, consumer, amounts, now)));
+                let whole = amounts.map(|amounts| Box::new(NewOrder::new(&order, consumer, amounts, now)));
                 FailedSubject::Order { whole, id: order.id }
             }
             Err(_) => match format.order_id(&document) {

@@ -176,7 +176,7 @@ impl OrderHandler {
             inject(fault).await?;
         }
         let now = Timestamp::now();
-        let accepted = Box::new(new_order(&order, input.consumer, amounts, now));
+        let accepted = Box::new(NewOrder::new(&order, input.consumer, amounts, now));
         let has_steps = self.steps.are_configured;
         let accepted = if has_steps {
             // Boxed, because this future is large and most shops have no steps.
@@ -276,24 +276,6 @@ impl Handler for OrderHandler {
 
     fn gates(&self) -> Vec<IntakeGate> {
         self.steps.engine.gates().into_iter().map(|gate| IntakeGate::Service(gate.into())).collect()
-    }
-}
-
-/// The order as the ledger records and compares it.
-pub(super) fn new_order(order: &Order, consumer: &Arc<str>, amounts: Amounts, at: Timestamp) -> NewOrder {
-    NewOrder {
-        id: order.id.clone(),
-        consumer: Arc::clone(consumer),
-        items: Arc::clone(&order.items),
-        amounts,
-        priority: order.priority,
-        customer_id: order.customer_id.clone(),
-        email: order.email.clone(),
-        phone: order.customer_phone().map(str::to_owned),
-        locale: order.customer_locale().map(str::to_owned),
-        notify: order.notify.clone(),
-        placed_at: order.placed_at,
-        at,
     }
 }
 

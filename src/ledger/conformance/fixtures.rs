@@ -137,6 +137,7 @@ pub(crate) fn stored_letter(identity: &str, content: u8) -> NewStoredLetter {
         body: format!(r#"{{"id":"{identity}","email":"ada@example.com"}}"#).into(),
         search: format!("{identity}\nlaptop\nada@example.com"),
         fingerprint: [content; 32],
+        replay_key: None,
         identification: Identification::ById,
         redelivered: false,
         session: "a".to_owned(),

@@ -13,6 +13,8 @@ mod groups;
 mod new;
 mod query;
 
+pub(super) use new::named;
+
 pub(super) use groups::{Cause, Counted, GroupBuilder, OpenBuilder};
 
 pub use new::{

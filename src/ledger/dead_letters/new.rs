@@ -36,6 +36,8 @@ macro_rules! named {
     };
 }
 
+pub(in crate::ledger) use named;
+
 named! {
     /// The queue that a message was taken from.
     LetterSource {
@@ -161,6 +163,8 @@ pub struct NewStoredLetter {
     pub search: String,
     /// SHA-256 of everything that the message contains, apart from the broker's counts of deliveries.
     pub fingerprint: [u8; 32],
+    /// The `x-replay-id` of a copy that orderd has published again.
+    pub replay_key: Option<String>,
     /// Whether it can be recognized.
     pub identification: Identification,
     /// Whether the broker has delivered it before.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::new::{LetterOrigin, LetterSource, LetterState};
@@ -13,7 +13,8 @@ use crate::domain::ExactSum;
 pub const MAX_GROUPS: usize = 10_000;
 
 /// Which messages are meant. Every condition that is given must hold.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct DeadLetterFilter {
     /// In one of these states; in any, if there are none.
     pub states: Vec<LetterState>,

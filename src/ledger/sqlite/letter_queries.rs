@@ -163,6 +163,23 @@ fn count_statement(filter: &DeadLetterFilter) -> Statement {
     Statement { sql: format!("SELECT {COUNTED} FROM stored_dead_letters WHERE {conditions}"), values }
 }
 
+/// The numbers of letters that a filter finds, by number.
+pub(super) fn found_ids(
+    connection: &Connection,
+    filter: &DeadLetterFilter,
+    (after, up_to): (i64, i64),
+    limit: usize,
+) -> rusqlite::Result<Vec<i64>> {
+    let Statement { sql: conditions, mut values } = conditions(filter, StateCondition::ReadInOrder);
+    values.extend([SqlValue::Integer(after), SqlValue::Integer(up_to)]);
+    let (first, last) = (values.len() - 1, values.len());
+    let sql = format!(
+        "SELECT id FROM stored_dead_letters WHERE {conditions} AND id > ?{first} AND id <= ?{last} ORDER BY id LIMIT {limit}"
+    );
+    let mut select = connection.prepare(&sql)?;
+    select.query_map(params_from_iter(values), |row| row.get(0))?.collect()
+}
+
 /// How messages in some states are found.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum StateCondition {

@@ -5,6 +5,7 @@
 use jiff::SignedDuration;
 use rusqlite::{Connection, OptionalExtension, params};
 
+use super::replay_outcomes;
 use super::step_texts::securely;
 use crate::ledger::dead_letters::{Identification, LetterOrigin, LetterState, NewStoredLetter, StoreAnswer};
 
@@ -15,6 +16,9 @@ const RECORDED_WITHIN: SignedDuration = SignedDuration::from_mins(10);
 pub(super) fn store(connection: &Connection, letter: &NewStoredLetter) -> rusqlite::Result<StoreAnswer> {
     end_reading(connection, &letter.fingerprint)?;
     if let Some(id) = find(connection, letter)? {
+        return Ok(StoreAnswer::Duplicate(id));
+    }
+    if let Some(id) = came_back_before(connection, letter)? {
         return Ok(StoreAnswer::Duplicate(id));
     }
     let recorded = recorded_failure(connection, letter)?;
@@ -31,7 +35,20 @@ pub(super) fn store(connection: &Connection, letter: &NewStoredLetter) -> rusqli
     connection
         .prepare_cached("INSERT INTO stored_texts (letter_id, text) VALUES (?1, ?2)")?
         .execute((id, &letter.search))?;
+    if let Some(key) = &letter.replay_key {
+        replay_outcomes::came_back(connection, key, id, letter.at)?;
+    }
     Ok(StoreAnswer::Stored(id))
+}
+
+/// The stored message that a replayed one has become, if that is not closed: a replay that was published twice may fail twice.
+fn came_back_before(connection: &Connection, letter: &NewStoredLetter) -> rusqlite::Result<Option<i64>> {
+    let Some(key) = &letter.replay_key else { return Ok(None) };
+    let mut select = connection.prepare_cached(
+        "SELECT letters.id FROM replay_letters AS replayed JOIN stored_dead_letters AS letters ON letters.id = came_back_as
+         WHERE replayed.key = ?1 AND letters.state IN ('open', 'held', 'replaying')",
+    )?;
+    select.query_row([key], |row| row.get(0)).optional()
 }
 
 /// The stored message that this one certainly is. One that is replayed, discarded or erased is none: its sender may have published
@@ -210,6 +227,11 @@ pub(super) fn prune(connection: &Connection, before: i64) -> rusqlite::Result<us
             }
         }
     }
+    connection.execute(
+        "DELETE FROM replays WHERE ended_at < ?1
+         AND NOT EXISTS (SELECT 1 FROM replay_letters WHERE replay_id = replays.id)",
+        [before],
+    )?;
     if ids.is_empty() {
         return Ok(0);
     }
@@ -218,6 +240,7 @@ pub(super) fn prune(connection: &Connection, before: i64) -> rusqlite::Result<us
             ("stored_contents", "letter_id"),
             ("stored_products", "letter_id"),
             ("stored_texts", "letter_id"),
+            ("replay_letters", "letter_id"),
             ("stored_dead_letters", "id"),
         ] {
             let mut remove = connection.prepare(&format!("DELETE FROM {table} WHERE {key} = ?1"))?;

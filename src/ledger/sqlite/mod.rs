@@ -11,6 +11,7 @@ mod erase;
 mod erase_letters;
 mod files;
 mod journal;
+mod letter_changes;
 mod letter_queries;
 mod letters;
 mod monitor;
@@ -23,10 +24,14 @@ mod prune;
 mod prune_runs;
 mod reader;
 mod record_error;
+mod replay_outcomes;
+mod replay_queries;
+mod replays;
 mod report;
 mod request;
 mod sales;
 mod schema;
+mod schema_version_4;
 mod statements;
 mod step_runs;
 mod step_texts;
@@ -54,6 +59,7 @@ use super::dead_letters::{NewStoredLetter, StoreAnswer};
 use super::entry::{CancelAnswer, LedgerEntry, NewCancellation, Recorded};
 use super::error::{LedgerError, OpenError};
 use super::journal::{JournalHead, NewJournalEntry};
+use super::replays::{DeskAnswer, DeskChange, DeskWriter};
 use super::retention::Pruned;
 use super::state::LedgerState;
 use super::step_runs::{ClaimAnswer, RunClaim, RunRecord, RunRecorded};
@@ -318,5 +324,13 @@ impl JournalWriter for SqliteLedger {
         let bytes = entry.bytes();
         let answered = self.enqueue(WriterEntry::Journal(Box::new(entry)), bytes);
         answer!(answered, Journal)
+    }
+}
+
+impl DeskWriter for SqliteLedger {
+    fn change_desk(&self, change: DeskChange) -> BoxFuture<'static, Result<DeskAnswer, LedgerError>> {
+        let bytes = change.bytes();
+        let answered = self.enqueue(WriterEntry::Desk(Box::new(change)), bytes);
+        answer!(answered, Desk)
     }
 }

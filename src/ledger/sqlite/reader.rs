@@ -6,13 +6,14 @@ use futures_util::future::{BoxFuture, FutureExt};
 use jiff::Timestamp;
 use tokio::task::spawn_blocking;
 
-use super::{SqliteLedger, journal, letter_queries, report, totals, trace};
+use super::{SqliteLedger, journal, letter_queries, replay_queries, report, totals, trace};
 use crate::ledger::dead_letters::{
-    DeadLetterDetail, DeadLetterFilter, DeadLetterGroups, DeadLetterPage, DeadLetterQuery, OpenDeadLetters,
-    WholeDeadLetters,
+    DeadLetterDetail, DeadLetterFilter, DeadLetterGroups, DeadLetterPage, DeadLetterQuery, LetterState,
+    OpenDeadLetters, WholeDeadLetters,
 };
 use crate::ledger::error::OpenError;
 use crate::ledger::journal::{JournalHash, JournalPage, JournalQuery, JournalVerification};
+use crate::ledger::replays::{LetterProgress, LetterSelection, Replay, ReplayCandidate, ReplayLetter, ReplayReader};
 use crate::ledger::report::{Report, ReportError, ReportQuery};
 use crate::ledger::totals::Totals;
 use crate::ledger::trace::Trace;
@@ -144,6 +145,87 @@ impl LedgerReader for SqliteLedger {
         expected: Option<JournalHash>,
     ) -> BoxFuture<'static, Result<JournalVerification, OpenError>> {
         self.reader().verify_journal(expected)
+    }
+}
+
+impl ReplayReader for SqliteReader {
+    fn replay(&self, id: i64, now: Timestamp) -> BoxFuture<'static, Result<Option<Replay>, OpenError>> {
+        let directory = self.directory.clone();
+        blocking(move || replay_queries::replay(&directory, id, now))
+    }
+
+    fn replays(
+        &self,
+        active: bool,
+        limit: usize,
+        now: Timestamp,
+    ) -> BoxFuture<'static, Result<Vec<Replay>, OpenError>> {
+        let directory = self.directory.clone();
+        blocking(move || replay_queries::replays(&directory, active, limit, now))
+    }
+
+    fn replay_letters(
+        &self,
+        replay: i64,
+        progress: &'static [LetterProgress],
+        limit: usize,
+    ) -> BoxFuture<'static, Result<Vec<ReplayLetter>, OpenError>> {
+        let directory = self.directory.clone();
+        blocking(move || replay_queries::letters(&directory, replay, progress, limit))
+    }
+
+    fn replay_candidates(
+        &self,
+        selection: LetterSelection,
+        states: &'static [LetterState],
+        after: i64,
+        limit: usize,
+    ) -> BoxFuture<'static, Result<Vec<ReplayCandidate>, OpenError>> {
+        let directory = self.directory.clone();
+        blocking(move || replay_queries::candidates(&directory, selection, states, after, limit))
+    }
+
+    fn last_letter(&self) -> BoxFuture<'static, Result<i64, OpenError>> {
+        let directory = self.directory.clone();
+        blocking(move || replay_queries::last_letter(&directory))
+    }
+}
+
+impl ReplayReader for SqliteLedger {
+    fn replay(&self, id: i64, now: Timestamp) -> BoxFuture<'static, Result<Option<Replay>, OpenError>> {
+        self.reader().replay(id, now)
+    }
+
+    fn replays(
+        &self,
+        active: bool,
+        limit: usize,
+        now: Timestamp,
+    ) -> BoxFuture<'static, Result<Vec<Replay>, OpenError>> {
+        self.reader().replays(active, limit, now)
+    }
+
+    fn replay_letters(
+        &self,
+        replay: i64,
+        progress: &'static [LetterProgress],
+        limit: usize,
+    ) -> BoxFuture<'static, Result<Vec<ReplayLetter>, OpenError>> {
+        self.reader().replay_letters(replay, progress, limit)
+    }
+
+    fn replay_candidates(
+        &self,
+        selection: LetterSelection,
+        states: &'static [LetterState],
+        after: i64,
+        limit: usize,
+    ) -> BoxFuture<'static, Result<Vec<ReplayCandidate>, OpenError>> {
+        self.reader().replay_candidates(selection, states, after, limit)
+    }
+
+    fn last_letter(&self) -> BoxFuture<'static, Result<i64, OpenError>> {
+        self.reader().last_letter()
     }
 }
 

@@ -8,6 +8,7 @@ use crate::ledger::dead_letters::{NewStoredLetter, StoreAnswer};
 use crate::ledger::entry::{CancelAnswer, LedgerEntry, NewCancellation, Recorded};
 use crate::ledger::error::LedgerError;
 use crate::ledger::journal::{JournalHead, NewJournalEntry};
+use crate::ledger::replays::{DeskAnswer, DeskChange};
 use crate::ledger::retention::Pruned;
 use crate::ledger::step_runs::{ClaimAnswer, RunClaim, RunRecord, RunRecorded};
 
@@ -16,7 +17,7 @@ pub(super) type Outcome = Result<WriterAnswer, LedgerError>;
 pub(super) type Answer = oneshot::Sender<Outcome>;
 
 /// What is recorded: one effect, a cancellation, a claim or a record of a run, alerts, a message from a dead letter queue, that the
-/// reading of one begins, or what somebody has done.
+/// reading of one begins, what somebody has done, or what a person does with stored messages.
 #[derive(Debug)]
 pub(super) enum WriterEntry {
     Effect(LedgerEntry),
@@ -27,6 +28,7 @@ pub(super) enum WriterEntry {
     Letter(Box<NewStoredLetter>),
     BeginReading { fingerprint: [u8; 32], process: String },
     Journal(Box<NewJournalEntry>),
+    Desk(Box<DeskChange>),
 }
 
 /// The answer to each kind of entry.
@@ -40,6 +42,7 @@ pub(super) enum WriterAnswer {
     Letter(StoreAnswer),
     Reading(bool),
     Journal(JournalHead),
+    Desk(DeskAnswer),
 }
 
 /// An entry to record, until it is answered.

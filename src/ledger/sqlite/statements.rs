@@ -18,7 +18,7 @@ use super::record_error::{RecordError, recorded};
 use super::request::{WriterAnswer, WriterEntry};
 use super::sales::Sales;
 use super::store_error::ledger_error;
-use super::{alerts, cancellation, journal, letters, schema, step_runs, step_texts};
+use super::{alerts, cancellation, journal, letters, replay_outcomes, replays, schema, step_runs, step_texts};
 use crate::domain::{OrderId, Sale};
 use crate::ledger::entry::{LedgerEntry, NewAnalytics, NewOrder, Recorded};
 use crate::ledger::error::LedgerError;
@@ -244,6 +244,9 @@ impl<'c> Statements<'c> {
             WriterEntry::Journal(entry) => {
                 journal::append(self.connection, entry).map(WriterAnswer::Journal).map_err(RecordError::Batch)
             }
+            WriterEntry::Desk(change) => {
+                replays::change(self.connection, change).map(WriterAnswer::Desk).map_err(RecordError::Batch)
+            }
         }
     }
 
@@ -275,6 +278,9 @@ impl<'c> Statements<'c> {
             LedgerEntry::LookUpAnalytics { id } => Ok(known(self.select_event.exists((id, "analytics"))?)),
             LedgerEntry::Notification(notification) => self.notifications.insert(notification),
             LedgerEntry::Analytics(event) => self.insert_analytics(event),
+            LedgerEntry::ReplayOutcome { key, outcome, code, at } => {
+                replay_outcomes::record(self.connection, key, outcome, code.as_deref(), *at).map_err(RecordError::Batch)
+            }
             LedgerEntry::Attempt(attempt) => self.insert_retried(attempt),
             LedgerEntry::DeadLetter(letter) => self.insert_dead_letter(letter),
         }

@@ -33,6 +33,7 @@ mod permissions;
 mod probe;
 mod publish;
 mod reload;
+mod replays;
 mod report_and_trace;
 mod secrets;
 mod start;

@@ -45,6 +45,8 @@ proptest! {
                     "stored_contents",
                     "stored_products",
                     "stored_texts",
+                    "replays",
+                    "replay_letters",
                     "letter_readings",
                     "journal",
                     "journal_head",

@@ -1,0 +1,159 @@
+//! From a stored letter to the publication that replays it. Pure.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use sha2::{Digest, Sha256};
+
+use super::super::letter_reader::{KnownConsumer, KnownConsumers};
+use super::super::message_json::{headers_from, properties_from};
+use crate::domain::OrderDocument;
+use crate::ledger::{DeadLetter, DeadLetterDetail, LetterOrigin, LetterSource, NewOrder};
+use crate::message::{
+    Delivery, DeliveryId, ExchangeNames, Message, Provenance, Publication, Sender, TrustedUsers, names,
+};
+use crate::recovery::{ReplayMark, copy_for_replay};
+
+/// Why a letter is not replayed: no consumer has its queue. It can be given one.
+pub(super) const NO_QUEUE: &str = "no_queue";
+/// Why a letter is not replayed: its properties or headers cannot be read.
+pub(super) const UNREADABLE: &str = "unreadable";
+
+/// A letter that can be replayed.
+pub(super) struct Prepared {
+    letter: DeadLetter,
+    delivery: Delivery,
+    /// Where it goes.
+    pub queue: String,
+    /// The order that it is, if it is a valid one.
+    pub order: Option<Box<NewOrder>>,
+}
+
+/// What is needed to read letters.
+pub(super) struct ReplayContext<'a> {
+    pub consumers: &'a KnownConsumers,
+    pub users: &'a TrustedUsers,
+    pub names: &'a ExchangeNames,
+    pub max_body: usize,
+}
+
+/// The queue for a letter: `to`, else the one that it came from, else that of the consumer that failed.
+pub(super) fn target<'c>(
+    consumers: &'c KnownConsumers,
+    to: Option<&str>,
+    origin_queue: Option<&str>,
+    consumer: Option<&str>,
+) -> Option<(&'c String, &'c KnownConsumer)> {
+    if let Some(to) = to {
+        return consumers.get_key_value(to);
+    }
+    let by_queue = origin_queue.and_then(|queue| consumers.get_key_value(queue));
+    by_queue.or_else(|| consumers.iter().find(|(_, known)| Some(&*known.name) == consumer))
+}
+
+/// The message as it was delivered to the collector, with its present content.
+pub(super) fn stored_delivery(detail: DeadLetterDetail) -> Option<(DeadLetter, Delivery)> {
+    let DeadLetterDetail { letter, content, .. } = detail;
+    let message = Message {
+        properties: properties_from(&content.properties)?,
+        headers: headers_from(&content.headers)?,
+        body: content.body.into(),
+        unread: 0,
+    };
+    let delivery = Delivery {
+        id: DeliveryId { connection: 0, tag: 0 },
+        exchange: letter.exchange.clone(),
+        routing_key: letter.routing_key.clone(),
+        redelivered: false,
+        message,
+    };
+    Some((letter, delivery))
+}
+
+impl Prepared {
+    /// Prepares a letter.
+    ///
+    /// # Errors
+    /// The code of why it is not replayed.
+    pub fn new(
+        detail: DeadLetterDetail,
+        to: Option<&str>,
+        context: &ReplayContext<'_>,
+        now: Timestamp,
+    ) -> Result<Self, &'static str> {
+        let (letter, delivery) = stored_delivery(detail).ok_or(UNREADABLE)?;
+        let found = target(context.consumers, to, letter.origin_queue.as_deref(), letter.consumer.as_deref());
+        let (queue, consumer) = found.ok_or(NO_QUEUE)?;
+        let order = order(&delivery, consumer, context.max_body, now);
+        Ok(Prepared { letter, delivery, queue: queue.clone(), order })
+    }
+
+    /// The letter's number.
+    pub fn id(&self) -> i64 {
+        self.letter.id
+    }
+
+    /// How many bytes its body has.
+    pub fn bytes(&self) -> usize {
+        self.delivery.message.body.len()
+    }
+
+    /// What is published.
+    pub fn publication(
+        &self,
+        key: &str,
+        fingerprint: &[u8; 32],
+        context: &ReplayContext<'_>,
+        now: Timestamp,
+    ) -> Publication {
+        let event = self.delivery.message.cloud_event_identity(context.max_body);
+        let provenance = Provenance { cloud_event: event.as_deref(), ..self.provenance(context.users) };
+        let identity = identity(&self.letter, fingerprint);
+        let DeadLetter { reason, code, failed_at, .. } = &self.letter;
+        let mark = ReplayMark { key, at: now, identity: &identity, reason, code, failed_at: *failed_at };
+        copy_for_replay(&self.delivery, provenance, &self.queue, mark, context.names)
+    }
+
+    /// Who published the message first. Only of what orderd's user has published, headers say so.
+    fn provenance(&self, users: &TrustedUsers) -> Provenance<'_> {
+        let Message { headers, properties, .. } = &self.delivery.message;
+        let user = properties.user_id.as_deref().unwrap_or_default();
+        let is_marked = || [names::FAILURE_KIND, names::REPLAY_ID].iter().any(|name| headers.contains_key(*name));
+        let is_copy = users.contains(user)
+            && self.letter.source == LetterSource::DeadLetterQueue
+            && self.letter.origin != LetterOrigin::Others
+            && is_marked();
+        let first = match is_copy {
+            true => headers.get(names::ORIGINAL_USER_ID).and_then(|user| user.as_text()).unwrap_or_default(),
+            false => user,
+        };
+        let sender = match first {
+            "" => Sender::Unverified,
+            user if users.contains(user) => Sender::Own,
+            user => Sender::User(user),
+        };
+        Provenance { sender, is_copy, generated: None, cloud_event: None }
+    }
+}
+
+/// The order that a letter is, as its consumer reads it.
+fn order(delivery: &Delivery, consumer: &KnownConsumer, max_body: usize, now: Timestamp) -> Option<Box<NewOrder>> {
+    let format = consumer.format.as_ref()?;
+    let document = delivery.message.document(max_body).ok()?;
+    let OrderDocument::Placed(order) = format.read(&document, delivery.message.order_event(max_body)).ok()? else {
+        return None;
+    };
+    let amounts = format.check(&order).ok()?;
+    Some(Box::new(NewOrder::new(&order, &Arc::clone(&consumer.name), amounts, now)))
+}
+
+/// The identity of a letter that does not say which message it is: no other letter has it, and all copies of this one have it. It
+/// begins as no `message_id` can.
+fn identity(letter: &DeadLetter, fingerprint: &[u8; 32]) -> String {
+    let mut digest = Sha256::new();
+    digest.update(fingerprint);
+    digest.update(letter.collected_at.as_millisecond().to_be_bytes());
+    digest.update(letter.id.to_be_bytes());
+    let hex: String = digest.finalize()[..16].iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("sha256:{hex}")
+}

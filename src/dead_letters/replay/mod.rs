@@ -1,0 +1,22 @@
+//! What persons do with stored letters: replay, hold, release, discard, edit.
+//!
+//! ```text
+//! desk       what the admin API calls: checks a request and records it
+//! executor   carries out replays, one batch after the other, and continues after a crash: what is done is in the ledger
+//! step       what a replay does next (pure)
+//! message    from a stored letter to its publication (pure)
+//! edit       what a new body says (pure)
+//! ```
+//! A letter is published with a mark that all of its copies keep. The pipeline records by that mark what becomes of it, before it acks
+//! the message. So a replay may publish a letter twice, but never forgets one.
+
+mod desk;
+mod edit;
+mod executor;
+mod message;
+mod step;
+
+pub use desk::{
+    ChangedLetters, Desk, DeskError, DeskHandle, EditRequest, LetterRequest, ReplayPlan, ReplayReport, ReplayRequest,
+};
+pub use executor::{Blocked, ReplayDeps, Replayer};

@@ -1,0 +1,56 @@
+//! Replays in memory: there are none. What persons do with stored letters is tested with the other ledgers.
+
+use futures_util::future::{BoxFuture, FutureExt, ready};
+use jiff::Timestamp;
+
+use super::MemoryLedger;
+use crate::ledger::dead_letters::LetterState;
+use crate::ledger::error::{LedgerError, OpenError};
+use crate::ledger::replays::{
+    DeskAnswer, DeskChange, DeskWriter, LetterProgress, LetterSelection, Replay, ReplayCandidate, ReplayLetter,
+    ReplayReader,
+};
+
+impl DeskWriter for MemoryLedger {
+    fn change_desk(&self, _change: DeskChange) -> BoxFuture<'static, Result<DeskAnswer, LedgerError>> {
+        ready(Err(LedgerError::refused("change dead letters", std::io::Error::other("it is in memory")))).boxed()
+    }
+}
+
+impl ReplayReader for MemoryLedger {
+    fn replay(&self, _id: i64, _now: Timestamp) -> BoxFuture<'static, Result<Option<Replay>, OpenError>> {
+        ready(Ok(None)).boxed()
+    }
+
+    fn replays(
+        &self,
+        _active: bool,
+        _limit: usize,
+        _now: Timestamp,
+    ) -> BoxFuture<'static, Result<Vec<Replay>, OpenError>> {
+        ready(Ok(Vec::new())).boxed()
+    }
+
+    fn replay_letters(
+        &self,
+        _replay: i64,
+        _progress: &'static [LetterProgress],
+        _limit: usize,
+    ) -> BoxFuture<'static, Result<Vec<ReplayLetter>, OpenError>> {
+        ready(Ok(Vec::new())).boxed()
+    }
+
+    fn replay_candidates(
+        &self,
+        _selection: LetterSelection,
+        _states: &'static [LetterState],
+        _after: i64,
+        _limit: usize,
+    ) -> BoxFuture<'static, Result<Vec<ReplayCandidate>, OpenError>> {
+        ready(Ok(Vec::new())).boxed()
+    }
+
+    fn last_letter(&self) -> BoxFuture<'static, Result<i64, OpenError>> {
+        ready(Ok(0)).boxed()
+    }
+}

@@ -1,0 +1,19 @@
+//! What became of a dead letter that was published again: a plain value.
+
+use jiff::Timestamp;
+
+/// What became of a letter that was published again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ReplayOutcome {
+    /// It was processed, or had been before.
+    Processed,
+    /// Its order was cancelled.
+    Cancelled,
+    /// It has failed, and is retried.
+    Retrying {
+        /// Until when an outcome is expected.
+        due: Timestamp,
+    },
+    /// It was dead-lettered again.
+    FailedAgain,
+}

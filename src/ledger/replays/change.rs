@@ -1,0 +1,245 @@
+//! What is recorded when persons act on stored letters, and the answers. Plain values.
+
+use bytes::Bytes;
+use jiff::Timestamp;
+
+use super::{LetterSelection, ReplayOptions};
+use crate::ledger::dead_letters::{LetterOrder, LetterState};
+use crate::ledger::entry::NewOrder;
+
+/// A replay to be started.
+#[derive(Debug, Clone)]
+pub struct NewReplay {
+    /// Who starts it.
+    pub by: String,
+    /// Which letters.
+    pub selection: LetterSelection,
+    /// How.
+    pub options: ReplayOptions,
+    /// When.
+    pub at: Timestamp,
+}
+
+/// A letter that is about to be published.
+#[derive(Debug, Clone)]
+pub struct ToPublish {
+    /// Its number.
+    pub letter: i64,
+    /// The order that it is, if it is a valid one.
+    pub order: Option<Box<NewOrder>>,
+}
+
+/// What a person does with letters.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LetterChange {
+    /// Puts them aside.
+    Hold {
+        /// Why, or where it is tracked.
+        note: String,
+    },
+    /// Opens them again: those put aside, and those whose replay has ended without an outcome.
+    Release,
+    /// Closes them.
+    Discard {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// A new content of a letter.
+#[derive(Debug, Clone)]
+pub struct LetterEdit {
+    /// The letter.
+    pub letter: i64,
+    /// The revision that was edited.
+    pub base: i64,
+    /// The new body.
+    pub body: Bytes,
+    /// What the new body says about the order.
+    pub order: LetterOrder,
+    /// The order's identity, if the letter's is that of its order.
+    pub identity: Option<String>,
+    /// What a search finds.
+    pub search: String,
+    /// Who has edited it.
+    pub by: String,
+    /// When.
+    pub at: Timestamp,
+}
+
+/// One change, recorded in one transaction.
+#[derive(Debug, Clone)]
+pub enum DeskChange {
+    /// Starts a replay.
+    Begin(Box<NewReplay>),
+    /// Claims a replay for a process, so that no other carries it out meanwhile. A claim of the same process is renewed.
+    Claim {
+        /// The replay.
+        replay: i64,
+        /// The process.
+        owner: String,
+        /// When it asks.
+        at: Timestamp,
+        /// Until when.
+        until: Timestamp,
+    },
+    /// Selects some letters of a replay, the next ones by number.
+    Select {
+        /// The replay.
+        replay: i64,
+        /// How many at most.
+        limit: usize,
+        /// When.
+        at: Timestamp,
+    },
+    /// Letters are about to be published. Those whose very order was processed or cancelled meanwhile are not: they are closed.
+    BeginPublishing {
+        /// The replay.
+        replay: i64,
+        /// The letters.
+        letters: Vec<ToPublish>,
+        /// When.
+        at: Timestamp,
+    },
+    /// The broker has confirmed letters.
+    Published {
+        /// The replay.
+        replay: i64,
+        /// The letters.
+        letters: Vec<i64>,
+        /// When.
+        at: Timestamp,
+        /// Until when their outcome is expected.
+        due: Timestamp,
+    },
+    /// A letter is not published, and opened again.
+    Skip {
+        /// The replay.
+        replay: i64,
+        /// The letter.
+        letter: i64,
+        /// Why: a stable code.
+        code: &'static str,
+        /// When.
+        at: Timestamp,
+    },
+    /// Stops a replay.
+    Stop {
+        /// The replay.
+        replay: i64,
+        /// Who stops it; `None`: the replay itself.
+        by: Option<String>,
+        /// Why: a stable code.
+        reason: &'static str,
+        /// When.
+        at: Timestamp,
+    },
+    /// Opens some letters of a replay again that were not published. `Answer`: whether there are more.
+    GiveBack {
+        /// The replay.
+        replay: i64,
+        /// How many at most.
+        limit: usize,
+        /// When.
+        at: Timestamp,
+    },
+    /// Ends a replay: letters without an outcome are `unknown` from then on.
+    Finish {
+        /// The replay.
+        replay: i64,
+        /// When.
+        at: Timestamp,
+    },
+    /// Changes letters.
+    Letters {
+        /// Their numbers.
+        ids: Vec<i64>,
+        /// What is done with them.
+        change: LetterChange,
+        /// Who does it.
+        by: String,
+        /// When.
+        at: Timestamp,
+    },
+    /// Edits a letter.
+    Edit(Box<LetterEdit>),
+}
+
+impl DeskChange {
+    /// About how much memory it takes, in bytes.
+    pub(in crate::ledger) fn bytes(&self) -> usize {
+        let more = match self {
+            DeskChange::Begin(replay) => match &replay.selection {
+                LetterSelection::Ids(ids) => size_of_val(&ids[..]),
+                LetterSelection::Filter { .. } => 0,
+            },
+            DeskChange::BeginPublishing { letters, .. } => {
+                let orders = letters.iter().map(|letter| letter.order.as_ref().map_or(0, |order| order.bytes()));
+                size_of_val(&letters[..]) + orders.sum::<usize>()
+            }
+            DeskChange::Published { letters, .. } => size_of_val(&letters[..]),
+            DeskChange::Letters { ids, .. } => size_of_val(&ids[..]),
+            DeskChange::Edit(edit) => edit.body.len() + edit.search.len(),
+            DeskChange::Claim { .. }
+            | DeskChange::Select { .. }
+            | DeskChange::Skip { .. }
+            | DeskChange::Stop { .. }
+            | DeskChange::GiveBack { .. }
+            | DeskChange::Finish { .. } => 0,
+        };
+        size_of::<DeskChange>() + more
+    }
+}
+
+/// What becomes of a letter that was about to be published.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PublishAnswer {
+    /// It is to be published, with this value of `x-replay-id`.
+    Publish {
+        /// The value.
+        key: String,
+        /// SHA-256 of the letter as it came.
+        fingerprint: [u8; 32],
+    },
+    /// Its order was processed or cancelled meanwhile: it is closed.
+    Closed,
+    /// It is no longer to be published.
+    NotSelected,
+}
+
+/// The answer to the start of a replay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BeginAnswer {
+    /// The number of the replay.
+    pub replay: i64,
+}
+
+/// What became of a letter that a person acted on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ChangeAnswer {
+    /// The change is recorded.
+    Changed,
+    /// It was so before.
+    Unchanged,
+    /// There is no letter with this number.
+    Missing,
+    /// Its state does not allow the change.
+    Refused(LetterState),
+    /// It was edited meanwhile.
+    Outdated,
+}
+
+/// The answer to a [`DeskChange`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DeskAnswer {
+    /// To [`DeskChange::Begin`].
+    Begun(BeginAnswer),
+    /// Whether the change was made: the replay is claimed, was stopped, has ended.
+    Done(bool),
+    /// Whether there is more to do.
+    More(bool),
+    /// To [`DeskChange::BeginPublishing`], in the same order.
+    Publishing(Vec<PublishAnswer>),
+    /// To [`DeskChange::Letters`] and [`DeskChange::Edit`], in the same order.
+    Letters(Vec<ChangeAnswer>),
+}

@@ -1,0 +1,256 @@
+//! Replays of stored dead letters, and what else a person does with them: plain values, and the traits of a ledger that records them.
+//!
+//! ```text
+//! a replay       selecting ─► running ─► finished
+//!                    └─────────┴─► stopping ─► stopped
+//! its letters    selected ─► publishing ─► published ─► processed | cancelled | failed_again
+//!                    │           │             └─► retrying, and then one of these; unknown: no outcome in time
+//!                    │           └─► skipped (why: `code`)
+//!                    └─► returned: the replay was stopped before
+//! ```
+//! A stored letter is `replaying` from its selection to its outcome, so it is in one replay at most.
+
+mod change;
+
+use std::collections::BTreeMap;
+
+use futures_util::future::BoxFuture;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::dead_letters::{DeadLetterFilter, LetterState, named};
+use super::error::{LedgerError, OpenError};
+
+pub use change::{
+    BeginAnswer, ChangeAnswer, DeskAnswer, DeskChange, LetterChange, LetterEdit, NewReplay, PublishAnswer, ToPublish,
+};
+
+/// The most letters that a replay, or another action, may name by their numbers.
+pub const MAX_SELECTED_IDS: usize = 10_000;
+
+/// Why a letter is skipped that a filter has found: it may be another letter, delivered again. It is replayed if it is named.
+pub const MAYBE_DUPLICATE: &str = "maybe_duplicate";
+
+named! {
+    /// How far a replay is.
+    ReplayState {
+        /// Its letters are being claimed.
+        Selecting = "selecting",
+        /// They are being published.
+        Running = "running",
+        /// What was not published is being given back.
+        Stopping = "stopping",
+        /// Each of its letters has its outcome, or none was seen in time.
+        Finished = "finished",
+        /// It has ended before.
+        Stopped = "stopped",
+    }
+}
+
+impl ReplayState {
+    /// Whether nothing more is published.
+    pub fn has_ended(self) -> bool {
+        match self {
+            ReplayState::Selecting | ReplayState::Running | ReplayState::Stopping => false,
+            ReplayState::Finished | ReplayState::Stopped => true,
+        }
+    }
+}
+
+named! {
+    /// How far a letter of a replay is.
+    LetterProgress {
+        /// It waits for its turn.
+        Selected = "selected",
+        /// It is being published, or was.
+        Publishing = "publishing",
+        /// The broker has confirmed it.
+        Published = "published",
+        /// It has failed, and waits for a retry.
+        Retrying = "retrying",
+        /// It was processed, now or before.
+        Processed = "processed",
+        /// Its order was cancelled, so it was not processed.
+        Cancelled = "cancelled",
+        /// It was dead-lettered again, as another letter.
+        FailedAgain = "failed_again",
+        /// It was not published.
+        Skipped = "skipped",
+        /// The replay was stopped before it was published.
+        Returned = "returned",
+        /// It was published, and no outcome was seen in time.
+        Unknown = "unknown",
+    }
+}
+
+/// Which letters are meant.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum LetterSelection {
+    /// These, by their numbers.
+    Ids(Vec<i64>),
+    /// Those that a filter finds. States are those that the action can be applied to, whatever the filter says.
+    Filter {
+        /// The filter.
+        filter: Box<DeadLetterFilter>,
+        /// Only letters up to this number: what is stored later is not meant.
+        up_to: i64,
+    },
+}
+
+/// How a replay is carried out.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReplayOptions {
+    /// The queue that the letters are published to; `None`: each to the one that it came from.
+    pub to: Option<String>,
+    /// How many are published a second at most.
+    pub rate: u32,
+    /// The replay stops when more than this share of what it has published failed again; from 0 to 1.
+    pub stop_at: f64,
+    /// Whether one letter, then ten are published first, and their outcome awaited.
+    pub canary: bool,
+}
+
+impl Default for ReplayOptions {
+    fn default() -> Self {
+        ReplayOptions { to: None, rate: 50, stop_at: 0.1, canary: true }
+    }
+}
+
+/// A replay.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Replay {
+    /// Its number.
+    pub id: i64,
+    /// How far it is.
+    pub state: ReplayState,
+    /// Who has started it.
+    pub by: String,
+    /// How it is carried out.
+    pub options: ReplayOptions,
+    /// When it was started.
+    pub began_at: Timestamp,
+    /// When it ended.
+    pub ended_at: Option<Timestamp>,
+    /// Why it was stopped: `requested` or `too_many_failed`.
+    pub end_reason: Option<String>,
+    /// Its letters, by how far they are.
+    pub letters: BTreeMap<LetterProgress, u64>,
+    /// Those that were not published, by the reason.
+    pub skipped: BTreeMap<String, u64>,
+    /// Those that were published longer ago than an outcome takes.
+    pub overdue: u64,
+}
+
+impl Replay {
+    /// How many of its letters are in this state.
+    pub fn count(&self, progress: LetterProgress) -> u64 {
+        self.letters.get(&progress).copied().unwrap_or(0)
+    }
+
+    /// All of its letters.
+    pub fn total(&self) -> u64 {
+        self.letters.values().sum()
+    }
+
+    /// How many were published, or may have been.
+    pub fn published(&self) -> u64 {
+        use LetterProgress::{Cancelled, FailedAgain, Processed, Published, Publishing, Retrying, Unknown};
+        [Publishing, Published, Retrying, Processed, Cancelled, FailedAgain, Unknown]
+            .into_iter()
+            .map(|progress| self.count(progress))
+            .sum()
+    }
+
+    /// How many were published and have no outcome yet, although it is not too late for one.
+    pub fn in_flight(&self) -> u64 {
+        use LetterProgress::{Published, Publishing, Retrying};
+        let without = [Publishing, Published, Retrying].into_iter().map(|progress| self.count(progress)).sum::<u64>();
+        without.saturating_sub(self.overdue)
+    }
+}
+
+/// A letter of a replay.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReplayLetter {
+    /// The letter's number.
+    pub id: i64,
+    /// How far it is.
+    pub progress: LetterProgress,
+    /// Why it was skipped, or with which code it has failed.
+    pub code: Option<String>,
+    /// The letter that it has become, if it was dead-lettered again.
+    pub came_back_as: Option<i64>,
+}
+
+/// What is known about a letter before its replay.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReplayCandidate {
+    /// Its number.
+    pub id: i64,
+    /// Its state.
+    pub state: LetterState,
+    /// Whether it may be another letter, delivered again.
+    pub maybe_duplicate: bool,
+    /// The queue in which it first failed.
+    pub origin_queue: Option<String>,
+    /// The consumer that failed; empty if there is none.
+    pub consumer: String,
+    /// The status of the order with its identity, unless it is known to be another order.
+    pub order_status: Option<String>,
+}
+
+/// Records what persons do with stored letters.
+pub trait DeskWriter: Send + Sync + 'static {
+    /// Carries out one change, in one transaction. Durable and during an outage like [`super::LedgerWriter::record`].
+    ///
+    /// # Errors
+    /// As for [`super::LedgerWriter::record`].
+    fn change_desk(&self, change: DeskChange) -> BoxFuture<'static, Result<DeskAnswer, LedgerError>>;
+}
+
+/// Reads replays.
+pub trait ReplayReader: Send + Sync + 'static {
+    /// A replay; `None` if there is none with this number. `now` is what is overdue or not.
+    ///
+    /// # Errors
+    /// The ledger cannot be read.
+    fn replay(&self, id: i64, now: Timestamp) -> BoxFuture<'static, Result<Option<Replay>, OpenError>>;
+
+    /// The latest replays, the last one first. `active`: only those that have not ended, the first one first.
+    ///
+    /// # Errors
+    /// The ledger cannot be read.
+    fn replays(&self, active: bool, limit: usize, now: Timestamp)
+    -> BoxFuture<'static, Result<Vec<Replay>, OpenError>>;
+
+    /// Letters of a replay with one of these states, by number.
+    ///
+    /// # Errors
+    /// The ledger cannot be read.
+    fn replay_letters(
+        &self,
+        replay: i64,
+        progress: &'static [LetterProgress],
+        limit: usize,
+    ) -> BoxFuture<'static, Result<Vec<ReplayLetter>, OpenError>>;
+
+    /// A page of the letters of a selection in any state, by number, after this one.
+    ///
+    /// # Errors
+    /// The ledger cannot be read.
+    fn replay_candidates(
+        &self,
+        selection: LetterSelection,
+        states: &'static [LetterState],
+        after: i64,
+        limit: usize,
+    ) -> BoxFuture<'static, Result<Vec<ReplayCandidate>, OpenError>>;
+
+    /// The highest number of a stored letter; 0 if there is none.
+    ///
+    /// # Errors
+    /// The ledger cannot be read.
+    fn last_letter(&self) -> BoxFuture<'static, Result<i64, OpenError>>;
+}

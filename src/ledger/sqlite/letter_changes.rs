@@ -1,0 +1,153 @@
+//! What persons do with single letters, within the open transaction: hold, release, discard, edit.
+//!
+//! A letter that is being replayed is never changed, unless its replay has ended without an outcome.
+
+use jiff::Timestamp;
+use rusqlite::{Connection, OptionalExtension, params};
+use serde_json::json;
+
+use super::journal;
+use crate::ledger::dead_letters::LetterState;
+use crate::ledger::journal::{JournalAction, NewJournalEntry, text_hash};
+use crate::ledger::replays::{ChangeAnswer, LetterChange, LetterEdit};
+
+/// Changes letters. The answers are in the order of the numbers.
+pub(super) fn change(
+    connection: &Connection,
+    ids: &[i64],
+    change: &LetterChange,
+    by: &str,
+    at: Timestamp,
+) -> rusqlite::Result<Vec<ChangeAnswer>> {
+    let answers: Vec<ChangeAnswer> =
+        ids.iter().map(|id| change_one(connection, *id, change, at)).collect::<rusqlite::Result<_>>()?;
+    let changed = || ids.iter().zip(&answers).filter(|(_, answer)| **answer == ChangeAnswer::Changed);
+    let changed: Vec<i64> = changed().map(|(id, _)| *id).collect();
+    if !changed.is_empty() {
+        let (action, note) = match change {
+            LetterChange::Hold { note } => (JournalAction::Hold, Some(note)),
+            LetterChange::Release => (JournalAction::Release, None),
+            LetterChange::Discard { reason } => (JournalAction::Discard, Some(reason)),
+        };
+        let subject = json!({"ids": changed, "note_sha256": note.map(|note| text_hash(note))});
+        let result = json!({"changed": changed.len()});
+        journal::append(connection, &NewJournalEntry::new(at, by, action, &subject, &result))?;
+    }
+    Ok(answers)
+}
+
+fn change_one(
+    connection: &Connection,
+    id: i64,
+    change: &LetterChange,
+    at: Timestamp,
+) -> rusqlite::Result<ChangeAnswer> {
+    use LetterState::{Discarded, Held, Open, Replayed, Replaying};
+    let Some(state) = state(connection, id)? else { return Ok(ChangeAnswer::Missing) };
+    let (next, note, closed_at) = match (change, state) {
+        (LetterChange::Hold { note }, Open | Held) => (Held, Some(note), None),
+        (LetterChange::Release, Open) | (LetterChange::Discard { .. }, Discarded) => {
+            return Ok(ChangeAnswer::Unchanged);
+        }
+        (LetterChange::Release, Held) => (Open, None, None),
+        (LetterChange::Release, Replaying) if is_abandoned(connection, id)? => (Open, None, None),
+        (LetterChange::Discard { reason }, Open | Held) => (Discarded, Some(reason), Some(at.as_millisecond())),
+        (LetterChange::Hold { .. }, Replaying | Replayed | Discarded)
+        | (LetterChange::Release, Replaying | Replayed | Discarded)
+        | (LetterChange::Discard { .. }, Replaying | Replayed) => return Ok(ChangeAnswer::Refused(state)),
+    };
+    connection
+        .prepare_cached("UPDATE stored_dead_letters SET state = ?2, note = ?3, closed_at = ?4 WHERE id = ?1")?
+        .execute(params![id, next.as_str(), note, closed_at])?;
+    Ok(ChangeAnswer::Changed)
+}
+
+fn state(connection: &Connection, id: i64) -> rusqlite::Result<Option<LetterState>> {
+    let text: Option<String> = connection
+        .prepare_cached("SELECT state FROM stored_dead_letters WHERE id = ?1")?
+        .query_row([id], |row| row.get(0))
+        .optional()?;
+    Ok(text.and_then(|text| LetterState::parse(&text)))
+}
+
+/// Whether its replay has ended, and no outcome was seen.
+fn is_abandoned(connection: &Connection, id: i64) -> rusqlite::Result<bool> {
+    connection
+        .prepare_cached(
+            "SELECT 1 FROM replay_letters JOIN replays ON replays.id = replay_id
+             WHERE letter_id = ?1 AND key IS NOT NULL AND replays.state IN ('finished', 'stopped')
+               AND replay_letters.state IN ('publishing', 'published', 'retrying', 'unknown')
+               AND replay_id = (SELECT max(replay_id) FROM replay_letters WHERE letter_id = ?1 AND key IS NOT NULL)",
+        )?
+        .exists([id])
+}
+
+/// A letter that was not published is open again.
+pub(super) fn open_again(connection: &Connection, id: i64) -> rusqlite::Result<()> {
+    connection
+        .prepare_cached("UPDATE stored_dead_letters SET state = 'open' WHERE id = ?1 AND state = 'replaying'")?
+        .execute([id])
+        .map(drop)
+}
+
+/// Adds a revision, unless the letter was edited meanwhile, or is being replayed or closed.
+pub(super) fn edit(connection: &Connection, edit: &LetterEdit) -> rusqlite::Result<ChangeAnswer> {
+    let id = edit.letter;
+    match state(connection, id)? {
+        None => return Ok(ChangeAnswer::Missing),
+        Some(LetterState::Open | LetterState::Held) => {}
+        Some(state @ (LetterState::Replaying | LetterState::Replayed | LetterState::Discarded)) => {
+            return Ok(ChangeAnswer::Refused(state));
+        }
+    }
+    let current: i64 = connection
+        .prepare_cached("SELECT max(revision) FROM stored_contents WHERE letter_id = ?1")?
+        .query_row([id], |row| row.get(0))?;
+    if current != edit.base {
+        return Ok(ChangeAnswer::Outdated);
+    }
+    connection
+        .prepare_cached(
+            "INSERT INTO stored_contents (letter_id, revision, properties, headers, body)
+             SELECT letter_id, revision + 1, properties, headers, ?3 FROM stored_contents
+             WHERE letter_id = ?1 AND revision = ?2",
+        )?
+        .execute(params![id, edit.base, &edit.body[..]])?;
+    describe(connection, edit)?;
+    let (subject, result) = (json!({"ids": [id]}), json!({"revision": edit.base + 1}));
+    let entry = NewJournalEntry::new(edit.at, &edit.by, JournalAction::Edit, &subject, &result);
+    journal::append(connection, &entry)?;
+    Ok(ChangeAnswer::Changed)
+}
+
+/// The letter is found by what it now contains.
+fn describe(connection: &Connection, edit: &LetterEdit) -> rusqlite::Result<()> {
+    let (id, order) = (edit.letter, &edit.order);
+    let (total, currency) = order.total.as_ref().map(|(total, currency)| (total, currency)).unzip();
+    connection
+        .prepare_cached(
+            "UPDATE stored_dead_letters SET bytes = ?2, order_id = ?3, customer_id = ?4, product = ?5, products = ?6,
+                    total = ?7, currency = ?8, identity = coalesce(?9, identity) WHERE id = ?1",
+        )?
+        .execute(params![
+            id,
+            i64::try_from(edit.body.len()).unwrap_or(i64::MAX),
+            order.id,
+            order.customer_id,
+            order.products.first(),
+            i64::try_from(order.products.len()).unwrap_or(i64::MAX),
+            total,
+            currency,
+            edit.identity,
+        ])?;
+    connection.prepare_cached("DELETE FROM stored_products WHERE letter_id = ?1")?.execute([id])?;
+    let mut product = connection
+        .prepare_cached("INSERT INTO stored_products (product, letter_id) VALUES (?1, ?2) ON CONFLICT DO NOTHING")?;
+    for name in &order.products {
+        product.execute((name, id))?;
+    }
+    connection
+        .prepare_cached("UPDATE stored_texts SET text = ?2 WHERE letter_id = ?1")?
+        .execute((id, &edit.search))
+        .map(drop)
+}

@@ -1,0 +1,61 @@
+//! Records what became of letters that were published again, within the open transaction.
+//!
+//! It never decides what is published.
+
+use jiff::Timestamp;
+use rusqlite::{Connection, OptionalExtension};
+
+use super::record_error::recorded;
+use crate::ledger::entry::Recorded;
+use crate::ledger::replay_outcome::ReplayOutcome;
+use crate::ledger::replays::LetterProgress;
+
+/// Records an outcome. A letter that has one keeps it.
+pub(super) fn record(
+    connection: &Connection,
+    key: &str,
+    outcome: &ReplayOutcome,
+    code: Option<&str>,
+    at: Timestamp,
+) -> rusqlite::Result<Recorded> {
+    let (progress, due) = match outcome {
+        ReplayOutcome::Processed => (LetterProgress::Processed, None),
+        ReplayOutcome::Cancelled => (LetterProgress::Cancelled, None),
+        ReplayOutcome::Retrying { due } => (LetterProgress::Retrying, Some(due.as_millisecond())),
+        ReplayOutcome::FailedAgain => (LetterProgress::FailedAgain, None),
+    };
+    let mut update = connection.prepare_cached(
+        "UPDATE replay_letters SET state = ?2, code = coalesce(?3, code), due_at = ?4, changed_at = ?5
+         WHERE key = ?1 AND state IN ('publishing', 'published', 'retrying', 'unknown')",
+    )?;
+    let rows = update.execute((key, progress.as_str(), code, due, at.as_millisecond()))?;
+    if rows == 1 && progress != LetterProgress::Retrying {
+        close(connection, key, at)?;
+    }
+    Ok(recorded(rows))
+}
+
+/// The letter is not needed any more, unless another replay has claimed it since.
+fn close(connection: &Connection, key: &str, at: Timestamp) -> rusqlite::Result<()> {
+    let mut update = connection.prepare_cached(
+        "UPDATE stored_dead_letters SET state = 'replayed', closed_at = ?2
+         WHERE id = (SELECT letter_id FROM replay_letters WHERE key = ?1) AND state IN ('open', 'held', 'replaying')
+           AND NOT EXISTS (SELECT 1 FROM replay_letters AS later
+                           WHERE later.letter_id = stored_dead_letters.id AND later.key IS NOT NULL
+                             AND later.replay_id > (SELECT replay_id FROM replay_letters WHERE key = ?1))",
+    )?;
+    update.execute((key, at.as_millisecond())).map(drop)
+}
+
+/// A letter was dead-lettered again, and is stored as this one.
+pub(super) fn came_back(connection: &Connection, key: &str, id: i64, at: Timestamp) -> rusqlite::Result<()> {
+    let known = connection
+        .prepare_cached("UPDATE replay_letters SET came_back_as = ?2 WHERE key = ?1 RETURNING letter_id")?
+        .query_row((key, id), |row| row.get::<_, i64>(0))
+        .optional()?;
+    if known.is_some() {
+        // An instance with another ledger, or the broker itself, may have dead-lettered it.
+        record(connection, key, &ReplayOutcome::FailedAgain, None, at)?;
+    }
+    Ok(())
+}

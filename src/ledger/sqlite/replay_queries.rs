@@ -1,0 +1,180 @@
+//! Reads replays, on a connection of its own, each answer from one snapshot.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use jiff::Timestamp;
+use rusqlite::types::Type;
+use rusqlite::{Connection, OptionalExtension, Row};
+
+use super::letter_queries::found_ids;
+use super::open::{self, READ_BUSY_TIMEOUT};
+use super::trace::{time, timestamp};
+use crate::ledger::dead_letters::{DeadLetterFilter, LetterState};
+use crate::ledger::error::OpenError;
+use crate::ledger::replays::{
+    LetterProgress, LetterSelection, Replay, ReplayCandidate, ReplayLetter, ReplayOptions, ReplayState,
+};
+
+const COLUMNS: &str = "id, state, actor, options, began_at, ended_at, end_reason";
+
+/// Blocks, as do the others.
+pub(super) fn replay(directory: &Path, id: i64, now: Timestamp) -> Result<Option<Replay>, OpenError> {
+    read(directory, |connection| {
+        let sql = format!("SELECT {COLUMNS} FROM replays WHERE id = ?1");
+        let Some(replay) = connection.query_row(&sql, [id], read_replay).optional()? else { return Ok(None) };
+        count(connection, replay, now).map(Some)
+    })
+}
+
+pub(super) fn replays(directory: &Path, active: bool, limit: usize, now: Timestamp) -> Result<Vec<Replay>, OpenError> {
+    read(directory, |connection| {
+        let condition = match active {
+            true => "WHERE state IN ('selecting', 'running', 'stopping') ORDER BY id",
+            false => "ORDER BY id DESC",
+        };
+        let mut select = connection.prepare(&format!("SELECT {COLUMNS} FROM replays {condition} LIMIT {limit}"))?;
+        let replays: Vec<Replay> = select.query_map([], read_replay)?.collect::<rusqlite::Result<_>>()?;
+        replays.into_iter().map(|replay| count(connection, replay, now)).collect()
+    })
+}
+
+pub(super) fn letters(
+    directory: &Path,
+    replay: i64,
+    progress: &[LetterProgress],
+    limit: usize,
+) -> Result<Vec<ReplayLetter>, OpenError> {
+    read(directory, |connection| {
+        let mut letters = Vec::new();
+        let mut select = connection.prepare(
+            "SELECT letter_id, state, code, came_back_as FROM replay_letters WHERE replay_id = ?1 AND state = ?2
+             ORDER BY letter_id LIMIT ?3",
+        )?;
+        for progress in progress {
+            let left = i64::try_from(limit - letters.len()).unwrap_or(i64::MAX);
+            let found = select.query_map((replay, progress.as_str(), left), |row| {
+                Ok(ReplayLetter {
+                    id: row.get(0)?,
+                    progress: named(row, 1, LetterProgress::parse)?,
+                    code: row.get(2)?,
+                    came_back_as: row.get(3)?,
+                })
+            })?;
+            for letter in found {
+                letters.push(letter?);
+            }
+        }
+        Ok(letters)
+    })
+}
+
+pub(super) fn candidates(
+    directory: &Path,
+    selection: LetterSelection,
+    states: &[LetterState],
+    after: i64,
+    limit: usize,
+) -> Result<Vec<ReplayCandidate>, OpenError> {
+    read(directory, |connection| {
+        let ids = match selection {
+            LetterSelection::Ids(mut ids) => {
+                ids.retain(|id| *id > after);
+                ids.sort_unstable();
+                ids.dedup();
+                ids.truncate(limit);
+                ids
+            }
+            LetterSelection::Filter { filter, up_to } => {
+                let filter = DeadLetterFilter { states: states.to_vec(), ..*filter };
+                found_ids(connection, &filter, (after, up_to), limit)?
+            }
+        };
+        let mut select = connection.prepare(
+            "SELECT letters.id, letters.state, origin_queue, letters.consumer, orders.status,
+                    maybe_duplicate_of IS NOT NULL FROM stored_dead_letters AS letters
+             LEFT JOIN orders ON orders.id = letters.identity AND letters.identity = letters.order_id
+                             AND letters.code <> 'id_conflict' AND orders.total = letters.total
+             WHERE letters.id = ?1",
+        )?;
+        let mut candidates = Vec::with_capacity(ids.len());
+        for id in ids {
+            let candidate = select.query_row([id], |row| {
+                Ok(ReplayCandidate {
+                    id: row.get(0)?,
+                    state: named(row, 1, LetterState::parse)?,
+                    origin_queue: row.get(2)?,
+                    consumer: row.get(3)?,
+                    order_status: row.get(4)?,
+                    maybe_duplicate: row.get(5)?,
+                })
+            });
+            candidates.extend(candidate.optional()?);
+        }
+        Ok(candidates)
+    })
+}
+
+pub(super) fn last_letter(directory: &Path) -> Result<i64, OpenError> {
+    read(directory, |connection| {
+        connection.query_row("SELECT coalesce(max(id), 0) FROM stored_dead_letters", [], |row| row.get(0))
+    })
+}
+
+fn read<T>(directory: &Path, read: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, OpenError> {
+    let mut connection = open::for_reading(directory, READ_BUSY_TIMEOUT)?;
+    let snapshot = connection.transaction().map_err(|error| open::error(directory, error))?;
+    read(&snapshot).map_err(|error| open::error(directory, error))
+}
+
+fn read_replay(row: &Row<'_>) -> rusqlite::Result<Replay> {
+    let options: ReplayOptions = serde_json::from_str(row.get_ref(3)?.as_str()?)
+        .map_err(|error| rusqlite::Error::FromSqlConversionFailure(3, Type::Text, error.into()))?;
+    Ok(Replay {
+        id: row.get(0)?,
+        state: named(row, 1, ReplayState::parse)?,
+        by: row.get(2)?,
+        options,
+        began_at: time(row, 4)?,
+        ended_at: row.get::<_, Option<i64>>(5)?.map(timestamp),
+        end_reason: row.get(6)?,
+        letters: BTreeMap::new(),
+        skipped: BTreeMap::new(),
+        overdue: 0,
+    })
+}
+
+/// Adds up its letters.
+fn count(connection: &Connection, mut replay: Replay, now: Timestamp) -> rusqlite::Result<Replay> {
+    let mut select =
+        connection.prepare_cached("SELECT state, count(*) FROM replay_letters WHERE replay_id = ?1 GROUP BY state")?;
+    let counts = select.query_map([replay.id], |row| Ok((named(row, 0, LetterProgress::parse)?, count_of(row, 1)?)))?;
+    replay.letters = counts.collect::<rusqlite::Result<_>>()?;
+    if replay.count(LetterProgress::Skipped) > 0 {
+        let mut select = connection.prepare_cached(
+            "SELECT coalesce(code, ''), count(*) FROM replay_letters WHERE replay_id = ?1 AND state = 'skipped' GROUP BY code",
+        )?;
+        let counts = select.query_map([replay.id], |row| Ok((row.get(0)?, count_of(row, 1)?)))?;
+        replay.skipped = counts.collect::<rusqlite::Result<_>>()?;
+    }
+    if replay.count(LetterProgress::Published) + replay.count(LetterProgress::Retrying) > 0 {
+        let mut select = connection.prepare_cached(
+            "SELECT count(*) FROM replay_letters
+             WHERE replay_id = ?1 AND state IN ('published', 'retrying') AND due_at < ?2",
+        )?;
+        replay.overdue = select.query_row((replay.id, now.as_millisecond()), |row| count_of(row, 0))?;
+    }
+    Ok(replay)
+}
+
+fn count_of(row: &Row<'_>, column: usize) -> rusqlite::Result<u64> {
+    Ok(row.get::<_, i64>(column)?.cast_unsigned())
+}
+
+/// A value of an enum. Another program may have written one that does not exist.
+fn named<T>(row: &Row<'_>, column: usize, parse: fn(&str) -> Option<T>) -> rusqlite::Result<T> {
+    let text = row.get_ref(column)?.as_str()?;
+    parse(text).ok_or_else(|| {
+        rusqlite::Error::FromSqlConversionFailure(column, Type::Text, format!("{text:?} is unknown").into())
+    })
+}
