@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn the_end_of_an_alert_does_not_tell_the_old_state_as_the_present_one() {
+    fn the_end_of_an_alert_does_not_show_the_old_state_as_the_present_one() {
         for cause in ["dead_letters/order/permanent", "finding/queue_missing/a", "breaker/channel/n/email", "reload"] {
             let (_, body) = built(vec![alert(cause, Some(90))]);
             assert_ne!(body["text"], "Details", "{cause}");

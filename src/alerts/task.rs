@@ -308,7 +308,7 @@ impl AlertTask {
         // Another instance has changed something: the next round sees what.
         let Some((true, _)) = self.exchange(Some(claimed)).await else { return };
         let message = message(&due, number);
-        // Whoever lacks an earlier message gets that one first: the end of an alert must not overtake its beginning.
+        // A recipient that lacks an earlier message gets that one first: the end of an alert must not overtake its beginning.
         let lacks_earlier = |to: &String| self.late.iter().any(|late| late.left.contains(to));
         let (behind, mut left): (Vec<_>, Vec<_>) = self.deps.channel.recipients().into_iter().partition(lacks_earlier);
         self.is_sending = true;

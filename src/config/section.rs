@@ -263,7 +263,7 @@ impl<'r> Section<'r> {
 
     /// Reports a problem with what a key names or, if it is not empty, with a part of that, such as one of its files. It holds up only
     /// a part of the daemon: `check` and a reload refuse it, but it keeps neither the daemon from starting nor other commands from
-    /// working. Whoever reads the key holds up that part.
+    /// working. The code that reads the key holds up that part.
     pub fn deferred_problem(&self, key: &str, part: &str, message: impl Into<String>) {
         let key = self.key(key);
         let path = if part.is_empty() { key } else { format!("{key}[{part}]") };

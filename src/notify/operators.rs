@@ -162,7 +162,7 @@ impl OperatorChannel {
     }
 
     /// Sends a message to the recipients that are `left`, and removes those that have it or never will. A fallback is used while a
-    /// server is certainly not reached, and if it refuses every recipient, so that somebody gets the message.
+    /// server is certainly not reached, and if it refuses every recipient.
     pub async fn send(&self, id: &str, body: &str, left: &mut Vec<String>) -> SendOutcome {
         let mut outcome = SendOutcome::default();
         let content = match Content::read(body) {

@@ -67,7 +67,7 @@ struct SharedBreakerState {
     openings: u64,
     last_failure: Option<String>,
     last_code: Option<String>,
-    /// It is open for another reason than failures, which whoever holds it reports.
+    /// It is open for another reason than failures, which is logged elsewhere.
     is_held: bool,
 }
 
