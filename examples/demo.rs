@@ -53,14 +53,14 @@ const FAULTS: [(&str, &str); 9] = [
     ("ORDERD_CONSUMERS__NOTIFICATION__RETRY__DELAYS", "1s,3s,5s,10s"),
 ];
 
-/// Notifications: e-mails to a server that the demo starts, text messages to the file. `examples/templates` has the text of the events
+/// Notifications: e-mails to a server that the demo starts, text messages to the file. `examples/templates` (relative to the configuration file) has the text of the events
 /// of another program.
 const CHANNELS: [(&str, &str); 10] = [
     ("ORDERD_NOTIFY__EMAIL__TYPE", "smtp"),
     ("ORDERD_NOTIFY__EMAIL__TLS", "none"),
     ("ORDERD_NOTIFY__EMAIL__FROM", "Lamps & More <orders@example.com>"),
     ("ORDERD_NOTIFY__EMAIL__LIST_UNSUBSCRIBE", "https://example.com/unsubscribe"),
-    ("ORDERD_NOTIFY__EMAIL__TEMPLATES", "examples/templates"),
+    ("ORDERD_NOTIFY__EMAIL__TEMPLATES", "../examples/templates"),
     ("ORDERD_NOTIFY__EMAIL__TIMEOUT", "2s"),
     ("ORDERD_NOTIFY__EMAIL__CIRCUIT_BREAKER__FAILURES", "0.2"),
     ("ORDERD_NOTIFY__EMAIL__CIRCUIT_BREAKER__WINDOW", "5s"),
