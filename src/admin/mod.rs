@@ -11,9 +11,12 @@ mod body;
 mod caller;
 mod guard;
 mod pages;
+mod progress;
 mod response;
 mod routes;
 mod server;
+#[cfg(test)]
+mod tests;
 
 pub use access::{AUTHORIZATION, LOCAL_USER, bearer};
 pub use api::commands::{COMMAND_CONTENT_TYPE, COMMAND_TIMEOUT, VALID_UNTIL};

@@ -12,6 +12,7 @@ use axum::http::{HeaderValue, StatusCode};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use tokio::sync::Semaphore;
+use utoipa_axum::router::OpenApiRouter;
 
 use super::guard::{AccessGuard, check_access};
 use super::response::error_response;
@@ -33,11 +34,18 @@ pub(super) fn router(
     (control, desk): (Control, DeskHandle),
     guard: AccessGuard,
 ) -> Router {
-    let limited = pages::router(Arc::clone(&registry))
-        .merge(api::router(Arc::clone(&registry), ledger))
-        .merge(api::dead_letters::router(desk))
-        .layer(from_fn(limit_time))
+    let (document_route, document) = api::document::router();
+    let reading = api::router(Arc::clone(&registry), ledger).merge(document_route).layer(from_fn(limit_time));
+    let (api, description) = OpenApiRouter::with_openapi(api::document::common())
+        .merge(reading)
+        .merge(api::desk::router(desk).layer(from_fn(limit_time)))
         .merge(api::commands::router(control))
+        .split_for_parts();
+    let description = description.to_json().expect("a document is text, numbers and maps with text keys");
+    document.set(description).expect("it is set once");
+    let limited = pages::router(Arc::clone(&registry))
+        .layer(from_fn(limit_time))
+        .merge(api)
         .layer(from_fn_with_state(Arc::new(Semaphore::new(MAX_ANSWERS)), limit_answers));
     pages::health(registry)
         .layer(from_fn(limit_time))

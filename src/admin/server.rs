@@ -4,7 +4,7 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
@@ -16,7 +16,7 @@ use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, watch};
 use tokio::task::{AbortHandle, JoinSet};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, info, warn};
@@ -24,6 +24,7 @@ use tracing::{debug, info, warn};
 use super::access::{Authenticator, KnownUser, known_users};
 use super::caller::{Caller, CallerHandle};
 use super::guard::AccessGuard;
+use super::progress::{Phase, Progress};
 use super::routes;
 use crate::config::{self, AdminUser, CommandToken};
 use crate::control::Control;
@@ -42,12 +43,17 @@ const MIN_WAIT: Duration = Duration::from_millis(150);
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the client may take to receive the answer.
 const SEND_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long nothing more of an answer in parts may be sent. Some megabytes of it may be in the buffers of the operating system, which
+/// a slow client has to receive first.
+const PART_TIMEOUT: Duration = Duration::from_secs(60);
 /// Largest request head, in bytes.
 const MAX_HEAD: usize = 8 * 1024;
 /// Maximum number of header fields of a request.
 const MAX_HEADERS: usize = 64;
 /// How long a connection stays open at most: longer than a command may take.
 const CONNECTION_LIFETIME: Duration = Duration::from_secs(120);
+/// How much longer it stays open while an answer is sent in parts.
+const LONG_ANSWER_LIFETIME: Duration = Duration::from_secs(3_600);
 /// How long the last answer may take once a connection is being closed.
 const LAST_ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 /// The pause at the limit before another connection is looked for that can be evicted.
@@ -157,7 +163,7 @@ async fn accept(listener: TcpListener, router: Router, stop: CancellationToken) 
                     debug!(%peer, "admin connection");
                     // An error means that the client is gone, or that there are no file descriptors left.
                     let Ok((stream, caller)) = Caller::split(stream) else { continue };
-                    let (client, state) = (caller.handle(), ConnectionState::default());
+                    let (client, state) = (caller.handle(), Progress::default());
                     let serving = serve_connection(stream, caller, router.clone(), state.clone(), stop.clone());
                     connections.push(Connection { state, client, task: tasks.spawn(serving) });
                 }
@@ -174,40 +180,9 @@ async fn accept(listener: TcpListener, router: Router, stop: CancellationToken) 
 
 /// An open connection.
 struct Connection {
-    state: ConnectionState,
+    state: Progress,
     client: CallerHandle,
     task: AbortHandle,
-}
-
-/// What an open connection waits for.
-#[derive(Debug, Clone, Copy)]
-enum Phase {
-    /// The client's request, since then.
-    Request(Instant),
-    /// The answer, which has a time limit.
-    Answer,
-    /// The client's receipt of the answer, since then.
-    Receipt(Instant),
-}
-
-/// The phase of a connection, shared with the task that serves it.
-#[derive(Clone)]
-struct ConnectionState(Arc<Mutex<Phase>>);
-
-impl Default for ConnectionState {
-    fn default() -> Self {
-        ConnectionState(Arc::new(Mutex::new(Phase::Request(Instant::now()))))
-    }
-}
-
-impl ConnectionState {
-    fn set(&self, phase: Phase) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = phase;
-    }
-
-    fn get(&self) -> Phase {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 impl Connection {
@@ -216,7 +191,7 @@ impl Connection {
         match self.state.get() {
             // A request that has arrived and was not read yet is not the client's fault.
             Phase::Request(_) if self.client.has_unread_data() => None,
-            Phase::Request(since) | Phase::Receipt(since) => Some(since),
+            Phase::Request(since) | Phase::Receipt(since) | Phase::Part(since) => Some(since),
             Phase::Answer => None,
         }
     }
@@ -232,18 +207,13 @@ fn oldest_evictable(connections: &[Connection]) -> Option<&Connection> {
 
 /// Serves one connection: one request and its answer, then it is closed. A client that asks more often connects again, so that
 /// none occupies a connection.
-async fn serve_connection(
-    stream: TcpStream,
-    caller: Caller,
-    router: Router,
-    state: ConnectionState,
-    stop: CancellationToken,
-) {
+async fn serve_connection(stream: TcpStream, caller: Caller, router: Router, state: Progress, stop: CancellationToken) {
     let routes = TowerToHyperService::new(router);
     let answered = Arc::new(Notify::new());
     let service = service_fn(|mut request: hyper::Request<Incoming>| {
         state.set(Phase::Answer);
         request.extensions_mut().insert(caller.handle());
+        request.extensions_mut().insert(state.clone());
         let (answer, state, answered) = (routes.call(request), state.clone(), Arc::clone(&answered));
         async move {
             let answer = answer.await;
@@ -262,18 +232,41 @@ async fn serve_connection(
     tokio::pin!(connection);
     let sending_too_long = async {
         answered.notified().await;
-        sleep(SEND_TIMEOUT).await;
+        stalled(&state).await;
     };
     // Cancel-safe: the connection is only borrowed, and the other branches only wait. Errors are caused by the client and
     // are not logged.
     tokio::select! {
         _ = &mut connection => return,
         () = sending_too_long => return,
-        () = sleep(CONNECTION_LIFETIME) => return,
+        () = lifetime(&state) => return,
         () = stop.cancelled() => {}
     }
     connection.as_mut().graceful_shutdown();
     let _ = timeout(LAST_ANSWER_TIMEOUT, connection).await;
+}
+
+/// Waits until the client has not received the answer in time, or no further part of it.
+async fn stalled(state: &Progress) {
+    loop {
+        let until = match state.get() {
+            Phase::Receipt(since) => since + SEND_TIMEOUT,
+            Phase::Part(since) => since + PART_TIMEOUT,
+            Phase::Request(_) | Phase::Answer => return,
+        };
+        if until <= Instant::now() {
+            return;
+        }
+        sleep_until(until).await;
+    }
+}
+
+/// How long a connection stays open at most.
+async fn lifetime(state: &Progress) {
+    sleep(CONNECTION_LIFETIME).await;
+    if matches!(state.get(), Phase::Part(_)) {
+        sleep(LONG_ANSWER_LIFETIME).await;
+    }
 }
 
 #[cfg(test)]
@@ -283,6 +276,7 @@ mod tests {
     use axum::body::Bytes;
     use axum::middleware::from_fn_with_state;
     use axum::routing::get;
+    use futures_util::StreamExt;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
@@ -308,9 +302,24 @@ mod tests {
             .route("/", get(|| async { "at once" }))
             .route("/late", get(waiting))
             .route("/long", get(move || std::future::ready(long.clone())))
+            .route("/parts", get(parts))
             .merge(guarded.layer(from_fn_with_state(Arc::new(guard), check_access)));
         let task = tokio::spawn(accept(listener, router, CancellationToken::new()));
         (address, AbortOnDropHandle::new(task))
+    }
+
+    /// The parts of [`parts`], and their size.
+    const PARTS: usize = 512;
+    const PART: usize = 64 << 10;
+
+    /// Answers in parts, each made only when it is sent.
+    async fn parts(request: axum::extract::Request) -> axum::body::Body {
+        let progress = request.extensions().get::<Progress>().cloned().unwrap();
+        let parts = futures_util::stream::iter(0..PARTS).map(move |_| {
+            progress.advanced();
+            Ok::<_, io::Error>(Bytes::from(vec![b'x'; PART]))
+        });
+        axum::body::Body::from_stream(parts)
     }
 
     async fn request(address: SocketAddr, path: &str) -> TcpStream {
@@ -418,6 +427,32 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_slow_client_receives_all_of_an_answer_in_parts_and_one_that_vanishes_is_closed() {
+        let answers = Arc::new(Notify::new());
+        let (address, _task) = serve(&answers).await;
+        let mut vanished = request(address, "/parts").await;
+        let mut slow = request(address, "/parts").await;
+        let (begun, mut received, mut end) = (Instant::now(), 0, Vec::new());
+        let mut buffer = vec![0; 16 * PART];
+        loop {
+            sleep(SEND_TIMEOUT / 2).await;
+            let read = slow.read(&mut buffer).await.unwrap();
+            if read == 0 {
+                break;
+            }
+            received += read;
+            end.extend_from_slice(&buffer[..read]);
+            end.drain(..end.len().saturating_sub(5));
+        }
+        assert!(received > PARTS * PART, "{received}");
+        assert_eq!(end, b"0\r\n\r\n", "it is complete");
+        assert!(begun.elapsed() > CONNECTION_LIFETIME, "{:?}", begun.elapsed());
+        let mut rest = Vec::new();
+        let _ = vanished.read_to_end(&mut rest).await;
+        assert!(rest.len() < PARTS * PART, "the rest was not sent");
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn the_connections_of_clients_that_vanish_leave_room_for_others_in_time() {
         let answers = Arc::new(Notify::new());
         let (address, _task) = serve(&answers).await;
@@ -451,7 +486,7 @@ mod tests {
             clients.push(TcpStream::connect(listener.local_addr().unwrap()).await.unwrap());
             let (stream, caller) = Caller::split(listener.accept().await.unwrap().0).unwrap();
             let task = tokio::spawn(std::future::pending::<()>()).abort_handle();
-            connections.push(Connection { state: ConnectionState::default(), client: caller.handle(), task });
+            connections.push(Connection { state: Progress::default(), client: caller.handle(), task });
             callers.push((stream, caller));
         }
         clients[0].write_all(b"GET /livez HTTP/1.1\r\n").await.unwrap();

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::observation::CauseKind;
 use super::tracker::unsent;
@@ -12,7 +13,7 @@ use crate::ledger::AlertBook;
 use super::settings::AlertTimes;
 
 /// Operators' alerts.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct AlertsStatus {
     /// The notification channel.
     pub channel: String,
@@ -25,13 +26,14 @@ pub struct AlertsStatus {
     /// Attempts of this process to send one that failed.
     pub failed: u64,
     /// When the last message was sent, by any instance.
+    #[schema(value_type = Option<String>, format = DateTime)]
     pub sent_at: Option<Timestamp>,
     /// Why messages cannot be sent, or not to every recipient; `None` if the last one reached all.
     pub problem: Option<String>,
 }
 
 /// An alert that is open.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct OpenAlert {
     /// Its kind and what it is about, such as `finding/queue_missing/order_queue`.
     pub cause: String,
@@ -42,8 +44,10 @@ pub struct OpenAlert {
     /// The instance that opened it.
     pub instance: String,
     /// When the cause began.
+    #[schema(value_type = String, format = DateTime)]
     pub since: Timestamp,
     /// When a message last said so; `None` if none has yet.
+    #[schema(value_type = Option<String>, format = DateTime)]
     pub reported_at: Option<Timestamp>,
 }
 

@@ -7,6 +7,7 @@ mod permit;
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
+use utoipa::ToSchema;
 
 pub use permit::Permit;
 
@@ -43,7 +44,7 @@ pub enum ControlCommand {
 }
 
 /// The result of a reload. Its JSON form is stable: fields and values stay, new ones may be added.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ReloadReport {
     /// The result as a whole.
     pub outcome: ReloadOutcome,
@@ -66,7 +67,7 @@ pub struct ReloadReport {
 }
 
 /// The result of a reload as a whole.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ReloadOutcome {
     /// The file does not differ from the active configuration. The broker may: see [`ReloadReport::problems`].
@@ -81,7 +82,7 @@ pub enum ReloadOutcome {
 }
 
 /// One changed key.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ConfigChange {
     /// Such as `consumers.order.workers`.
     pub key: String,
@@ -94,7 +95,7 @@ pub struct ConfigChange {
 }
 
 /// When a change becomes active.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Effect {
     /// With the reload.
@@ -106,7 +107,7 @@ pub enum Effect {
 }
 
 /// The result of a pause or a resume. Its JSON form is stable.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct PauseReport {
     /// The consumer's name.
     pub consumer: String,

@@ -5,6 +5,7 @@
 //!                          order          the order that it is, if it is one
 //!                          fingerprint    what makes it the same message
 //!                          message_json   properties and headers as JSON, with types
+//! whole_letter               a stored message as JSON
 //! ```
 //! A message is acked only once all of it is stored. One that cannot be stored stays in its queue. What becomes of a stored message is
 //! decided by persons, and carried out in `replay`.
@@ -15,6 +16,7 @@ mod letter_reader;
 mod message_json;
 mod order;
 mod replay;
+mod whole_letter;
 
 pub use collector::{Collector, CollectorDeps};
 pub use letter_reader::{BodyAccess, KnownConsumer, KnownConsumers, LetterReader};
@@ -22,3 +24,4 @@ pub use replay::{
     Blocked, ChangedLetters, Desk, DeskError, DeskHandle, EditRequest, LetterRequest, ReplayDeps, ReplayPlan,
     ReplayReport, ReplayRequest, Replayer,
 };
+pub use whole_letter::WholeLetter;

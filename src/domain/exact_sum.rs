@@ -10,6 +10,8 @@ use std::str::FromStr;
 
 use rust_decimal::Decimal;
 use serde::{Serialize, Serializer};
+use utoipa::openapi::{RefOr, Schema};
+use utoipa::{PartialSchema, ToSchema};
 
 /// Most decimal places of a `Decimal`.
 const SCALE: u32 = 28;
@@ -175,6 +177,14 @@ impl Serialize for ExactSum {
         serializer.collect_str(self)
     }
 }
+
+impl PartialSchema for ExactSum {
+    fn schema() -> RefOr<Schema> {
+        String::schema()
+    }
+}
+
+impl ToSchema for ExactSum {}
 
 #[cfg(test)]
 mod tests {

@@ -8,14 +8,16 @@ use std::path::PathBuf;
 use jiff::Timestamp;
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::disk_room::is_disk_full;
 use super::line_file::NotARegularFile;
 
 /// The state of a file that lines are appended to.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct FileState {
     /// The file to which the last line was written, or the next one is.
+    #[schema(value_type = String)]
     pub path: PathBuf,
     /// Outages since the start, the present one included.
     pub outages: u64,
@@ -24,18 +26,19 @@ pub struct FileState {
 }
 
 /// A time in which a file cannot be written.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct FileOutage {
     /// The cause that was seen last.
     pub cause: FileOutageCause,
     /// The cause in words, with what to do about it and the operating system's error.
     pub detail: String,
     /// When the outage began.
+    #[schema(value_type = String, format = DateTime)]
     pub since: Timestamp,
 }
 
 /// Why a file cannot be written. The names are stable: they are shown in the status and counted by programs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum FileOutageCause {
     /// The disk or its quota is full.

@@ -1,11 +1,12 @@
 //! Orders, pieces, revenue and charges, summed.
 
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::domain::{Amounts, ExactSum};
 
 /// How many orders, how many items, and their revenue.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, ToSchema)]
 pub struct Figures {
     /// Orders.
     pub orders: i64,
@@ -34,7 +35,7 @@ impl std::ops::Neg for Figures {
 }
 
 /// What orders charge besides their goods: exact sums.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, ToSchema)]
 pub struct ChargeSums {
     /// Shipping.
     pub shipping: ExactSum,
@@ -62,7 +63,7 @@ impl ChargeSums {
 }
 
 /// Whole orders, with what they charge.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, ToSchema)]
 pub struct OrderFigures {
     /// The orders and their goods.
     #[serde(flatten)]

@@ -10,6 +10,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tracing::{error, info, warn};
+use utoipa::ToSchema;
 
 use crate::telemetry::RepeatedLog;
 
@@ -29,18 +30,19 @@ pub enum LedgerState {
 }
 
 /// A time in which the ledger cannot record.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Outage {
     /// The cause that was seen last.
     pub cause: OutageCause,
     /// The cause in words, with what to do about it.
     pub detail: String,
     /// When the outage began.
+    #[schema(value_type = String, format = DateTime)]
     pub since: Timestamp,
 }
 
 /// Why a ledger cannot record. The names are stable: they are shown in the status and counted by programs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum OutageCause {
     /// Another program holds the lock.

@@ -4,9 +4,10 @@
 
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
+use utoipa::ToSchema;
 
 /// The kinds of errors of the management API.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ManagementErrorKind {
     /// No connection: no broker, or the management plugin is not enabled.
@@ -25,7 +26,7 @@ pub enum ManagementErrorKind {
 }
 
 /// A resource alarm of a node. While there is one, the broker blocks connections that publish.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize, ToSchema)]
 pub struct Alarm {
     /// The node's name.
     pub node: String,
@@ -34,7 +35,7 @@ pub struct Alarm {
 }
 
 /// The broker's message counters of one queue since its statistics began. `None`: the broker has not reported the counter.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, ToSchema)]
 pub struct MessageCounters {
     /// Messages published into it. Excludes messages that were dead-lettered into it.
     pub published: Option<u64>,

@@ -7,13 +7,14 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::management::{Alarm, ManagementErrorKind, MessageCounters};
 use crate::topology::Object;
 
 /// The broker's state as far as it is known. Readers hold a `watch::Receiver<Arc<BrokerView>>`; a new view is sent after
 /// every answer and every change of [`BrokerView::api`].
-#[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize, ToSchema)]
 pub struct BrokerView {
     /// Whether the management API answers.
     pub api: ApiState,
@@ -22,6 +23,7 @@ pub struct BrokerView {
     pub api_address: Option<String>,
     /// When the totals (`ready`, `unacked`) of all queues were last reported; `None`: not since orderd started. They are
     /// kept while the API is [`ApiState::Stale`].
+    #[schema(value_type = Option<String>, format = DateTime)]
     pub taken_at: Option<Timestamp>,
     /// Existing queues of the topology and retry queues of earlier configurations, by name. Other queues of the virtual
     /// host do not belong to orderd.
@@ -36,7 +38,7 @@ pub struct BrokerView {
 }
 
 /// Whether the management API answers.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize, ToSchema)]
 #[serde(tag = "state", rename_all = "snake_case")]
 pub enum ApiState {
     /// Polling is off: `management.poll_every` is `"off"`.
@@ -49,6 +51,7 @@ pub enum ApiState {
     /// The API does not answer; the rest of the view dates from `taken_at`.
     Stale {
         /// Since when.
+        #[schema(value_type = String, format = DateTime)]
         since: Timestamp,
         /// The kind of error.
         cause: ManagementErrorKind,
@@ -62,7 +65,7 @@ pub enum ApiState {
 ///
 /// What the broker has not reported is `None`. It reports statistics only some seconds after the broker was started or the
 /// queue was declared, and never if they are disabled (`management_agent.disable_metrics_collector`, `rates_mode = none`).
-#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize, ToSchema)]
 pub struct QueueView {
     /// Its role in the topology.
     pub role: QueueRole,
@@ -71,6 +74,7 @@ pub struct QueueView {
     /// Messages delivered and not yet acked.
     pub unacked: Option<u64>,
     /// When the details were last reported.
+    #[schema(value_type = Option<String>, format = DateTime)]
     pub detail_at: Option<Timestamp>,
     /// Why the details could not be read since then, although the API answers; never contains a password.
     pub detail_error: Option<String>,
@@ -110,7 +114,7 @@ impl QueueView {
 }
 
 /// The role of a queue.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, ToSchema)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum QueueRole {
     /// Consumed by orderd.
@@ -134,7 +138,7 @@ pub enum QueueRole {
 }
 
 /// A lasting problem with one queue, exchange, binding or policy.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, ToSchema)]
 pub struct Finding {
     /// The queue's name; `None` for a finding about an exchange or a policy.
     #[serde(default)]
@@ -154,6 +158,7 @@ pub struct Finding {
     /// The kind of problem.
     pub kind: FindingKind,
     /// When it was first observed.
+    #[schema(value_type = String, format = DateTime)]
     pub since: Timestamp,
     /// How many messages are affected; `None` if that is unknown.
     pub messages: Option<u64>,
@@ -194,7 +199,7 @@ impl Finding {
 }
 
 /// The kinds of findings; also the values of a metric label.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum FindingKind {
     /// An exchange of the topology does not exist.

@@ -5,12 +5,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::ledger::{LetterSource, OpenDeadLetters, OpenSum};
 use crate::metrics::{CollectorCounters, CollectorReading};
 
 /// The dead letters in the ledger, and those on their way there.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
 pub struct DeadLettersStatus {
     /// The collectors, by queue; empty if an earlier orderd answered.
     #[serde(default)]
@@ -26,9 +27,11 @@ pub struct DeadLettersStatus {
     pub money: BTreeMap<String, String>,
     /// When the first of those in the state `open` failed; `None` if there are none.
     #[serde(default)]
+    #[schema(value_type = Option<String>, format = DateTime)]
     pub oldest: Option<Timestamp>,
     /// When the store was added up; `None` if it was not yet.
     #[serde(default)]
+    #[schema(value_type = Option<String>, format = DateTime)]
     pub counted_at: Option<Timestamp>,
     /// Why it could not be added up the last time.
     #[serde(default)]
@@ -36,7 +39,7 @@ pub struct DeadLettersStatus {
 }
 
 /// The messages in the store with one reason that are neither replayed nor discarded.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct OpenLetters {
     /// The queue that they were taken from.
     pub source: String,
@@ -47,7 +50,7 @@ pub struct OpenLetters {
 }
 
 /// What the collector of one queue has done since the start.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
 pub struct CollectorStatus {
     /// It is to collect: `dead_letters.collect`.
     pub enabled: bool,

@@ -22,6 +22,7 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::alerts::AlertsStatus;
 use crate::control::ReloadReport;
@@ -40,7 +41,7 @@ pub(crate) use registry::StatusSnapshot;
 pub use summary::{ConsumerSummary, StatusSummary, SubscriptionState};
 
 /// The state of the daemon and of the broker at one time.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Status {
     /// The daemon process.
     pub daemon: DaemonStatus,
@@ -65,7 +66,7 @@ pub struct Status {
 }
 
 /// The daemon process.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct DaemonStatus {
     /// orderd's version.
     pub version: String,
@@ -77,6 +78,7 @@ pub struct DaemonStatus {
     /// The phase of the daemon's life.
     pub state: DaemonState,
     /// When it started.
+    #[schema(value_type = String, format = DateTime)]
     pub started_at: Timestamp,
     /// Seconds since it started.
     pub uptime_seconds: f64,
@@ -100,9 +102,10 @@ pub struct DaemonStatus {
 }
 
 /// The last reload.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct LastReload {
     /// When it ended.
+    #[schema(value_type = String, format = DateTime)]
     pub at: Timestamp,
     /// What requested it: `SIGHUP`, `admin` or `file`.
     pub by: String,
@@ -111,7 +114,7 @@ pub struct LastReload {
 }
 
 /// The phase of the daemon's life.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum DaemonState {
     /// It opens the ledger, waits for the broker, or declares the topology.
@@ -134,7 +137,7 @@ impl DaemonState {
 }
 
 /// The publishing connection.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct PublisherStatus {
     /// It is open.
     pub connected: bool,
@@ -154,7 +157,7 @@ pub struct PublisherStatus {
 }
 
 /// The ledger.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct LedgerStatus {
     /// It can record, judged by its last commit; `false` until it is open.
     pub recording: bool,
@@ -169,7 +172,7 @@ pub struct LedgerStatus {
 }
 
 /// One consumer since the start.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct ConsumerStatus {
     /// Its queue.
     pub queue: String,
@@ -177,6 +180,7 @@ pub struct ConsumerStatus {
     #[serde(default)]
     pub paused: bool,
     /// When it was paused; `None` if it is not paused.
+    #[schema(value_type = Option<String>, format = DateTime)]
     pub paused_since: Option<Timestamp>,
     /// It has a subscription that receives new deliveries.
     pub subscribed: bool,
@@ -274,7 +278,7 @@ pub struct ConsumerStatus {
 }
 
 /// The failures of a consumer that is not configured.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
 pub struct OtherConsumer {
     /// Failures that were sent to a retry queue, by delay.
     pub retries: BTreeMap<String, u64>,
@@ -283,7 +287,7 @@ pub struct OtherConsumer {
 }
 
 /// The calls of one step, or of its undo, since the start.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct ConsumerStepStatus {
     /// The step's name.
     pub step: String,
@@ -304,7 +308,7 @@ pub struct ConsumerStepStatus {
 }
 
 /// What one provider of a notification channel has delivered since the start.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct ChannelStatus {
     /// The channel.
     pub channel: String,
@@ -329,11 +333,12 @@ pub struct ChannelStatus {
 }
 
 /// The circuit breaker of one step or notification channel.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct BreakerStatus {
     /// `closed`, `open`, `half_open` or `ramp_up`.
     pub state: String,
     /// Since when.
+    #[schema(value_type = String, format = DateTime)]
     pub since: Timestamp,
     /// How often it has opened, failed trials included.
     pub openings: u64,
@@ -348,7 +353,7 @@ pub struct BreakerStatus {
 }
 
 /// Deliveries whose senders should change something.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
 pub struct SenderCounts {
     /// Without a `message_id`, orders and failures excepted.
     pub without_message_id: u64,
@@ -361,7 +366,7 @@ pub struct SenderCounts {
 }
 
 /// Number of failed attempts of one kind and code.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct FailureCount {
     /// `transient`, `timed_out`, …
     pub kind: String,
@@ -372,7 +377,7 @@ pub struct FailureCount {
 }
 
 /// Quantiles in seconds, estimated from a histogram.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Quantiles {
     /// The median.
     pub p50: f64,
@@ -386,7 +391,7 @@ pub struct Quantiles {
 
 /// The balance of a consumer's deliveries, all read at the same time:
 /// `deliveries = succeeded + republished + released + rejected + in_flight`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Conservation {
     /// Received from the broker.
     pub deliveries: u64,

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::{ConsumerStatus, DaemonState, DaemonStatus, LedgerStatus};
 use crate::files::{FileOutage, FileState};
@@ -14,7 +15,7 @@ use crate::message::{ANSWERS_OVERDUE, CONFIRMS_OVERDUE};
 use crate::reconcile::Finding;
 
 /// One condition for readiness. The daemon is ready if all of them pass.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ReadinessCheck {
     /// `shutdown`, `ledger`, `event_file <name>`, `topology`, `publisher`, `confirms` or `consumer <name>`.
     pub name: String,

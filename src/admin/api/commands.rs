@@ -10,25 +10,28 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Extension;
 use axum::extract::{Path, Request, State};
 use axum::http::header::CONTENT_TYPE;
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, Method, StatusCode};
+use axum::http::{HeaderMap, StatusCode};
 use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
-use axum::routing::post;
-use axum::{Extension, Router};
 use jiff::Timestamp;
 use serde_json::Value;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout};
 use tracing::info;
+use utoipa::IntoParams;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
+use super::document::{AnyError, CommandError};
 use crate::admin::access::Actor;
 use crate::admin::body::without_body;
 use crate::admin::caller::CallerHandle;
 use crate::admin::response::{error_response, json_response};
-use crate::control::{Control, ControlError, Permit};
+use crate::control::{Control, ControlError, PauseReport, Permit, ReloadReport};
 
 /// The Content-Type that a command must have, also with an empty body.
 pub const COMMAND_CONTENT_TYPE: &str = "application/json";
@@ -43,6 +46,16 @@ const MAX_COMMANDS: usize = 4;
 /// The header in which browsers say which site makes a request.
 const FETCH_SITE: &str = "sec-fetch-site";
 
+/// The header of every command.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Header)]
+#[expect(dead_code, reason = "only its description is used")]
+struct ValidUntil {
+    /// The time after which the command must not begin; 100 s from now by default
+    #[param(rename = "orderd-valid-until", value_type = Option<String>, format = DateTime)]
+    valid_until: Option<Timestamp>,
+}
+
 #[derive(Clone)]
 struct CommandState {
     control: Control,
@@ -50,18 +63,18 @@ struct CommandState {
 }
 
 /// The routes that change something.
-pub(in crate::admin) fn router(control: Control) -> Router {
-    Router::new()
-        .route("/api/v1/reload", post(reload))
-        .route("/api/v1/consumers/{name}/pause", post(pause))
-        .route("/api/v1/consumers/{name}/resume", post(resume))
+pub(in crate::admin) fn router(control: Control) -> OpenApiRouter {
+    OpenApiRouter::new()
+        .routes(routes!(reload))
+        .routes(routes!(pause))
+        .routes(routes!(resume))
         .layer(from_fn(reject_cross_site))
         .with_state(CommandState { control, permits: Arc::new(Semaphore::new(MAX_COMMANDS)) })
 }
 
 /// Rejects what a browser sends for another site, and what an HTML form can send.
 pub(super) async fn reject_cross_site(request: Request, next: Next) -> Response {
-    if request.method() != Method::POST {
+    if request.method().is_safe() {
         // The router answers 405.
         return next.run(request).await;
     }
@@ -83,6 +96,13 @@ fn is_json(headers: &HeaderMap) -> bool {
     media_type.is_some_and(|value| value.trim().eq_ignore_ascii_case(COMMAND_CONTENT_TYPE))
 }
 
+/// Reload the configuration, and answer with what has changed
+#[utoipa::path(
+    post,
+    path = "/api/v1/reload",
+    params(ValidUntil),
+    responses((status = 200, body = ReloadReport), AnyError, CommandError)
+)]
 async fn reload(State(state): State<CommandState>, Extension(actor): Extension<Actor>, request: Request) -> Response {
     match without_body(request) {
         Ok(parts) => answer(&state, parts, |permit| state.control.reload("admin", actor.name, permit)).await,
@@ -90,6 +110,13 @@ async fn reload(State(state): State<CommandState>, Extension(actor): Extension<A
     }
 }
 
+/// Pause a consumer until it is resumed, even across restarts
+#[utoipa::path(
+    post,
+    path = "/api/v1/consumers/{name}/pause",
+    params(("name" = String, Path, description = "The consumer's name"), ValidUntil),
+    responses((status = 200, body = PauseReport), AnyError, CommandError)
+)]
 async fn pause(
     State(state): State<CommandState>,
     Path(consumer): Path<String>,
@@ -99,6 +126,13 @@ async fn pause(
     set_paused(&state, consumer, true, actor, request).await
 }
 
+/// Resume a paused consumer
+#[utoipa::path(
+    post,
+    path = "/api/v1/consumers/{name}/resume",
+    params(("name" = String, Path, description = "The consumer's name"), ValidUntil),
+    responses((status = 200, body = PauseReport), AnyError, CommandError)
+)]
 async fn resume(
     State(state): State<CommandState>,
     Path(consumer): Path<String>,
@@ -199,6 +233,7 @@ fn status(error: &ControlError) -> StatusCode {
 
 #[cfg(test)]
 mod tests {
+    use axum::Router;
     use axum::body::{Body, to_bytes};
     use hyper::service::Service;
     use hyper_util::service::TowerToHyperService;
@@ -208,7 +243,7 @@ mod tests {
 
     use super::*;
     use crate::config::Role;
-    use crate::control::{ControlCommand, PauseReport, ReloadOutcome, ReloadReport};
+    use crate::control::{ControlCommand, ReloadOutcome};
 
     /// A fake daemon that knows the consumer `order`. It cannot persist a pause of `stuck`, and never answers for `slow`.
     fn daemon() -> (TowerToHyperService<Router>, AbortOnDropHandle<()>) {
@@ -251,7 +286,7 @@ mod tests {
     /// The routes, for an operator.
     fn service(control: Control) -> TowerToHyperService<Router> {
         let actor = Actor { name: "ada".to_owned(), role: Role::Operator };
-        TowerToHyperService::new(router(control).layer(Extension(actor)))
+        TowerToHyperService::new(Router::from(router(control)).layer(Extension(actor)))
     }
 
     async fn send(

@@ -1,146 +1,277 @@
-//! What is done with stored dead letters over HTTP: replays, hold, release, discard, edit.
+//! `GET /api/v1/dead-letters…`: the store of dead letters, by pages, groups, one by one, and as a whole.
 //!
-//! It reads requests and writes answers. The desk decides and records.
+//! An export is read page by page while it is sent, so it takes little memory however many dead letters there are.
 
-use axum::body::{Body, to_bytes};
+use std::sync::Arc;
+
+use axum::body::{Body, Bytes};
 use axum::extract::{Path, Request, State};
 use axum::http::StatusCode;
-use axum::middleware::from_fn;
-use axum::response::Response;
-use axum::routing::{get, post};
-use axum::{Extension, Router};
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
-use serde::de::DeserializeOwned;
-use serde_json::json;
+use axum::response::{IntoResponse, Response};
+use futures_util::stream::{StreamExt, iter, unfold};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use utoipa::{IntoParams, ToSchema};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
-use super::commands::reject_cross_site;
-use crate::admin::access::Actor;
-use crate::admin::response::{error_response, json_response};
-use crate::chain::chain;
-use crate::dead_letters::{Desk, DeskError, DeskHandle, EditRequest, LetterRequest, ReplayRequest};
-use crate::ledger::LetterChange;
+use super::document::{AnyError, ApiError, ReadError};
+use super::query::{Parameters, QueryError, page_limit, unreadable};
+use crate::admin::progress::Progress;
+use crate::admin::response::{content_type, error_response, json_response};
+use crate::dead_letters::WholeLetter;
+use crate::escape::json_escaped;
+use crate::ledger::report::PointInTime;
+use crate::ledger::{
+    DeadLetter, DeadLetterFilter, DeadLetterGroup, DeadLetterQuery, LedgerReader, LetterSource, LetterState, OpenError,
+    WholeDeadLetters,
+};
 
-/// Largest body of a request, in bytes: 10,000 numbers of dead letters and more.
-const MAX_REQUEST: usize = 256 << 10;
-/// Largest body of a request that contains a message, in bytes.
-const MAX_EDIT: usize = 24 << 20;
+/// Exports at a time.
+const MAX_EXPORTS: usize = 2;
+/// Dead letters of an export that are read at a time.
+const EXPORT_PAGE: usize = 500;
+/// The bytes that their bodies take at most, and those of one more.
+const MAX_EXPORT_BYTES: usize = 4 << 20;
+/// The largest part of an export that is sent at once; a client has some seconds to receive each.
+const MAX_PART: usize = 64 << 10;
+
+#[derive(Clone)]
+struct LetterApi {
+    ledger: Arc<dyn LedgerReader>,
+    exports: Arc<Semaphore>,
+}
 
 /// The routes.
-pub(in crate::admin) fn router(desk: DeskHandle) -> Router {
-    Router::new()
-        .route("/api/v1/dead-letters/replays", get(replays).post(start))
-        .route("/api/v1/dead-letters/replays/{id}", get(replay))
-        .route("/api/v1/dead-letters/replays/{id}/stop", post(stop))
-        .route("/api/v1/dead-letters/hold", post(hold))
-        .route("/api/v1/dead-letters/release", post(release))
-        .route("/api/v1/dead-letters/discard", post(discard))
-        .route("/api/v1/dead-letters/{id}/edit", post(edit))
-        .layer(from_fn(reject_cross_site))
-        .with_state(desk)
+pub(super) fn router(ledger: Arc<dyn LedgerReader>) -> OpenApiRouter {
+    OpenApiRouter::new()
+        .routes(routes!(list))
+        .routes(routes!(groups))
+        .routes(routes!(export))
+        .routes(routes!(show))
+        .with_state(LetterApi { ledger, exports: Arc::new(Semaphore::new(MAX_EXPORTS)) })
 }
 
-async fn replays(State(desk): State<DeskHandle>) -> Response {
-    respond(async { Ok(json!({"replays": opened(&desk)?.replays().await.map_err(failure)?})) }).await
+/// Which dead letters. Every parameter is optional.
+#[derive(Debug, Default, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields, default)]
+#[into_params(parameter_in = Query)]
+struct LetterParameters {
+    /// Only those in this state: `open` (the default), `held`, `replaying`, `replayed`, `discarded` or `any`
+    state: Option<String>,
+    /// Only those taken from this queue
+    source: Option<LetterSource>,
+    /// Only those with this reason
+    reason: Option<String>,
+    /// Only those with this failure code
+    code: Option<String>,
+    /// Only those that failed in this consumer
+    consumer: Option<String>,
+    /// Only orders with a line for this product
+    product: Option<String>,
+    /// Only orders of the customer with this id
+    customer: Option<String>,
+    /// Only the order with this id, and what is about it
+    order: Option<String>,
+    /// Only those that failed at this time or later: an age such as 24h or 7d, a date, or a time
+    #[param(value_type = Option<String>)]
+    since: Option<PointInTime>,
+    /// Only those that failed before this time
+    #[param(value_type = Option<String>)]
+    until: Option<PointInTime>,
+    /// Only those that contain this text
+    text: Option<String>,
+    /// Only those with a lower number: `next` of the page before
+    before: Option<i64>,
+    /// How many at most, up to 1000; 50 by default. Not for an export
+    limit: Option<usize>,
 }
 
-async fn replay(State(desk): State<DeskHandle>, Path(id): Path<i64>) -> Response {
-    respond(async { opened(&desk)?.replay(id).await.map_err(failure) }).await
-}
-
-async fn start(State(desk): State<DeskHandle>, Extension(actor): Extension<Actor>, request: Request) -> Response {
-    let body = request.into_body();
-    let answer = async {
-        let (desk, request) = (opened(&desk)?, read::<ReplayRequest>(body, MAX_REQUEST).await?);
-        if request.dry_run {
-            let plan = desk.plan(&request).await.map_err(failure)?;
-            return Ok(json_response(StatusCode::OK, &plan));
-        }
-        let report = desk.start(request, actor.name).await.map_err(failure)?;
-        Ok(json_response(StatusCode::OK, &report))
-    };
-    answer.await.unwrap_or_else(|rejected: Box<Response>| *rejected)
-}
-
-async fn stop(State(desk): State<DeskHandle>, Path(id): Path<i64>, Extension(actor): Extension<Actor>) -> Response {
-    respond(async { opened(&desk)?.stop(id, actor.name).await.map_err(failure) }).await
-}
-
-async fn hold(State(desk): State<DeskHandle>, Extension(actor): Extension<Actor>, request: Request) -> Response {
-    change(desk, actor, request, |note| LetterChange::Hold { note }).await
-}
-
-async fn release(State(desk): State<DeskHandle>, Extension(actor): Extension<Actor>, request: Request) -> Response {
-    change(desk, actor, request, |_| LetterChange::Release).await
-}
-
-async fn discard(State(desk): State<DeskHandle>, Extension(actor): Extension<Actor>, request: Request) -> Response {
-    change(desk, actor, request, |reason| LetterChange::Discard { reason }).await
-}
-
-async fn change(
-    desk: DeskHandle,
-    actor: Actor,
-    request: Request,
-    change: impl FnOnce(String) -> LetterChange,
-) -> Response {
-    let body = request.into_body();
-    respond(async {
-        let (desk, request) = (opened(&desk)?, read::<LetterRequest>(body, MAX_REQUEST).await?);
-        let LetterRequest { selection, note } = request;
-        desk.change_letters(selection, change(note), actor.name).await.map_err(failure)
-    })
-    .await
-}
-
-async fn edit(
-    State(desk): State<DeskHandle>,
-    Path(id): Path<i64>,
-    Extension(actor): Extension<Actor>,
-    request: Request,
-) -> Response {
-    let body = request.into_body();
-    respond(async {
-        let (desk, request) = (opened(&desk)?, read::<EditRequest>(body, MAX_EDIT).await?);
-        let EditRequest { revision, body_base64 } = request;
-        let body = STANDARD.decode(body_base64).map_err(|error| {
-            Box::new(error_response(StatusCode::BAD_REQUEST, "body_base64", &format!("is not Base64: {error}")))
-        })?;
-        desk.edit(id, revision, body, actor.name).await.map_err(failure)?;
-        Ok(json!({"id": id, "revision": revision + 1}))
-    })
-    .await
-}
-
-async fn respond<T: serde::Serialize>(answer: impl Future<Output = Result<T, Box<Response>>>) -> Response {
-    match answer.await {
-        Ok(answer) => json_response(StatusCode::OK, &answer),
-        Err(rejected) => *rejected,
+impl LetterParameters {
+    fn filter(&self, now: Timestamp) -> Result<DeadLetterFilter, QueryError> {
+        let state = self.state.as_deref().unwrap_or(LetterState::Open.as_str());
+        let states = match (state, LetterState::parse(state)) {
+            (_, Some(state)) => vec![state],
+            ("any", None) => Vec::new(),
+            (_, None) => return Err(QueryError(format!("state: unknown state {state:?}"))),
+        };
+        let LetterParameters { reason, code, consumer, product, customer, order, text, .. } = self;
+        Ok(DeadLetterFilter {
+            states,
+            source: self.source,
+            reason: reason.clone(),
+            code: code.clone(),
+            consumer: consumer.clone(),
+            product: product.clone(),
+            customer: customer.clone(),
+            order: order.clone(),
+            since: self.since.map(|since| since.at(now)),
+            until: self.until.map(|until| until.at(now)),
+            text: text.clone(),
+        })
     }
 }
 
-fn opened(desk: &DeskHandle) -> Result<Desk, Box<Response>> {
-    let starting =
-        || Box::new(error_response(StatusCode::SERVICE_UNAVAILABLE, "not_running", "orderd is starting; try again"));
-    desk.get().ok_or_else(starting)
+/// A page of dead letters.
+#[derive(Debug, Serialize, ToSchema)]
+struct LetterList {
+    /// The dead letters, the latest first, without their contents.
+    dead_letters: Vec<DeadLetter>,
+    /// `before` of the next page; null if this is the last.
+    next: Option<i64>,
 }
 
-async fn read<T: DeserializeOwned>(body: Body, limit: usize) -> Result<T, Box<Response>> {
-    let bytes = to_bytes(body, limit).await.map_err(|_| {
-        let message = format!("the request's body must have at most {limit} bytes");
-        Box::new(error_response(StatusCode::PAYLOAD_TOO_LARGE, "too_large", &message))
-    })?;
-    serde_json::from_slice(&bytes).map_err(|error| {
-        Box::new(error_response(StatusCode::BAD_REQUEST, "request", &format!("cannot read the request: {error}")))
+/// A page of the stored dead letters, the latest first
+#[utoipa::path(
+    get,
+    path = "/api/v1/dead-letters",
+    params(LetterParameters),
+    responses((status = 200, body = LetterList), AnyError, ReadError)
+)]
+async fn list(
+    State(api): State<LetterApi>,
+    Parameters(parameters): Parameters<LetterParameters>,
+) -> Result<Response, QueryError> {
+    let (filter, limit) = (parameters.filter(Timestamp::now())?, page_limit(parameters.limit)?);
+    let query = DeadLetterQuery { filter, before: parameters.before, after: None, limit };
+    Ok(match api.ledger.dead_letters(query).await {
+        Ok(page) => {
+            let next = page.letters.last().map(|letter| letter.id).filter(|_| page.more);
+            json_response(StatusCode::OK, &LetterList { dead_letters: page.letters, next })
+        }
+        Err(error) => unreadable(&error),
     })
 }
 
-fn failure(error: DeskError) -> Box<Response> {
-    let (status, code) = match &error {
-        DeskError::Invalid(_) => (StatusCode::BAD_REQUEST, "invalid"),
-        DeskError::Missing(_) => (StatusCode::NOT_FOUND, "missing"),
-        DeskError::Conflict(_) => (StatusCode::CONFLICT, "conflict"),
-        DeskError::Ledger(_) | DeskError::Read(_) => (StatusCode::SERVICE_UNAVAILABLE, "ledger"),
+/// Dead letters by cause.
+#[derive(Debug, Serialize, ToSchema)]
+struct GroupList {
+    /// The groups, those with the most dead letters first.
+    groups: Vec<DeadLetterGroup>,
+    /// All dead letters that are meant, those of further groups included.
+    messages: u64,
+    /// How many groups are not shown, because of `limit`.
+    hidden: usize,
+}
+
+/// The stored dead letters by cause: count, oldest and newest, money at stake, one example
+#[utoipa::path(
+    get,
+    path = "/api/v1/dead-letters/groups",
+    params(LetterParameters),
+    responses((status = 200, body = GroupList), AnyError, ReadError)
+)]
+async fn groups(
+    State(api): State<LetterApi>,
+    Parameters(parameters): Parameters<LetterParameters>,
+) -> Result<Response, QueryError> {
+    let (filter, limit) = (parameters.filter(Timestamp::now())?, page_limit(parameters.limit)?);
+    Ok(match api.ledger.dead_letter_groups(filter).await {
+        Ok(mut found) => {
+            let hidden = found.groups.len().saturating_sub(limit);
+            found.groups.truncate(limit);
+            json_response(StatusCode::OK, &GroupList { groups: found.groups, messages: found.messages, hidden })
+        }
+        Err(error) => unreadable(&error),
+    })
+}
+
+/// One dead letter: body, headers, and each attempt and step
+#[utoipa::path(
+    get,
+    path = "/api/v1/dead-letters/{id}",
+    params(("id" = i64, Path, description = "Its number")),
+    responses(
+        (status = 200, body = WholeLetter),
+        (status = 404, body = ApiError, description = "There is none with this number: `unknown_dead_letter`"),
+        AnyError,
+        ReadError
+    )
+)]
+async fn show(State(api): State<LetterApi>, Path(id): Path<String>) -> Response {
+    let Ok(id) = id.parse::<i64>() else {
+        return QueryError("the number of a dead letter is expected".to_owned()).into_response();
     };
-    Box::new(error_response(status, code, &chain(&error)))
+    match api.ledger.dead_letter(id).await {
+        Ok(Some(detail)) => json_response(StatusCode::OK, &WholeLetter::from(&detail)),
+        Ok(None) => {
+            let message = format!("there is no dead letter {id}");
+            error_response(StatusCode::NOT_FOUND, "unknown_dead_letter", &message)
+        }
+        Err(error) => unreadable(&error),
+    }
+}
+
+/// Whole dead letters, the oldest first, one JSON object per line
+///
+/// If the ledger cannot be read any more while they are sent, the connection is closed before the end of the answer.
+#[utoipa::path(
+    get,
+    path = "/api/v1/dead-letters/export",
+    params(LetterParameters),
+    responses((status = 200, body = WholeLetter, content_type = "application/x-ndjson"), AnyError, ReadError)
+)]
+async fn export(
+    State(api): State<LetterApi>,
+    Parameters(parameters): Parameters<LetterParameters>,
+    request: Request,
+) -> Result<Response, QueryError> {
+    let filter = parameters.filter(Timestamp::now())?;
+    let Ok(permit) = api.exports.try_acquire_owned() else {
+        let message = format!("{MAX_EXPORTS} exports are in progress; try again later");
+        return Ok(error_response(StatusCode::SERVICE_UNAVAILABLE, "too_many_exports", &message));
+    };
+    let mut export = Export { ledger: api.ledger, filter, after: Some(0), _permit: permit };
+    // An error at the beginning is one that the client can read.
+    let first = match export.next_page().await {
+        Ok(first) => first,
+        Err(error) => return Ok(unreadable(&error)),
+    };
+    let rest = unfold(export, |mut export| async {
+        export.after?;
+        Some((export.next_page().await, export))
+    });
+    let progress = request.extensions().get::<Progress>().cloned();
+    let parts = iter([Ok(first)]).chain(rest).flat_map(|page| match page {
+        Ok(page) => iter(parts(page).into_iter().map(Ok).collect::<Vec<_>>()),
+        Err(error) => iter(vec![Err(error)]),
+    });
+    let parts = parts.inspect(move |_| progress.iter().for_each(Progress::advanced));
+    Ok((StatusCode::OK, content_type("application/x-ndjson"), Body::from_stream(parts)).into_response())
+}
+
+/// A page in parts that a slow client can receive.
+fn parts(mut page: Bytes) -> Vec<Bytes> {
+    let mut parts = Vec::with_capacity(page.len() / MAX_PART + 1);
+    while !page.is_empty() {
+        parts.push(page.split_to(MAX_PART.min(page.len())));
+    }
+    parts
+}
+
+/// An export that is being sent.
+struct Export {
+    ledger: Arc<dyn LedgerReader>,
+    filter: DeadLetterFilter,
+    /// The number after which the next page begins; `None` after the last page.
+    after: Option<i64>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Export {
+    /// The lines of the next page.
+    async fn next_page(&mut self) -> Result<Bytes, OpenError> {
+        let query =
+            DeadLetterQuery { filter: self.filter.clone(), before: None, after: self.after, limit: EXPORT_PAGE };
+        let WholeDeadLetters { letters, more } = self.ledger.whole_dead_letters(query, MAX_EXPORT_BYTES).await?;
+        self.after = letters.last().map(|detail| detail.letter.id).filter(|_| more);
+        let mut lines = String::new();
+        for detail in &letters {
+            let line = serde_json::to_string(&WholeLetter::from(detail));
+            lines.push_str(&json_escaped(&line.expect("a dead letter is text, numbers and maps with text keys")));
+            lines.push('\n');
+        }
+        Ok(Bytes::from(lines))
+    }
 }

@@ -1,43 +1,60 @@
 //! `GET /api/v1/journal`: who did what, page by page.
 
-use axum::extract::rejection::QueryRejection;
-use axum::extract::{Query, State};
+use std::sync::Arc;
+
+use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Response;
 use jiff::Timestamp;
 use serde::Deserialize;
+use utoipa::IntoParams;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
-use super::ApiDeps;
-use crate::admin::response::{error_response, json_response};
-use crate::chain::chain;
+use super::document::{AnyError, ReadError};
+use super::query::{Parameters, QueryError, page_limit, unreadable};
+use crate::admin::response::json_response;
 use crate::ledger::report::PointInTime;
-use crate::ledger::{JournalFilter, JournalQuery};
+use crate::ledger::{JournalFilter, JournalPage, JournalQuery, LedgerReader};
 
-/// Entries in a page, unless the request says how many.
-const DEFAULT_LIMIT: usize = 50;
-/// Most entries in a page.
-const MAX_LIMIT: usize = 1_000;
+/// The routes.
+pub(super) fn router(ledger: Arc<dyn LedgerReader>) -> OpenApiRouter {
+    OpenApiRouter::new().routes(routes!(journal)).with_state(ledger)
+}
 
-/// The query. Every field is optional.
-#[derive(Debug, Default, Deserialize)]
+/// Which entries. Every parameter is optional.
+#[derive(Debug, Default, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields, default)]
-pub(super) struct JournalParameters {
+#[into_params(parameter_in = Query)]
+struct JournalParameters {
+    /// Only entries at this time or later: an age such as 24h or 7d, a date, or a time
+    #[param(value_type = Option<String>)]
     since: Option<PointInTime>,
+    /// Only entries before this time
+    #[param(value_type = Option<String>)]
     until: Option<PointInTime>,
+    /// Only entries with exactly this actor
     actor: Option<String>,
+    /// Only entries with exactly this action
     action: Option<String>,
+    /// Only entries with a lower number: `next` of the page before
     before: Option<i64>,
+    /// How many at most, up to 1000; 50 by default
     limit: Option<usize>,
 }
 
-pub(super) async fn journal(
-    State(api): State<ApiDeps>,
-    query: Result<Query<JournalParameters>, QueryRejection>,
-) -> Response {
-    let JournalParameters { since, until, actor, action, before, limit } = match query {
-        Ok(Query(query)) => query,
-        Err(rejection) => return error_response(StatusCode::BAD_REQUEST, "query", &rejection.body_text()),
-    };
+/// A page of the journal, the latest entries first
+#[utoipa::path(
+    get,
+    path = "/api/v1/journal",
+    params(JournalParameters),
+    responses((status = 200, body = JournalPage), AnyError, ReadError)
+)]
+async fn journal(
+    State(ledger): State<Arc<dyn LedgerReader>>,
+    Parameters(parameters): Parameters<JournalParameters>,
+) -> Result<Response, QueryError> {
+    let JournalParameters { since, until, actor, action, before, limit } = parameters;
     let now = Timestamp::now();
     let filter = JournalFilter {
         since: since.map(|since| since.at(now)),
@@ -45,13 +62,8 @@ pub(super) async fn journal(
         actor,
         action,
     };
-    let limit = limit.unwrap_or(DEFAULT_LIMIT);
-    if !(1..=MAX_LIMIT).contains(&limit) {
-        let message = format!("limit: must be from 1 to {MAX_LIMIT}, is {limit}");
-        return error_response(StatusCode::BAD_REQUEST, "query", &message);
-    }
-    match api.ledger.journal(JournalQuery { filter, before, limit }).await {
+    Ok(match ledger.journal(JournalQuery { filter, before, limit: page_limit(limit)? }).await {
         Ok(page) => json_response(StatusCode::OK, &page),
-        Err(error) => error_response(StatusCode::INTERNAL_SERVER_ERROR, "ledger", &chain(&error)),
-    }
+        Err(error) => unreadable(&error),
+    })
 }

@@ -6,11 +6,11 @@ use clap::{Args, ValueEnum};
 use jiff::Timestamp;
 
 use super::Done;
-use super::body::WholeLetter;
 use super::filters::Filters;
 use crate::cli::Exit;
 use crate::cli::csv_cell::csv_cell;
 use crate::cli::output::write_json_line;
+use crate::dead_letters::WholeLetter;
 use crate::ledger::{DeadLetter, DeadLetterQuery, LedgerReader};
 
 /// Dead letters that are read at a time.

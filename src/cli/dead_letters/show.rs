@@ -6,10 +6,11 @@ use clap::Args;
 use serde_json::Value;
 
 use super::Done;
-use super::body::{WholeLetter, readable};
+use super::body::readable;
 use crate::cli::output::write_json;
 use crate::cli::text::labelled;
 use crate::cli::{Exit, Format};
+use crate::dead_letters::WholeLetter;
 use crate::escape::escaped;
 use crate::ledger::{DeadLetterDetail, LedgerReader};
 

@@ -7,6 +7,7 @@ use std::sync::{Arc, OnceLock};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::edit::{EditError, edited};
 use super::executor::Replayer;
@@ -50,7 +51,7 @@ pub enum DeskError {
 }
 
 /// A replay is asked for.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ReplayRequest {
     /// Which letters.
@@ -64,7 +65,7 @@ pub struct ReplayRequest {
 }
 
 /// What a replay would do.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ReplayPlan {
     /// The number of the last letter that is meant.
     pub up_to: i64,
@@ -77,7 +78,7 @@ pub struct ReplayPlan {
 }
 
 /// How far a replay is.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct ReplayReport {
     /// The replay.
     #[serde(flatten)]
@@ -89,7 +90,7 @@ pub struct ReplayReport {
 }
 
 /// Something is to be done with letters.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LetterRequest {
     /// Which letters.
@@ -100,18 +101,19 @@ pub struct LetterRequest {
 }
 
 /// What was done with letters.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default, ToSchema)]
 pub struct ChangedLetters {
     /// How many were changed.
     pub changed: u64,
     /// How many were so before.
     pub unchanged: u64,
     /// Those that were not changed, and why: `missing`, or their state.
+    #[schema(value_type = BTreeMap<String, String>)]
     pub refused: BTreeMap<i64, String>,
 }
 
 /// A letter was edited.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct EditRequest {
     /// The revision that was edited.

@@ -17,6 +17,16 @@ macro_rules! named {
             $($(#[$meaning])* #[serde(rename = $text)] $variant),+
         }
 
+        // The derived schema does not see a name that a macro has passed on.
+        impl utoipa::PartialSchema for $name {
+            fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::Schema> {
+                let text = utoipa::openapi::schema::Type::String;
+                utoipa::openapi::ObjectBuilder::new().schema_type(text).enum_values(Some([$($text),+])).into()
+            }
+        }
+
+        impl utoipa::ToSchema for $name {}
+
         impl $name {
             /// All of them.
             pub const ALL: &[$name] = &[$($name::$variant),+];

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use utoipa::ToSchema;
 
 use super::new::{LetterOrigin, LetterSource, LetterState};
 use crate::domain::ExactSum;
@@ -13,7 +14,7 @@ use crate::domain::ExactSum;
 pub const MAX_GROUPS: usize = 10_000;
 
 /// Which messages are meant. Every condition that is given must hold.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct DeadLetterFilter {
     /// In one of these states; in any, if there are none.
@@ -33,8 +34,10 @@ pub struct DeadLetterFilter {
     /// This order, or about it.
     pub order: Option<String>,
     /// That failed at this time or later.
+    #[schema(value_type = Option<String>, format = DateTime)]
     pub since: Option<Timestamp>,
     /// That failed before this time.
+    #[schema(value_type = Option<String>, format = DateTime)]
     pub until: Option<Timestamp>,
     /// That contain this text, in any case of letters.
     pub text: Option<String>,
@@ -54,7 +57,7 @@ pub struct DeadLetterQuery {
 }
 
 /// One stored message, without its content. Its JSON is a contract: see `docs/reference/cli.md`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct DeadLetter {
     /// Its number, which no other message gets.
     pub id: i64,
@@ -105,8 +108,10 @@ pub struct DeadLetter {
     /// The length of the body, in bytes.
     pub bytes: u64,
     /// When it failed last; if that is not known, when it was taken out of the queue.
+    #[schema(value_type = String, format = DateTime)]
     pub failed_at: Timestamp,
     /// When it was taken out of the queue.
+    #[schema(value_type = String, format = DateTime)]
     pub collected_at: Timestamp,
     /// What a person has noted.
     pub note: Option<String>,
@@ -126,7 +131,7 @@ pub struct DeadLetterPage {
 }
 
 /// Messages that failed for the same cause. Its JSON is a contract: see `docs/reference/cli.md`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct DeadLetterGroup {
     /// The queue that they were taken from.
     pub source: LetterSource,
@@ -139,8 +144,10 @@ pub struct DeadLetterGroup {
     /// How many.
     pub messages: u64,
     /// When the first of them failed.
+    #[schema(value_type = String, format = DateTime)]
     pub oldest: Timestamp,
     /// When the last of them failed.
+    #[schema(value_type = String, format = DateTime)]
     pub newest: Timestamp,
     /// What the orders cost, by currency.
     pub money: BTreeMap<String, ExactSum>,
@@ -149,7 +156,7 @@ pub struct DeadLetterGroup {
 }
 
 /// Groups, those with the most messages first.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, ToSchema)]
 pub struct DeadLetterGroups {
     /// The groups.
     pub groups: Vec<DeadLetterGroup>,
@@ -171,9 +178,10 @@ pub struct DeadLetterContent {
 }
 
 /// One failed attempt.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct LetterAttempt {
     /// When.
+    #[schema(value_type = String, format = DateTime)]
     pub at: Timestamp,
     /// Delayed retries before it.
     pub retries: i64,
@@ -188,9 +196,10 @@ pub struct LetterAttempt {
 }
 
 /// One step, or one undo, as far as it was called.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
 pub struct LetterStep {
     /// When it was called last.
+    #[schema(value_type = String, format = DateTime)]
     pub at: Timestamp,
     /// Its name.
     pub name: String,

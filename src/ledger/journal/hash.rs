@@ -5,6 +5,8 @@ use std::str::FromStr;
 
 use serde::{Serialize, Serializer};
 use sha2::{Digest, Sha256};
+use utoipa::openapi::{RefOr, Schema};
+use utoipa::{PartialSchema, ToSchema};
 
 /// The hash of an entry. As text it has 64 hexadecimal digits.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -68,6 +70,14 @@ impl FromStr for JournalHash {
         bytes.try_into().ok().filter(|_| is_whole).map(JournalHash).ok_or(InvalidHash)
     }
 }
+
+impl PartialSchema for JournalHash {
+    fn schema() -> RefOr<Schema> {
+        String::schema()
+    }
+}
+
+impl ToSchema for JournalHash {}
 
 #[cfg(test)]
 mod tests {

@@ -10,6 +10,7 @@ mod verification;
 use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::{Value, json};
+use utoipa::ToSchema;
 
 pub(super) use chain::StoredEntry;
 pub use hash::{InvalidHash, JournalHash, text_hash};
@@ -108,11 +109,12 @@ fn bounded(value: &Value) -> String {
 }
 
 /// A recorded action.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct JournalEntry {
     /// Its number: 1, 2, 3, …
     pub seq: i64,
     /// When it was done.
+    #[schema(value_type = String, format = DateTime)]
     pub at: Timestamp,
     /// Who did it: the name of a user in `admin.users`, or [`LOCAL_ACTOR`], with the name of the operating system's user if known.
     pub actor: String,
@@ -129,7 +131,7 @@ pub struct JournalEntry {
 }
 
 /// The last entry.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 pub struct JournalHead {
     /// Its number; 0 if there is none.
     pub seq: i64,
@@ -167,7 +169,7 @@ pub struct JournalQuery {
 }
 
 /// A page of entries. Its JSON is a contract: see `docs/reference/http-api.md`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct JournalPage {
     /// The entries, the last first.
     pub entries: Vec<JournalEntry>,

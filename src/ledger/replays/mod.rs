@@ -17,6 +17,7 @@ use std::collections::BTreeMap;
 use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::dead_letters::{DeadLetterFilter, LetterState, named};
 use super::error::{LedgerError, OpenError};
@@ -84,7 +85,7 @@ named! {
 }
 
 /// Which letters are meant.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum LetterSelection {
     /// These, by their numbers.
@@ -99,7 +100,7 @@ pub enum LetterSelection {
 }
 
 /// How a replay is carried out.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ReplayOptions {
     /// The queue that the letters are published to; `None`: each to the one that it came from.
@@ -119,7 +120,7 @@ impl Default for ReplayOptions {
 }
 
 /// A replay.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Replay {
     /// Its number.
     pub id: i64,
@@ -130,12 +131,15 @@ pub struct Replay {
     /// How it is carried out.
     pub options: ReplayOptions,
     /// When it was started.
+    #[schema(value_type = String, format = DateTime)]
     pub began_at: Timestamp,
     /// When it ended.
+    #[schema(value_type = Option<String>, format = DateTime)]
     pub ended_at: Option<Timestamp>,
     /// Why it was stopped: `requested` or `too_many_failed`.
     pub end_reason: Option<String>,
     /// Its letters, by how far they are.
+    #[schema(value_type = BTreeMap<String, u64>)]
     pub letters: BTreeMap<LetterProgress, u64>,
     /// Those that were not published, by the reason.
     pub skipped: BTreeMap<String, u64>,
@@ -172,7 +176,7 @@ impl Replay {
 }
 
 /// A letter of a replay.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ReplayLetter {
     /// The letter's number.
     pub id: i64,

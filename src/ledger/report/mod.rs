@@ -9,6 +9,7 @@ mod window;
 
 use jiff::Timestamp;
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::error::OpenError;
 use super::figures::{ChargeSums, Figures, OrderFigures};
@@ -22,7 +23,7 @@ pub use window::Window;
 pub const MAX_ROWS: usize = 100_000;
 
 /// Order counts and revenue in a period. Its JSON is a contract: see `docs/reference/http-api.md`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Report {
     /// The period: at most an hour longer than asked for at either end.
     #[serde(flatten)]
@@ -36,7 +37,7 @@ pub struct Report {
 }
 
 /// The orders of one currency.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct CurrencyReport {
     /// ISO 4217.
     pub currency: String,
@@ -54,7 +55,7 @@ pub struct CurrencyReport {
 }
 
 /// One product, hour, day, status or priority.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct ReportRow {
     /// The product; the start of the hour (`2026-11-22T08:00Z`) or the day (`2026-11-22`), UTC; `accepted`,
     /// `processed`, `cancelled`, `prevented` or `failed`; `normal` or `urgent`.
@@ -64,14 +65,33 @@ pub struct ReportRow {
     pub figures: Figures,
     /// What its orders charge besides their goods; `None` for a product.
     #[serde(flatten)]
+    #[schema(value_type = RowCharges)]
     pub charges: Option<ChargeSums>,
     /// What customers paid for its orders; `None` for a product.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub total: Option<ExactSum>,
 }
 
+/// The fields of [`ChargeSums`], none of which a product has.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "only its schema is used")]
+struct RowCharges {
+    /// Shipping.
+    #[schema(required = false)]
+    shipping: ExactSum,
+    /// Fees, such as those for payments; may be negative.
+    #[schema(required = false)]
+    fees: ExactSum,
+    /// Tax, whether the prices include it or not.
+    #[schema(required = false)]
+    tax: ExactSum,
+    /// Discounts.
+    #[schema(required = false)]
+    discount: ExactSum,
+}
+
 /// Messages of one consumer, dead-lettered for one reason.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct DeadLettered {
     /// The consumer that could not process them; `unknown` if the message does not say.
     pub consumer: String,

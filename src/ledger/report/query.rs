@@ -9,18 +9,23 @@ use jiff::fmt::friendly::SpanParser;
 use jiff::tz::TimeZone;
 use jiff::{SpanRelativeTo, Timestamp};
 use serde::{Deserialize, Deserializer, Serialize};
+use utoipa::{IntoParams, ToSchema};
 
 static SPANS: SpanParser = SpanParser::new();
 
 /// A report's period and grouping. Every field is optional; the default is the last seven days, by day.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields, default)]
+#[into_params(parameter_in = Query)]
 pub struct ReportQuery {
-    /// The start.
+    /// The start: an age such as 24h or 7d, a date, or a time; 7d by default
+    #[param(value_type = String, required = false)]
     pub since: PointInTime,
-    /// The end, exclusive.
+    /// The end, exclusive; now by default
+    #[param(value_type = String, required = false)]
     pub until: PointInTime,
-    /// What the rows are grouped by.
+    /// What the rows are grouped by; days by default
+    #[param(required = false)]
     pub by: GroupBy,
 }
 
@@ -35,7 +40,7 @@ impl Default for ReportQuery {
 }
 
 /// What a report's rows are grouped by.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum GroupBy {
     /// Product.

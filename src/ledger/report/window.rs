@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use jiff::Timestamp;
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::{ReportError, ReportQuery};
 use crate::ledger::buckets::{DAY, HOUR, MINUTE};
@@ -13,11 +14,13 @@ use crate::ledger::buckets::{DAY, HOUR, MINUTE};
 const MINUTE_PRECISION: i64 = 2 * DAY;
 
 /// A period from one full minute to another.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Window {
     /// Its start.
+    #[schema(value_type = String, format = DateTime)]
     pub since: Timestamp,
     /// Its end, exclusive.
+    #[schema(value_type = String, format = DateTime)]
     pub until: Timestamp,
 }
 

@@ -5,12 +5,13 @@
 use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 use serde_json::Value;
+use utoipa::ToSchema;
 
 use crate::delay::Delay;
 use crate::domain::{CANCELLATION_SUFFIX, ExactSum};
 
 /// Everything recorded about one order. Its JSON is a contract: see `docs/reference/http-api.md`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Trace {
     /// The order's id.
     pub id: String,
@@ -21,7 +22,7 @@ pub struct Trace {
 }
 
 /// An accepted order.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct TracedOrder {
     /// `accepted`, `processed`, `failed` or `cancelled`.
     pub status: String,
@@ -52,11 +53,12 @@ pub struct TracedOrder {
     /// Id of the customer, if the order names one.
     pub customer_id: Option<String>,
     /// When the customer placed the order, if the order says so.
+    #[schema(value_type = Option<String>, format = DateTime)]
     pub placed_at: Option<Timestamp>,
 }
 
 /// One line of an order.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct TracedItem {
     /// What was ordered.
     pub product: String,
@@ -69,9 +71,10 @@ pub struct TracedItem {
 }
 
 /// One thing that happened to a message of the order.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct TraceStep {
     /// When. Failures that went through a queue are known to the second.
+    #[schema(value_type = String, format = DateTime)]
     pub at: Timestamp,
     /// Which message it happened to.
     pub message: TracedMessage,
@@ -81,7 +84,7 @@ pub struct TraceStep {
 }
 
 /// A message of an order: the order itself, or an event that orderd published about it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum TracedMessage {
     /// The order itself.
@@ -101,7 +104,7 @@ pub enum TracedMessage {
 }
 
 /// What happened in a step.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(tag = "step", rename_all = "snake_case")]
 pub enum TraceEvent {
     /// The order passed its checks and was recorded.
@@ -124,6 +127,7 @@ pub enum TraceEvent {
         /// The delay before the next attempt.
         delay: Option<String>,
         /// The earliest time of the next attempt.
+        #[schema(value_type = Option<String>, format = DateTime)]
         due_at: Option<Timestamp>,
     },
     /// The message was dead-lettered.
@@ -203,7 +207,7 @@ pub enum TraceEvent {
 }
 
 /// Where a message is, derived from what is recorded.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(tag = "state", rename_all = "snake_case")]
 pub enum MessageState {
     /// Nothing is recorded about it: it may still be in a queue.
@@ -211,16 +215,19 @@ pub enum MessageState {
     /// Done.
     Done {
         /// When that was recorded.
+        #[schema(value_type = String, format = DateTime)]
         since: Timestamp,
     },
     /// It was cancelled before it was done: it will not be processed.
     Cancelled {
         /// When.
+        #[schema(value_type = String, format = DateTime)]
         since: Timestamp,
     },
     /// In the dead letter queue or in the store of dead letters, unless it was removed there.
     DeadLettered {
         /// When it was dead-lettered.
+        #[schema(value_type = String, format = DateTime)]
         since: Timestamp,
     },
     /// In a retry queue until its delay is over.
@@ -230,8 +237,10 @@ pub enum MessageState {
         /// The retry queue's delay.
         delay: String,
         /// When it failed.
+        #[schema(value_type = String, format = DateTime)]
         since: Timestamp,
         /// The earliest time of the retry.
+        #[schema(value_type = String, format = DateTime)]
         due_at: Timestamp,
     },
     /// Its delay is over: ready or in flight in its queue.
@@ -239,11 +248,13 @@ pub enum MessageState {
         /// The consumer that retries it.
         consumer: String,
         /// The earliest time at which it was due.
+        #[schema(value_type = String, format = DateTime)]
         since: Timestamp,
     },
     /// Accepted, or published by orderd, and not failed since: ready or in flight in its queue.
     UnderWay {
         /// When it was accepted; for an event, when its order was processed.
+        #[schema(value_type = String, format = DateTime)]
         since: Timestamp,
     },
 }

@@ -1,0 +1,68 @@
+//! `GET /api/v1/orders/{id}`: the history of one order, and where its messages are as far as the ledger knows.
+
+use std::sync::Arc;
+
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use axum::response::Response;
+use jiff::Timestamp;
+use serde::Serialize;
+use utoipa::ToSchema;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use super::document::{AnyError, ApiError, ReadError};
+use super::query::unreadable;
+use crate::admin::response::{error_response, json_response};
+use crate::ledger::LedgerReader;
+use crate::ledger::trace::{MessageState, Trace, TracedMessage};
+
+/// The routes.
+pub(super) fn router(ledger: Arc<dyn LedgerReader>) -> OpenApiRouter {
+    OpenApiRouter::new().routes(routes!(order)).with_state(ledger)
+}
+
+/// The history of one order.
+#[derive(Debug, Serialize, ToSchema)]
+struct OrderTrace {
+    #[serde(flatten)]
+    trace: Trace,
+    /// Where its messages are now.
+    places: Vec<MessagePlace>,
+}
+
+/// Where one message is now.
+#[derive(Debug, Serialize, ToSchema)]
+struct MessagePlace {
+    message: TracedMessage,
+    #[serde(flatten)]
+    state: MessageState,
+}
+
+/// The history of one order: attempts, failures, delays, steps and events
+#[utoipa::path(
+    get,
+    path = "/api/v1/orders/{id}",
+    params(("id" = String, Path, description = "The order's id")),
+    responses(
+        (status = 200, body = OrderTrace),
+        (status = 404, body = ApiError, description = "Nothing is recorded about an order with this id: `unknown_order`"),
+        AnyError,
+        ReadError
+    )
+)]
+async fn order(State(ledger): State<Arc<dyn LedgerReader>>, Path(id): Path<String>) -> Response {
+    match ledger.trace(&id).await {
+        Ok(trace) if trace.is_empty() => error_response(
+            StatusCode::NOT_FOUND,
+            "unknown_order",
+            &format!("nothing is recorded about an order {id:?}"),
+        ),
+        Ok(trace) => {
+            let places = trace.message_states(Timestamp::now()).into_iter();
+            let places = places.map(|(message, state)| MessagePlace { message, state }).collect();
+            json_response(StatusCode::OK, &OrderTrace { trace, places })
+        }
+        Err(error) => unreadable(&error),
+    }
+}

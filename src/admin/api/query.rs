@@ -1,0 +1,55 @@
+//! What requests that read have in common: the errors of their queries, and pages. It reads nothing.
+
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{FromRequestParts, Query};
+use axum::http::StatusCode;
+use axum::http::request::Parts;
+use axum::response::{IntoResponse, Response};
+use serde::de::DeserializeOwned;
+
+use crate::admin::response::error_response;
+use crate::chain::chain;
+use crate::ledger::OpenError;
+
+/// Items in a page, unless the request says how many.
+const DEFAULT_LIMIT: usize = 50;
+/// Most items in a page.
+const MAX_LIMIT: usize = 1_000;
+
+/// The parameters of a request, or an answer that says what is wrong with them.
+pub(super) struct Parameters<T>(pub T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Parameters<T> {
+    type Rejection = QueryError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, QueryError> {
+        let query: Result<Query<T>, QueryRejection> = Query::from_request_parts(parts, state).await;
+        query.map(|Query(query)| Parameters(query)).map_err(|rejection| QueryError(rejection.body_text()))
+    }
+}
+
+/// What is wrong with a query.
+#[derive(Debug)]
+pub(super) struct QueryError(pub String);
+
+impl IntoResponse for QueryError {
+    fn into_response(self) -> Response {
+        error_response(StatusCode::BAD_REQUEST, "query", &self.0)
+    }
+}
+
+/// The number of items in a page.
+pub(super) fn page_limit(limit: Option<usize>) -> Result<usize, QueryError> {
+    let limit = limit.unwrap_or(DEFAULT_LIMIT);
+    let range = 1..=MAX_LIMIT;
+    if range.contains(&limit) {
+        Ok(limit)
+    } else {
+        Err(QueryError(format!("limit: must be from 1 to {MAX_LIMIT}, is {limit}")))
+    }
+}
+
+/// The answer if the ledger cannot be read.
+pub(super) fn unreadable(error: &OpenError) -> Response {
+    error_response(StatusCode::INTERNAL_SERVER_ERROR, "ledger", &chain(error))
+}
