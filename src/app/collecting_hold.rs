@@ -28,8 +28,10 @@ const LIMIT_GRACE: Duration = Duration::from_secs(10);
 const RESERVE_PART: u64 = 20;
 /// ... but at least this much, ...
 const MIN_RESERVE: u64 = 128 << 20;
-/// ... and at most this much.
+/// ... and at most this much, ...
 const MAX_RESERVE: u64 = 4 << 30;
+/// ... and no more than this part of a small disk.
+const SMALL_DISK_PART: u64 = 4;
 
 /// What is watched.
 pub(super) struct HoldWatch {
@@ -99,7 +101,7 @@ impl HoldWatch {
 
 /// How much of a disk is left to the orders, in bytes.
 fn reserve(total: u64) -> u64 {
-    (total / RESERVE_PART).clamp(MIN_RESERVE, MAX_RESERVE)
+    (total / RESERVE_PART).clamp(MIN_RESERVE, MAX_RESERVE).min(total / SMALL_DISK_PART)
 }
 
 /// Once it is short, it needs somewhat more to have enough: the collectors would use that up at once.
@@ -115,7 +117,9 @@ mod tests {
     #[test]
     fn a_disk_keeps_a_part_for_orders_and_is_not_short_and_enough_in_turn() {
         const GIB: u64 = 1 << 30;
-        for (total, expected) in [(GIB / 2, MIN_RESERVE), (40 * GIB, 2 * GIB), (1_000 * GIB, MAX_RESERVE)] {
+        for (total, expected) in
+            [(GIB / 8, GIB / 32), (GIB / 2, MIN_RESERVE), (40 * GIB, 2 * GIB), (1_000 * GIB, MAX_RESERVE)]
+        {
             assert_eq!(reserve(total), expected);
         }
         let space = |free| DiskSpace { free, total: 40 * GIB };

@@ -45,6 +45,8 @@ const MAX_HOLD_PART: u32 = 2;
 const MAX_KEPT_HOLD: Duration = Duration::from_secs(15 * 60);
 /// After this time a subscription has received again what stays in the queue.
 const KEPT_RECEIVED_AFTER: Duration = Duration::from_secs(10);
+/// How long the ledger's answers about the other messages are waited for, once it has not recorded one.
+const LAST_ANSWERS: Duration = Duration::from_secs(2);
 /// The wait after the ledger had no room for a message.
 const NO_ROOM_WAIT: Duration = Duration::from_secs(60);
 
@@ -295,7 +297,20 @@ impl Collector {
                 settler.cancel().await;
             }
         };
-        // What is dropped here may still be stored, and then is delivered again.
+        // The ledger may have stored the others, which then are acked.
+        if matches!(ended, Ended::NoRoom | Ended::NotRecorded) {
+            settler.cancel().await;
+            let rest = async {
+                while let Some((id, outcome)) = in_flight.next().await {
+                    if let Outcome::Collected(collected) = outcome {
+                        settler.settle(id, Settlement::Ack);
+                        self.counters.collected(collected);
+                    }
+                }
+            };
+            // What it has not answered by then may still be stored, and is delivered again.
+            let _ = timeout(LAST_ANSWERS, rest).await;
+        }
         drop(in_flight);
         drop(serving);
         // An error means that the connection is lost: the last acks may be, too.
@@ -311,18 +326,24 @@ impl Collector {
         }
         let letter = {
             let _turn = self.reading.acquire().await;
-            let access = match self.body_access(&delivery).await {
+            let suspicious =
+                LetterReader::is_suspicious(&delivery).then(|| fingerprint(self.queue.as_str(), &delivery));
+            let access = match self.body_access(suspicious).await {
                 Ok(access) => access,
                 Err(error) => return (id, self.not_recorded(&error)),
             };
             let (reader, queue) = (Arc::clone(&self.deps.reader), self.queue);
             let reading =
                 tokio::task::spawn_blocking(move || reader.read(queue, &delivery, &session, access, Timestamp::now()));
-            match reading.await {
-                Ok(letter) => letter,
-                // A defect, which must not cost the other messages.
-                Err(_died) => return (id, Outcome::Kept(KeptCause::Refused)),
+            // Without a result it died of a defect, which must not cost the other messages.
+            let Ok(letter) = reading.await else { return (id, Outcome::Kept(KeptCause::Refused)) };
+            // Storing it may take long, and a process may end meanwhile for another reason.
+            if let (Some(fingerprint), BodyAccess::Read) = (suspicious, access)
+                && let Err(error) = self.deps.ledger.end_reading(fingerprint).await
+            {
+                return (id, self.not_recorded(&error));
             }
+            letter
         };
         let queue = self.queue.as_str();
         let outcome = match self.deps.ledger.store_letter(letter).await {
@@ -339,13 +360,10 @@ impl Collector {
         (id, outcome)
     }
 
-    /// Whether the body may be read. If the message has come back often, each process that reads it says so before: a process that
-    /// is ended by it has not stored it, and the next one then stores it unread.
-    async fn body_access(&self, delivery: &Delivery) -> Result<BodyAccess, LedgerError> {
-        if !LetterReader::is_suspicious(delivery) {
-            return Ok(BodyAccess::Read);
-        }
-        let fingerprint = fingerprint(self.queue.as_str(), delivery);
+    /// Whether the body may be read. If the message has come back often, each process that reads it says so before and after: one
+    /// that is ended by it does not, and the next one then stores it unread.
+    async fn body_access(&self, suspicious: Option<[u8; 32]>) -> Result<BodyAccess, LedgerError> {
+        let Some(fingerprint) = suspicious else { return Ok(BodyAccess::Read) };
         let has_ended_another = self.deps.ledger.begin_reading(fingerprint, instance::owner()).await?;
         if has_ended_another {
             warn!(

@@ -145,6 +145,7 @@ impl LetterReader {
             fingerprint: fingerprint(queue, delivery),
             identification,
             redelivered: delivery.redelivered,
+            unread: access == BodyAccess::Unread,
             replay_key: self.replay_key(delivery),
             session: session.to_owned(),
         }

@@ -436,12 +436,16 @@ impl LedgerMaintenance for MemoryLedger {
         if tables.closed {
             return ready(Err(LedgerError::Closed)).boxed();
         }
-        let Tables { orders, cancellations, dead_letters, .. } = &mut *tables;
+        let Tables { orders, cancellations, dead_letters, letters, .. } = &mut *tables;
         // A dead letter of a cancelled order may be replayed, and must not be processed then.
-        let may_return = |id: &OrderId| dead_letters.keys().any(|(identity, _)| identity == id.as_str());
+        let may_return = |id: &OrderId| {
+            dead_letters.keys().any(|(identity, _)| identity == id.as_str()) || letters.may_return(id.as_str())
+        };
         let is_old = |stored: &StoredOrder| {
+            let id = &stored.order.id;
             stored.finished_at().is_some_and(|at| at < before)
-                && (stored.cancellation.is_none() || !may_return(&stored.order.id))
+                && !letters.may_return(id.as_str())
+                && (stored.cancellation.is_none() || !may_return(id))
         };
         let orders = remove(orders, is_old) + remove(cancellations, |kept| kept.at < before && !may_return(&kept.id));
         let Tables { orders: recorded, events, .. } = &mut *tables;

@@ -55,8 +55,18 @@ impl MemoryLetters {
         Ok(StoreAnswer::Stored(number(self.letters.len() - 1)))
     }
 
+    /// Whether a message about this order may be replayed.
+    pub fn may_return(&self, order: &str) -> bool {
+        let is_about = |known: &MemoryLetter| known.letter.order.id.as_deref() == Some(order);
+        self.letters.iter().any(|known| is_about(known) && !known.state.is_closed())
+    }
+
     pub fn begin_reading(&mut self, fingerprint: [u8; 32], process: String) -> bool {
         *self.readings.entry(fingerprint).or_insert_with(|| process.clone()) != process
+    }
+
+    pub fn end_reading(&mut self, fingerprint: &[u8; 32]) {
+        self.readings.remove(fingerprint);
     }
 
     pub fn page(&self, query: &DeadLetterQuery) -> DeadLetterPage {
@@ -192,5 +202,6 @@ fn row(id: i64, known: &MemoryLetter) -> DeadLetter {
         note: None,
         maybe_duplicate_of,
         erased: false,
+        unread: letter.unread,
     }
 }

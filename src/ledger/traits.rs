@@ -76,12 +76,18 @@ pub trait LetterWriter: Send + Sync + 'static {
     /// outage.
     fn store_letter(&self, letter: NewStoredLetter) -> BoxFuture<'static, Result<StoreAnswer, LedgerError>>;
 
-    /// Records that `process` is about to read the body of a message that may have ended a process before. Storing the message ends
-    /// the reading. Answers whether another process has begun to read it and has not stored it: then this one must not read it.
+    /// Records that `process` is about to read the body of a message that may have ended a process before. Answers whether another
+    /// process has begun to read it, and neither ended that nor stored the message: then this one must not read it.
     ///
     /// # Errors
     /// As for [`LedgerWriter::record`].
     fn begin_reading(&self, fingerprint: [u8; 32], process: String) -> BoxFuture<'static, Result<bool, LedgerError>>;
+
+    /// Records that the body has been read.
+    ///
+    /// # Errors
+    /// As for [`LedgerWriter::record`].
+    fn end_reading(&self, fingerprint: [u8; 32]) -> BoxFuture<'static, Result<(), LedgerError>>;
 }
 
 /// Records what people and programs do with orderd.

@@ -62,6 +62,7 @@ fn write_text(detail: &DeadLetterDetail, out: &mut dyn Write) -> io::Result<()> 
     let original =
         letter.maybe_duplicate_of.map(|id| format!("of {id}, with the same content: its ack may have been lost"));
     line("maybe again", original.as_deref())?;
+    line("body", letter.unread.then_some("never read by orderd: reading it has ended a process"))?;
     line("failure", letter.failure_reason.as_deref())?;
     line("failed", Some(&format!("{:.0}, collected {:.0}", letter.failed_at, letter.collected_at)))?;
     line("identity", letter.identity.as_deref())?;

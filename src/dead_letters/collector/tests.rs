@@ -237,12 +237,13 @@ async fn a_dead_letter_that_the_ledger_has_no_room_for_stays_in_its_queue_and_is
     let mut env = Env::start().await;
     env.ledger.refuse_next_letter(OutageCause::DiskFull);
     env.deliver("a", 0);
+    let other = env.deliver("b", 0);
     env.until(|env| env.counters.read().hold == Some(HoldCause::DiskSpace)).await;
-    assert_eq!((env.settled(), env.counters.read().released), (vec![], 1));
+    assert_eq!((env.settled(), env.counters.read().released), (vec![(other, Settlement::Ack)], 1));
     tokio::time::advance(NO_ROOM_WAIT).await;
     env.until(|env| env.counters.read().subscribed).await;
     let again = env.deliver("a", 0);
-    env.until(|env| env.settled() == [(again, Settlement::Ack)]).await;
+    env.until(|env| env.settled().contains(&(again, Settlement::Ack))).await;
     assert_eq!(env.counters.read().hold, None);
 }
 
@@ -259,7 +260,7 @@ async fn a_message_that_came_back_often_is_read_unless_a_process_ended_while_it_
         env.queue.feed.lock().unwrap().as_ref().unwrap().send(delivery).unwrap();
         env.until(|env| !env.settled().is_empty()).await;
         let letter = env.ledger.dead_letter(1).await.unwrap().unwrap().letter;
-        assert_eq!(letter.order_id.as_deref(), expected, "marked: {is_marked}");
+        assert_eq!((letter.order_id.as_deref(), letter.unread), (expected, is_marked));
         assert!(!env.ledger.begin_reading(print, "a third process".to_owned()).await.unwrap(), "the mark is removed");
     }
 }

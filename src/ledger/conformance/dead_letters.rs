@@ -1,14 +1,16 @@
 //! The store of dead letters: each message is stored once, and found by everything that is known about it.
 
-use super::{Ledger, at, rules, stored_letter};
+use super::{Ledger, accept, at, finish, order, rules, stored_letter};
 use crate::ledger::{
-    DeadLetterFilter, DeadLetterQuery, Identification, LetterSource, LetterState, NewStoredLetter, StoreAnswer,
+    DeadLetterFilter, DeadLetterQuery, Identification, LetterSource, LetterState, NewStoredLetter, Recorded,
+    StoreAnswer,
 };
 
 rules! {
     a_message_that_is_delivered_again_is_stored_once,
     a_message_without_an_id_is_never_taken_for_another_one_with_the_same_content,
     a_message_is_read_by_the_process_that_said_so_and_by_no_other_until_it_is_stored,
+    an_order_is_not_forgotten_while_a_dead_letter_of_it_may_be_replayed,
     messages_are_found_by_everything_that_is_known_about_them,
     pages_follow_each_other_in_both_directions,
     groups_add_up_messages_and_money_by_cause,
@@ -67,6 +69,21 @@ async fn a_message_is_read_by_the_process_that_said_so_and_by_no_other_until_it_
     assert!(!ledger.begin_reading([2; 32], "b".to_owned()).await.unwrap(), "it is another message");
     store(ledger, stored_letter("ord-1", 1)).await;
     assert!(!begin("b").await.unwrap());
+    ledger.end_reading([1; 32]).await.unwrap();
+    assert!(!begin("c").await.unwrap(), "b has read it");
+}
+
+async fn an_order_is_not_forgotten_while_a_dead_letter_of_it_may_be_replayed(ledger: &dyn Ledger) {
+    for id in ["ord-1", "ord-2"] {
+        ledger.record(accept(order(id))).await.unwrap();
+        ledger.record(finish(id)).await.unwrap();
+    }
+    // Of an order that was sent again and processed meanwhile.
+    store(ledger, stored_letter("ord-1", 1)).await;
+    while ledger.prune(at(1_000_000_000)).await.unwrap().more {}
+    let recorded = async |id| ledger.record(accept(order(id))).await.unwrap();
+    assert_eq!(recorded("ord-1").await, Recorded::Duplicate, "a replay would charge its customer twice");
+    assert_eq!(recorded("ord-2").await, Recorded::New);
 }
 
 async fn messages_are_found_by_everything_that_is_known_about_them(ledger: &dyn Ledger) {

@@ -179,6 +179,8 @@ pub struct NewStoredLetter {
     pub identification: Identification,
     /// Whether the broker has delivered it before.
     pub redelivered: bool,
+    /// Whether its body was not read, because that has ended a process.
+    pub unread: bool,
     /// The subscription that has received it.
     pub session: String,
 }

@@ -119,6 +119,8 @@ pub struct DeadLetter {
     pub maybe_duplicate_of: Option<i64>,
     /// Its content is erased.
     pub erased: bool,
+    /// Its body was not read, because that has ended a process: what the order says is not known.
+    pub unread: bool,
 }
 
 /// A page.

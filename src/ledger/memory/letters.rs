@@ -16,6 +16,13 @@ impl LetterWriter for MemoryLedger {
     fn begin_reading(&self, fingerprint: [u8; 32], process: String) -> BoxFuture<'static, Result<bool, LedgerError>> {
         self.write(move |tables| Ok(tables.letters.begin_reading(fingerprint, process)))
     }
+
+    fn end_reading(&self, fingerprint: [u8; 32]) -> BoxFuture<'static, Result<(), LedgerError>> {
+        self.write(move |tables| {
+            tables.letters.end_reading(&fingerprint);
+            Ok(())
+        })
+    }
 }
 
 impl JournalWriter for MemoryLedger {

@@ -20,7 +20,7 @@ use crate::ledger::error::OpenError;
 
 const COLUMNS: &str = "id, state, source, origin, reason, code, failure_kind, failure_reason, consumer, retry_count,
     identity, order_id, customer_id, product, products, total, currency, origin_queue, exchange, routing_key, message_id,
-    user_id, bytes, failed_at, collected_at, note, maybe_duplicate_of, erased_at IS NOT NULL, broker_reason";
+    user_id, bytes, failed_at, collected_at, note, maybe_duplicate_of, erased_at IS NOT NULL, broker_reason, unread";
 
 /// Groups and sums need only these, all of them in one index.
 const COUNTED: &str = "id, source, reason, consumer, code, currency, total, failed_at";
@@ -262,6 +262,7 @@ fn read_letter(row: &Row<'_>) -> rusqlite::Result<DeadLetter> {
         maybe_duplicate_of: row.get(26)?,
         erased: row.get(27)?,
         broker_reason: row.get(28)?,
+        unread: row.get(29)?,
     })
 }
 

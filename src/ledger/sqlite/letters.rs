@@ -80,8 +80,11 @@ fn possible_original(connection: &Connection, letter: &NewStoredLetter) -> rusql
         .optional()
 }
 
+/// How long it is remembered that a reading has not ended. A message that does not come back until then is never read again.
+const READING_KEPT_DAYS: u32 = 90;
+
 /// Records that this process is about to read a message's body. Returns whether another process has begun to, and has neither
-/// stored the message nor ended the reading otherwise.
+/// ended that nor stored the message.
 pub(super) fn begin_reading(connection: &Connection, fingerprint: &[u8; 32], process: &str) -> rusqlite::Result<bool> {
     let began: Option<String> = connection
         .prepare_cached("SELECT process FROM letter_readings WHERE fingerprint = ?1")?
@@ -90,13 +93,16 @@ pub(super) fn begin_reading(connection: &Connection, fingerprint: &[u8; 32], pro
     if let Some(began) = began {
         return Ok(began != process);
     }
+    let forgotten = format!("DELETE FROM letter_readings WHERE began_at < unixepoch() - {READING_KEPT_DAYS} * 86400");
+    connection.prepare_cached(&forgotten)?.execute([])?;
     connection
-        .prepare_cached("INSERT INTO letter_readings (fingerprint, process) VALUES (?1, ?2)")?
+        .prepare_cached("INSERT INTO letter_readings (fingerprint, process, began_at) VALUES (?1, ?2, unixepoch())")?
         .execute((fingerprint, process))?;
     Ok(false)
 }
 
-fn end_reading(connection: &Connection, fingerprint: &[u8; 32]) -> rusqlite::Result<()> {
+/// The body has been read.
+pub(super) fn end_reading(connection: &Connection, fingerprint: &[u8; 32]) -> rusqlite::Result<()> {
     connection.prepare_cached("DELETE FROM letter_readings WHERE fingerprint = ?1")?.execute([fingerprint]).map(drop)
 }
 
@@ -162,9 +168,9 @@ fn insert(
         "INSERT INTO stored_dead_letters
              (state, source, origin, reason, broker_reason, code, failure_kind, failure_reason, consumer, retry_count, identity, order_id,
               customer_id, product, products, total, currency, origin_queue, exchange, routing_key, message_id, user_id,
-              bytes, failed_at, collected_at, fingerprint, session, maybe_duplicate_of)
+              bytes, failed_at, collected_at, fingerprint, session, maybe_duplicate_of, unread)
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22, ?23,
-                 ?24, ?25, ?26, ?27, ?28)",
+                 ?24, ?25, ?26, ?27, ?28, ?29)",
     )?;
     insert.execute(params![
         LetterState::Open.as_str(),
@@ -195,6 +201,7 @@ fn insert(
         letter.fingerprint,
         letter.session,
         possible_original(connection, letter)?,
+        letter.unread,
     ])?;
     Ok(connection.last_insert_rowid())
 }

@@ -235,7 +235,7 @@ impl LedgerMaintenance for SqliteLedger {
 impl SqliteLedger {
     /// The call itself queues the entry while there is room, so entries are recorded in the order of the calls.
     fn enqueue(&self, entry: WriterEntry, bytes: usize) -> impl Future<Output = Outcome> + Send + use<> {
-        let room = if matches!(entry, WriterEntry::Letter(_)) { &self.letter_room } else { &self.room };
+        let room = if entry.is_of_dead_letters() { &self.letter_room } else { &self.room };
         let bytes = bytes.max(MIN_ENTRY_BYTES).min(room.bytes);
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
         let queue = self.queue.clone();
@@ -316,6 +316,11 @@ impl LetterWriter for SqliteLedger {
     fn begin_reading(&self, fingerprint: [u8; 32], process: String) -> BoxFuture<'static, Result<bool, LedgerError>> {
         let answered = self.enqueue(WriterEntry::BeginReading { fingerprint, process }, MIN_ENTRY_BYTES);
         answer!(answered, Reading)
+    }
+
+    fn end_reading(&self, fingerprint: [u8; 32]) -> BoxFuture<'static, Result<(), LedgerError>> {
+        let answered = self.enqueue(WriterEntry::EndReading { fingerprint }, MIN_ENTRY_BYTES);
+        answer!(answered, ReadingEnded)
     }
 }
 

@@ -1,7 +1,8 @@
 //! Retention: removes old rows, one small batch at a time.
 //!
 //! Rows are stored in order of arrival, so a pass finds the old ones from the start of a table, without an index. It
-//! never removes an order that is neither processed nor cancelled, a dead letter (its message may still be in the queue), or an aggregate
+//! never removes an order that is neither processed nor cancelled, what a stored dead letter is compared with when it is replayed,
+//! a dead letter (its message may still be in the queue), or an aggregate
 //! of an hour or day, which reports need.
 
 use rusqlite::Connection;
@@ -90,7 +91,9 @@ impl Pruner {
                     "orders",
                     // A dead letter of a cancelled order may be replayed, and must not be processed then.
                     "(status = 'processed' OR cancellation_finished_at IS NOT NULL
-                      AND NOT EXISTS (SELECT 1 FROM dead_letters WHERE dead_letters.identity = orders.id))",
+                      AND NOT EXISTS (SELECT 1 FROM dead_letters WHERE dead_letters.identity = orders.id))
+                     AND NOT EXISTS (SELECT 1 FROM stored_dead_letters WHERE stored_dead_letters.order_id = orders.id
+                                     AND state IN ('open', 'held', 'replaying'))",
                     "accepted_at",
                     "coalesce(max(prevented_at, cancellation_finished_at), cancellation_finished_at, processed_at)",
                 )
@@ -98,7 +101,9 @@ impl Pruner {
             // Whether an order's sale is in the aggregates is read from its event when the order is cancelled.
             events: table(
                 "events",
-                "NOT EXISTS (SELECT 1 FROM orders WHERE orders.id = events.order_id)",
+                "NOT EXISTS (SELECT 1 FROM orders WHERE orders.id = events.order_id)
+                 AND NOT EXISTS (SELECT 1 FROM stored_dead_letters WHERE stored_dead_letters.identity = events.id
+                                 AND state IN ('open', 'held', 'replaying'))",
                 "recorded_at",
                 "recorded_at",
             ),

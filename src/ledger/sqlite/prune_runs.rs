@@ -1,7 +1,7 @@
 //! Retention of runs: removes old ones with their steps, and erases what the steps of old dead letters have said.
 //!
 //! A run is kept while something may still come of it: while it is not finished, while its order has a row, and as long as its
-//! message is a dead letter, which may be replayed. Then what is done must not be done again, and what begins anew needs other
+//! message is a dead letter or a stored one is open, which may be replayed. Then what is done must not be done again, and what begins anew needs other
 //! idempotency keys. Only the results of steps that could not be undone are kept with it: a person needs them.
 
 use rusqlite::Connection;
@@ -19,6 +19,8 @@ const SELECT: &str = "
     SELECT rowid, scope, identity,
            CASE WHEN finished_at IS NULL OR coalesce(dead_lettered_at, finished_at) >= ?2 THEN 'keep'
                 WHEN dead_lettered_at IS NOT NULL THEN iif(state = 'undone' AND erasure IS NOT 'done', 'erase', 'keep')
+                WHEN EXISTS (SELECT 1 FROM stored_dead_letters WHERE stored_dead_letters.identity = step_runs.identity
+                             AND state IN ('open', 'held', 'replaying')) THEN 'keep'
                 WHEN scope = '' AND EXISTS (SELECT 1 FROM orders WHERE orders.id = step_runs.identity) THEN 'keep'
                 ELSE 'remove' END,
            started_at < ?2

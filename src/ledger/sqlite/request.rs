@@ -17,7 +17,7 @@ pub(super) type Outcome = Result<WriterAnswer, LedgerError>;
 pub(super) type Answer = oneshot::Sender<Outcome>;
 
 /// What is recorded: one effect, a cancellation, a claim or a record of a run, alerts, a message from a dead letter queue, that the
-/// reading of one begins, what somebody has done, or what a person does with stored messages.
+/// reading of one begins or has ended, what somebody has done, or what a person does with stored messages.
 #[derive(Debug)]
 pub(super) enum WriterEntry {
     Effect(LedgerEntry),
@@ -27,8 +27,16 @@ pub(super) enum WriterEntry {
     Alerts(Option<Box<AlertBook>>),
     Letter(Box<NewStoredLetter>),
     BeginReading { fingerprint: [u8; 32], process: String },
+    EndReading { fingerprint: [u8; 32] },
     Journal(Box<NewJournalEntry>),
     Desk(Box<DeskChange>),
+}
+
+impl WriterEntry {
+    /// Whether it is recorded after everything else, in a transaction and with room of its own: orders come first.
+    pub fn is_of_dead_letters(&self) -> bool {
+        matches!(self, WriterEntry::Letter(_) | WriterEntry::BeginReading { .. } | WriterEntry::EndReading { .. })
+    }
 }
 
 /// The answer to each kind of entry.
@@ -41,6 +49,7 @@ pub(super) enum WriterAnswer {
     Alerts(AlertAnswer),
     Letter(StoreAnswer),
     Reading(bool),
+    ReadingEnded(()),
     Journal(JournalHead),
     Desk(DeskAnswer),
 }

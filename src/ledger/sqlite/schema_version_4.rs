@@ -165,7 +165,8 @@ pub(super) const VERSION_4: &str = "
         fingerprint    BLOB NOT NULL,     -- SHA-256 of all that the message contains
         session        TEXT NOT NULL,     -- the subscription that received it
         maybe_duplicate_of INTEGER,       -- the stored one with this content that it may be
-        erased_at      INTEGER            -- when its content was erased
+        erased_at      INTEGER,           -- when its content was erased
+        unread         INTEGER NOT NULL DEFAULT 0  -- 1: reading the body has ended a process
     ) STRICT;
     CREATE INDEX stored_by_state ON stored_dead_letters (state);
     CREATE INDEX stored_by_reason ON stored_dead_letters (state, reason);
@@ -207,7 +208,8 @@ pub(super) const VERSION_4: &str = "
     -- Messages whose body a process is reading that may have ended an earlier one. What is left here did end it.
     CREATE TABLE letter_readings (
         fingerprint BLOB NOT NULL PRIMARY KEY,
-        process     TEXT NOT NULL
+        process     TEXT NOT NULL,
+        began_at    INTEGER NOT NULL  -- in seconds
     ) STRICT, WITHOUT ROWID;
 
     -- Who did what. Never changed, never removed, and without what `orderd erase` may have to remove.

@@ -241,6 +241,10 @@ impl<'c> Statements<'c> {
                 let began = letters::begin_reading(self.connection, fingerprint, process);
                 began.map(WriterAnswer::Reading).map_err(RecordError::Batch)
             }
+            WriterEntry::EndReading { fingerprint } => {
+                let ended = letters::end_reading(self.connection, fingerprint);
+                ended.map(WriterAnswer::ReadingEnded).map_err(RecordError::Batch)
+            }
             WriterEntry::Journal(entry) => {
                 journal::append(self.connection, entry).map(WriterAnswer::Journal).map_err(RecordError::Batch)
             }

@@ -25,7 +25,7 @@ use super::files::{FileReplaced, OpenFiles};
 use super::monitor::Busy;
 use super::overwrite::OverwriteDetector;
 use super::record_error::RecordError;
-use super::request::{Outcome, PendingEntry, Request, WriterEntry};
+use super::request::{Outcome, PendingEntry, Request};
 use super::statements::Statements;
 use super::store_error::ledger_error;
 use super::{Tuning, open, schema};
@@ -177,9 +177,7 @@ impl<'c> Writer<'c> {
             previous = received.len();
             for request in received.drain(..) {
                 match request {
-                    Request::Record(entry @ PendingEntry { entry: WriterEntry::Letter(_), .. }) => {
-                        self.letters.push_back(entry);
-                    }
+                    Request::Record(entry) if entry.entry.is_of_dead_letters() => self.letters.push_back(entry),
                     Request::Record(entry) => self.pending.push_back(entry),
                     Request::Prune { before, answer } => prunings.push((before, answer)),
                     Request::CheckFiles => {}
