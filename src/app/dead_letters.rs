@@ -215,6 +215,9 @@ fn blocked(status_registry: &Arc<StatusRegistry>) -> Blocked {
         if consumer.paused_since.is_some() {
             return Some(format!("consumer {} is paused", consumer.name));
         }
+        if consumer.workers == 0 || consumer.counters.pool().active_subscriptions == 0 {
+            return Some(format!("consumer {} has no subscription", consumer.name));
+        }
         let service = format!("{}/", consumer.name);
         let unavailable = registry.breakers().unavailable().into_iter().find(|name| name.starts_with(&service))?;
         Some(format!("the circuit breaker of {unavailable} is not closed"))

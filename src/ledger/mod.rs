@@ -76,9 +76,9 @@ pub use journal::{
 pub use location::LedgerLocation;
 pub use replay_outcome::ReplayOutcome;
 pub use replays::{
-    BeginAnswer, ChangeAnswer, DeskAnswer, DeskChange, DeskWriter, LetterChange, LetterEdit, LetterProgress,
-    LetterSelection, MAX_SELECTED_IDS, MAYBE_DUPLICATE, NewReplay, PublishAnswer, Replay, ReplayCandidate,
-    ReplayLetter, ReplayOptions, ReplayReader, ReplayState, ToPublish,
+    BeginAnswer, ChangeAnswer, ClaimedReplay, DeskAnswer, DeskChange, DeskWriter, LetterChange, LetterEdit,
+    LetterProgress, LetterSelection, MAX_SELECTED_IDS, MAYBE_DUPLICATE, NewReplay, PublishAnswer, Replay,
+    ReplayCandidate, ReplayLetter, ReplayOptions, ReplayReader, ReplayState, ToPublish,
 };
 pub use retention::Pruned;
 pub use state::{LedgerState, Outage, OutageCause};

@@ -14,6 +14,8 @@ pub enum ReplayOutcome {
         /// Until when an outcome is expected.
         due: Timestamp,
     },
+    /// Its steps, whose undo had failed, are undone, and it was dead-lettered again for its first failure.
+    Undone,
     /// It was dead-lettered again.
     FailedAgain,
 }

@@ -42,8 +42,8 @@ use crate::ledger::{LedgerEntry, Recorded, ReplayOutcome};
 use crate::message::{Delivery, HeaderValue, Provenance, Publication, PublishError, names};
 use crate::metrics::{DeliveryOutcome, HandlerOutcome};
 use crate::recovery::{
-    Action, BODY_TOO_LARGE, ClaimNote, DecisionPoint, Failure, FailureKind, copy_for_failure, decide, replay_key,
-    trusted_retry_count,
+    Action, BODY_TOO_LARGE, ClaimNote, DeadLetterReason, DecisionPoint, Failure, FailureKind, copy_for_failure, decide,
+    replay_key, replayed_for, trusted_retry_count,
 };
 use crate::telemetry::{MessageLine, MessageLog, RepeatedLog};
 use crate::wait_budget::WaitBudget;
@@ -170,6 +170,13 @@ async fn record_replay(
             let delay = SignedDuration::try_from(delay.as_duration()).unwrap_or(SignedDuration::MAX);
             let time = delay.saturating_add(REPLAY_OUTCOME_TIME);
             ReplayOutcome::Retrying { due: now.saturating_add(time).unwrap_or(Timestamp::MAX) }
+        }
+        // What could not be undone before is undone now.
+        HandlerOutcome::DeadLettered { reason, .. } | HandlerOutcome::DeadLetteredByBroker { reason, .. }
+            if *reason != DeadLetterReason::UndoFailed
+                && replayed_for(delivery) == Some(DeadLetterReason::UndoFailed.as_str()) =>
+        {
+            ReplayOutcome::Undone
         }
         HandlerOutcome::DeadLettered { .. } | HandlerOutcome::DeadLetteredByBroker { .. } => ReplayOutcome::FailedAgain,
         // It is still on its way.

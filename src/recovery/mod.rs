@@ -23,4 +23,4 @@ pub use decide::{Action, DeadLetterReason, DecisionPoint, decide};
 pub use failure::{BODY_TOO_LARGE, Failure, FailureKind, MAX_REASON_BYTES};
 pub use history::{History, Origin, read_time, trusted_retry_count};
 pub use policy::RetryPolicy;
-pub use replay_copy::{ReplayMark, copy_for_replay, replay_key};
+pub use replay_copy::{ReplayMark, copy_for_replay, replay_key, replayed_for};

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 
 use super::copies::{MAX_PROPERTIES_BYTES, copy, set, time_value};
 use super::history::read_time;
-use crate::message::{Delivery, ExchangeNames, HeaderValue, Headers, Provenance, Publication, names};
+use crate::message::{Delivery, ExchangeNames, HeaderValue, Headers, Provenance, Publication, Sender, names};
 
 /// The headers of failures, which count only until the message is replayed.
 const FAILURE: [&str; 9] = [
@@ -41,6 +41,8 @@ pub struct ReplayMark<'a> {
     pub code: &'a str,
     /// When it failed.
     pub failed_at: Timestamp,
+    /// orderd's broker user now.
+    pub own_user: &'a str,
 }
 
 /// The copy of a dead letter for `queue`. Its retries, their age and its failure begin anew. A copy is believed, so of a message that
@@ -54,6 +56,10 @@ pub fn copy_for_replay(
 ) -> Publication {
     let mut message = copy(delivery, provenance);
     let headers = &mut message.headers;
+    // Of what orderd has published first, under the name that its user has now.
+    if provenance.sender == Sender::Own {
+        set(headers, names::ORIGINAL_USER_ID, mark.own_user.into());
+    }
     let identity = headers.remove(names::IDENTITY).filter(|_| provenance.is_copy);
     if provenance.cloud_event.is_none() && !delivery.has_message_id() {
         headers.insert(names::IDENTITY.to_owned(), identity.unwrap_or_else(|| mark.identity.into()));
@@ -121,10 +127,17 @@ pub fn replay_key<'a>(delivery: &'a Delivery, provenance: Provenance<'_>) -> Opt
     (provenance.is_copy && key.len() <= MAX_KEY_BYTES).then_some(key)
 }
 
+/// The reason for which a replayed copy had been dead-lettered.
+pub fn replayed_for(delivery: &Delivery) -> Option<&str> {
+    let HeaderValue::List(history) = delivery.message.headers.get(names::REPLAY_HISTORY)? else { return None };
+    let HeaderValue::Table(last) = history.last()? else { return None };
+    last.get("reason")?.as_text()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::message::{DeliveryId, Message, Properties, Sender};
+    use crate::message::{DeliveryId, Message, Properties};
 
     fn delivery(headers: &[(&str, HeaderValue)]) -> Delivery {
         let headers = headers.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
@@ -152,6 +165,7 @@ mod tests {
             reason: "permanent",
             code: "card_expired",
             failed_at: at(90),
+            own_user: "orderd",
         };
         let copy = copy_for_replay(delivery, provenance, "order_queue", mark, &ExchangeNames::new("orders"));
         assert_eq!((&*copy.exchange, copy.routing_key.as_str()), ("orders.requeue", "order_queue"));

@@ -7,6 +7,7 @@ use std::sync::{Arc, OnceLock};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use tokio::task::spawn_blocking;
 use utoipa::ToSchema;
 
 use super::edit::{EditError, edited};
@@ -296,7 +297,8 @@ impl Desk {
         check_selection(&selection)?;
         let (note, states): (_, &'static [LetterState]) = match &change {
             LetterChange::Hold { note } => (Some(note), &[LetterState::Open]),
-            LetterChange::Release => (None, &[LetterState::Held]),
+            // Those whose replay goes on are left as they are.
+            LetterChange::Release => (None, &[LetterState::Held, LetterState::Replaying]),
             LetterChange::Discard { reason } => (Some(reason), &[LetterState::Open, LetterState::Held]),
         };
         if let Some(note) = note
@@ -343,7 +345,9 @@ impl Desk {
                 ChangeAnswer::Changed => changed.changed += 1,
                 ChangeAnswer::Unchanged => changed.unchanged += 1,
                 ChangeAnswer::Missing => drop(changed.refused.insert(id, "missing".to_owned())),
-                ChangeAnswer::Outdated => drop(changed.refused.insert(id, "edited".to_owned())),
+                ChangeAnswer::OtherOrder | ChangeAnswer::Outdated => {
+                    drop(changed.refused.insert(id, "edited".to_owned()))
+                }
                 ChangeAnswer::Refused(state) => drop(changed.refused.insert(id, state.as_str().to_owned())),
             }
         }
@@ -359,9 +363,15 @@ impl Desk {
         let detail = detail.ok_or_else(|| DeskError::Missing(format!("dead letter {id}")))?;
         let max_body = self.0.deps.max_body;
         let consumers = self.0.deps.consumers.borrow().clone();
-        let edited = edited(detail, body, &consumers, max_body).map_err(|error| match error {
-            EditError::TooLarge | EditError::Unreadable | EditError::Format(_) => DeskError::Invalid(chain(&error)),
-        })?;
+        // It may be large once it is decompressed.
+        let reading = spawn_blocking(move || edited(detail, body, &consumers, max_body)).await;
+        let edited = match reading {
+            Ok(Ok(edited)) => edited,
+            Ok(Err(error @ (EditError::TooLarge | EditError::Unreadable | EditError::Format(_)))) => {
+                return Err(DeskError::Invalid(chain(&error)));
+            }
+            Err(died) => return Err(DeskError::Invalid(format!("the body cannot be read: {died}"))),
+        };
         let edit = LetterEdit {
             letter: id,
             base: revision,
@@ -369,6 +379,7 @@ impl Desk {
             order: edited.order,
             identity: edited.identity,
             search: edited.search,
+            whole_order: edited.whole,
             by,
             at: Timestamp::now(),
         };
@@ -378,6 +389,10 @@ impl Desk {
                 Some(ChangeAnswer::Outdated) => {
                     Err(DeskError::Conflict(format!("dead letter {id} was edited meanwhile; edit it again")))
                 }
+                Some(ChangeAnswer::OtherOrder) => Err(DeskError::Conflict(format!(
+                    "the order of dead letter {id} was accepted before it failed, and another content would be refused (id_conflict): \
+                     publish the corrected order under another id, and discard the dead letter"
+                ))),
                 Some(ChangeAnswer::Refused(state)) => {
                     let state = state.as_str();
                     Err(DeskError::Conflict(format!(

@@ -1,13 +1,14 @@
 //! What the new body of a letter says. Pure.
 
 use bytes::Bytes;
+use jiff::Timestamp;
 
 use super::super::letter_reader::KnownConsumers;
 use super::super::order::read_failed_order;
-use super::message::{stored_delivery, target};
+use super::message::{order as whole_order, stored_delivery, target};
 use crate::domain::OrderDocument;
 use crate::formats::{Format, OrderFaults};
-use crate::ledger::{DeadLetter, DeadLetterDetail, LetterOrder, MAX_SEARCH_BYTES};
+use crate::ledger::{DeadLetter, DeadLetterDetail, LetterOrder, MAX_SEARCH_BYTES, NewOrder};
 use crate::message::{Delivery, DocumentError};
 
 /// Why a new body is not accepted.
@@ -31,6 +32,7 @@ pub(super) struct Edited {
     /// Of an order.
     pub identity: Option<String>,
     pub search: String,
+    pub whole: Option<Box<NewOrder>>,
 }
 
 /// Reads a new body as the letter's consumer does.
@@ -46,6 +48,7 @@ pub(super) fn edited(
     let (letter, mut delivery) = stored_delivery(detail).ok_or(EditError::Unreadable)?;
     delivery.message.body = body.into();
     let consumer = target(consumers, None, letter.origin_queue.as_deref(), letter.consumer.as_deref());
+    let whole = consumer.and_then(|(_, consumer)| whole_order(&delivery, consumer, max_body, Timestamp::now()));
     let (order, identity) = match consumer.and_then(|(_, consumer)| consumer.format.as_ref()) {
         Some(format) => {
             check(&delivery, format, max_body)?;
@@ -56,7 +59,7 @@ pub(super) fn edited(
         None => (LetterOrder { id: letter.order_id.clone(), ..LetterOrder::default() }, None),
     };
     let search = search_text(&letter, &order, &delivery, max_body);
-    Ok(Edited { body: delivery.message.body, order, identity, search })
+    Ok(Edited { body: delivery.message.body, order, identity, search, whole })
 }
 
 fn check(delivery: &Delivery, format: &Format, max_body: usize) -> Result<(), EditError> {

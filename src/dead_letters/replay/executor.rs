@@ -8,41 +8,36 @@ use std::convert::Infallible;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::super::letter_reader::KnownConsumers;
-use super::message::{Prepared, ReplayContext};
+use super::message::ReplayContext;
 use super::step::{Step, next_step};
 use crate::chain::chain;
 use crate::instance;
 use crate::ledger::{
-    DeskAnswer, DeskChange, Ledger, LedgerError, LetterProgress, OpenError, PublishAnswer, Replay, ReplayState,
-    ToPublish,
+    ClaimedReplay, DeskAnswer, DeskChange, Ledger, LedgerError, LetterProgress, LetterSelection, LetterState,
+    OpenError, Replay, ReplayState,
 };
-use crate::message::{ExchangeNames, Publication, PublishError, Publisher, TrustedUsers};
+use crate::message::{ExchangeNames, Publisher, TrustedUsers};
 use crate::shutdown::Shutdown;
 use crate::telemetry::RepeatedLog;
 
 /// Replays that are carried out at a time.
 const MAX_REPLAYS: usize = 16;
 /// Letters that are selected, or given back, in one transaction.
-const SELECT_BATCH: usize = 500;
-/// Letters that are published at a time, and how many bytes their bodies have, beyond the first.
-const PUBLISH_BATCH: u64 = 32;
-const PUBLISH_BYTES: usize = 4 << 20;
+const SELECT_BATCH: usize = 100;
+/// Letters that are published at a time.
+pub(super) const PUBLISH_BATCH: u64 = 32;
 /// How often a replay looks for outcomes.
-const TICK: Duration = Duration::from_millis(200);
+const TICK: Duration = Duration::from_millis(100);
 /// How often replays of other processes that have ended are looked for.
 const IDLE_TICK: Duration = Duration::from_secs(5);
 /// How long a replay is claimed. It is renewed in time.
-const LEASE: Duration = Duration::from_secs(5);
-/// How long after its publication the outcome of a letter is expected, if it is not retried.
-const OUTCOME_TIME: SignedDuration = SignedDuration::from_hours(1);
-/// The wait after a letter was refused.
-const REFUSED_PAUSE: Duration = Duration::from_secs(1);
+pub(super) const LEASE: Duration = Duration::from_secs(10);
 
 /// Replays that cannot be carried out, by cause.
 static FAILURES: RepeatedLog = RepeatedLog::new();
@@ -80,7 +75,7 @@ pub struct Replayer {
 
 /// Why a replay could not be continued.
 #[derive(Debug, thiserror::Error)]
-enum StepError {
+pub(super) enum StepError {
     #[error(transparent)]
     Ledger(#[from] LedgerError),
     #[error(transparent)]
@@ -90,8 +85,10 @@ enum StepError {
 }
 
 /// How fast a replay may publish, and until when it is claimed.
-struct Pace {
+pub(super) struct Pace {
     claimed_until: Instant,
+    /// Nothing is published before.
+    pub not_before: Instant,
     allowed: f64,
     at: Instant,
 }
@@ -99,11 +96,11 @@ struct Pace {
 impl Pace {
     fn new() -> Self {
         let now = Instant::now();
-        Pace { claimed_until: now, allowed: f64::INFINITY, at: now }
+        Pace { claimed_until: now, not_before: now, allowed: f64::INFINITY, at: now }
     }
 
     /// How many letters may be published now.
-    fn allowed(&mut self, rate: u32) -> u64 {
+    pub fn allowed(&mut self, rate: u32) -> u64 {
         let (now, rate) = (Instant::now(), f64::from(rate));
         // What was not used is kept for two ticks only.
         let most = (rate * TICK.as_secs_f64() * 2.0).max(1.0);
@@ -115,7 +112,7 @@ impl Pace {
     }
 
     #[expect(clippy::cast_precision_loss, reason = "batches are small")]
-    fn used(&mut self, letters: u64) {
+    pub fn used(&mut self, letters: u64) {
         self.allowed -= letters as f64;
     }
 }
@@ -185,17 +182,20 @@ impl Replayer {
     }
 
     async fn advance(&self, replay: &Replay, pace: &mut Pace) -> Result<(), StepError> {
-        if !self.claim(replay.id, pace).await? {
-            return Ok(());
-        }
         let id = replay.id;
+        let mut fresh = None;
+        match self.claim(id, pace).await? {
+            Claim::Refused => return Ok(()),
+            Claim::Held => {}
+            // Another process may have carried it out until now.
+            Claim::New => fresh = self.deps.ledger.replay(id, Timestamp::now()).await?,
+        }
+        let replay = fresh.as_ref().unwrap_or(replay);
         match replay.state {
-            ReplayState::Selecting => {
-                let select = || DeskChange::Select { replay: id, limit: SELECT_BATCH, at: Timestamp::now() };
-                self.repeat(select, replay.id, pace).await?;
-                self.wake();
-            }
-            ReplayState::Running => match next_step(replay) {
+            ReplayState::Selecting => self.select(id, pace).await?,
+            ReplayState::Running => match next_step(&self.without_overdue(replay)) {
+                Step::Again if pace.not_before > Instant::now() => {}
+                Step::Again => drop(self.publish(replay, &[LetterProgress::Publishing], PUBLISH_BATCH, pace).await?),
                 Step::Publish(room) => self.publish_some(replay, room, pace).await?,
                 Step::Wait => self.set_waiting(id, None),
                 Step::Stop => {
@@ -206,179 +206,104 @@ impl Replayer {
                 }
                 Step::Finish => self.finish(id).await?,
             },
-            ReplayState::Stopping => {
-                let half_published = replay.count(LetterProgress::Publishing);
-                if half_published > 0 {
-                    self.publish(replay, half_published).await?;
-                }
-                let give_back = || DeskChange::GiveBack { replay: id, limit: SELECT_BATCH, at: Timestamp::now() };
-                self.repeat(give_back, replay.id, pace).await?;
-                self.finish(id).await?;
-            }
+            ReplayState::Stopping => self.stop(replay, pace).await?,
             ReplayState::Finished | ReplayState::Stopped => {}
         }
         Ok(())
     }
 
-    /// Whether this process may carry it out.
-    async fn claim(&self, replay: i64, pace: &mut Pace) -> Result<bool, StepError> {
-        let now = Instant::now();
-        if pace.claimed_until > now + LEASE / 2 {
-            return Ok(true);
+    /// While a consumer does not process anything, an outcome is not late.
+    fn without_overdue(&self, replay: &Replay) -> Replay {
+        let mut replay = replay.clone();
+        if replay.overdue > 0 {
+            let consumers = self.deps.consumers.borrow();
+            let mut queues = consumers.keys().filter(|queue| replay.options.to.as_ref().is_none_or(|to| to == *queue));
+            if let Some(reason) = queues.find_map(|queue| (self.deps.blocked)(queue)) {
+                replay.overdue = 0;
+                self.set_waiting(replay.id, Some(reason));
+            }
         }
-        let at = Timestamp::now();
-        let owner = instance::owner();
-        let claimed = self.change(DeskChange::Claim { replay, owner, at, until: at + LEASE }).await?;
-        let is_claimed = claimed == DeskAnswer::Done(true);
-        if is_claimed {
-            pace.claimed_until = now + LEASE;
-        }
-        Ok(is_claimed)
+        replay
     }
 
-    /// Makes a change until nothing is left to do.
-    async fn repeat(&self, change: impl Fn() -> DeskChange, replay: i64, pace: &mut Pace) -> Result<(), StepError> {
-        while self.change(change()).await? == DeskAnswer::More(true) {
-            self.claim(replay, pace).await?;
+    /// Claims the letters of the selection.
+    async fn select(&self, id: i64, pace: &mut Pace) -> Result<(), StepError> {
+        const OPEN: &[LetterState] = &[LetterState::Open];
+        loop {
+            let Some((selection, after)) = self.deps.ledger.replay_selection(id).await? else { return Ok(()) };
+            let (ids, is_named) = match &selection {
+                LetterSelection::Ids(ids) => {
+                    let ids = ids.iter().copied().filter(|id| *id > after).take(SELECT_BATCH);
+                    (ids.collect::<Vec<_>>(), true)
+                }
+                LetterSelection::Filter { .. } => {
+                    let page = self.deps.ledger.replay_candidates(selection, OPEN, after, SELECT_BATCH).await?;
+                    (page.iter().map(|candidate| candidate.id).collect(), false)
+                }
+            };
+            let is_last = ids.len() < SELECT_BATCH;
+            let (replay, at) = (claimed(id), Timestamp::now());
+            let selected = self.change(DeskChange::Select { replay, ids, is_named, is_last, at }).await?;
+            if is_last || selected != DeskAnswer::Done(true) || self.claim(id, pace).await? == Claim::Refused {
+                self.wake();
+                return Ok(());
+            }
+        }
+    }
+
+    /// Gives back what was not published. What may have been is published again, so that it has an outcome.
+    async fn stop(&self, replay: &Replay, pace: &mut Pace) -> Result<(), StepError> {
+        let id = replay.id;
+        loop {
+            let give_back = DeskChange::GiveBack { replay: claimed(id), limit: SELECT_BATCH, at: Timestamp::now() };
+            if self.change(give_back).await? != DeskAnswer::More(true) {
+                break;
+            }
+            if self.claim(id, pace).await? == Claim::Refused {
+                return Ok(());
+            }
+        }
+        if replay.count(LetterProgress::Publishing) == 0 {
+            return self.finish(id).await;
+        }
+        if pace.not_before <= Instant::now() {
+            self.publish(replay, &[LetterProgress::Publishing], PUBLISH_BATCH, pace).await?;
         }
         Ok(())
     }
 
+    /// Whether this process may carry it out.
+    pub(super) async fn claim(&self, replay: i64, pace: &mut Pace) -> Result<Claim, StepError> {
+        let now = Instant::now();
+        if pace.claimed_until > now + LEASE / 2 {
+            return Ok(Claim::Held);
+        }
+        let was_held = pace.claimed_until > now;
+        let (at, owner) = (Timestamp::now(), instance::owner());
+        let answer = self.change(DeskChange::Claim { replay, owner, at, until: at + LEASE }).await?;
+        if answer != DeskAnswer::Done(true) {
+            return Ok(Claim::Refused);
+        }
+        pace.claimed_until = now + LEASE;
+        Ok(if was_held { Claim::Held } else { Claim::New })
+    }
+
     async fn finish(&self, replay: i64) -> Result<(), StepError> {
-        self.change(DeskChange::Finish { replay, at: Timestamp::now() }).await?;
+        if self.change(DeskChange::Finish { replay: claimed(replay), at: Timestamp::now() }).await?
+            != DeskAnswer::Done(true)
+        {
+            return Ok(());
+        }
         self.set_waiting(replay, None);
         info!(replay, "a replay of dead letters has ended");
         Ok(())
     }
 
-    /// Publishes as many letters as the rate allows.
-    async fn publish_some(&self, replay: &Replay, room: u64, pace: &mut Pace) -> Result<(), StepError> {
-        let mut left = room.min(pace.allowed(replay.options.rate));
-        while left > 0 {
-            let published = self.publish(replay, left.min(PUBLISH_BATCH)).await?;
-            pace.used(published);
-            if published == 0 {
-                break;
-            }
-            left -= published.min(left);
-        }
-        Ok(())
-    }
-
-    /// Publishes the next letters, and returns how many it has dealt with.
-    async fn publish(&self, replay: &Replay, limit: u64) -> Result<u64, StepError> {
-        let Some(batch) = self.prepare(replay, limit).await? else { return Ok(0) };
-        let Batch { prepared, skipped } = batch;
-        if prepared.is_empty() {
-            return Ok(skipped);
-        }
-        let (id, at) = (replay.id, Timestamp::now());
-        let letters =
-            prepared.iter().map(|letter| ToPublish { letter: letter.id(), order: letter.order.clone() }).collect();
-        let answers = match self.change(DeskChange::BeginPublishing { replay: id, letters, at }).await? {
-            DeskAnswer::Publishing(answers) => answers,
-            _ => Vec::new(),
-        };
-        let (mut letters, mut publications): (Vec<i64>, Vec<Publication>) = (Vec::new(), Vec::new());
-        for (prepared, answer) in prepared.iter().zip(answers) {
-            match answer {
-                PublishAnswer::Publish { key, fingerprint } => {
-                    letters.push(prepared.id());
-                    let context = &self.deps;
-                    let consumers = context.consumers.borrow().clone();
-                    publications.push(prepared.publication(&key, &fingerprint, &context.read(&consumers), at));
-                }
-                PublishAnswer::Closed => {}
-                PublishAnswer::NotSelected => {
-                    let letter = prepared.id();
-                    self.change(DeskChange::Skip { replay: id, letter, code: "closed", at }).await?;
-                }
-            }
-        }
-        self.publish_all(id, letters, publications).await?;
-        Ok(skipped + prepared.len() as u64)
-    }
-
-    async fn publish_all(
-        &self,
-        replay: i64,
-        mut letters: Vec<i64>,
-        publications: Vec<Publication>,
-    ) -> Result<(), StepError> {
-        if letters.is_empty() {
-            return Ok(());
-        }
-        let mut refused = None;
-        if let Err(unpublished) = self.deps.publisher.publish(publications.into()).await {
-            for (index, error) in unpublished.failures.iter().rev() {
-                match error {
-                    PublishError::Closed => return Err(StepError::Closed),
-                    PublishError::Invalid { .. } => {
-                        let (letter, at) = (letters[*index], Timestamp::now());
-                        self.change(DeskChange::Skip { replay, letter, code: "cannot_publish", at }).await?;
-                        // Nothing is known of the others: they are published again.
-                        return Ok(());
-                    }
-                    PublishError::Unroutable { .. } | PublishError::Nacked { .. } | PublishError::Refused { .. } => {
-                        refused = Some(error.to_string());
-                        letters.remove(*index);
-                    }
-                }
-            }
-        }
-        let at = Timestamp::now();
-        let due = at.saturating_add(OUTCOME_TIME).unwrap_or(Timestamp::MAX);
-        self.change(DeskChange::Published { replay, letters, at, due }).await?;
-        let is_refused = refused.is_some();
-        self.set_waiting(replay, refused);
-        if is_refused {
-            tokio::time::sleep(REFUSED_PAUSE).await;
-        }
-        Ok(())
-    }
-
-    /// Reads the next letters. `None` if the queue of the next one is blocked.
-    async fn prepare(&self, replay: &Replay, limit: u64) -> Result<Option<Batch>, StepError> {
-        const NEXT: &[LetterProgress] = &[LetterProgress::Publishing, LetterProgress::Selected];
-        let limit = usize::try_from(limit).unwrap_or(usize::MAX);
-        let next = self.deps.ledger.replay_letters(replay.id, NEXT, limit).await?;
-        let (mut batch, mut bytes) = (Batch { prepared: Vec::new(), skipped: 0 }, 0);
-        for letter in next {
-            let prepared = match self.deps.ledger.dead_letter(letter.id).await? {
-                None => Err("missing"),
-                Some(detail) => {
-                    let consumers = self.deps.consumers.borrow().clone();
-                    let context = self.deps.read(&consumers);
-                    Prepared::new(detail, replay.options.to.as_deref(), &context, Timestamp::now())
-                }
-            };
-            let prepared = match prepared {
-                Ok(prepared) => prepared,
-                Err(code) => {
-                    let (letter, at) = (letter.id, Timestamp::now());
-                    self.change(DeskChange::Skip { replay: replay.id, letter, code, at }).await?;
-                    batch.skipped += 1;
-                    continue;
-                }
-            };
-            if let Some(reason) = (self.deps.blocked)(&prepared.queue) {
-                self.set_waiting(replay.id, Some(reason));
-                return Ok((!batch.prepared.is_empty()).then_some(batch));
-            }
-            bytes += prepared.bytes();
-            batch.prepared.push(prepared);
-            if bytes >= PUBLISH_BYTES {
-                break;
-            }
-        }
-        Ok(Some(batch))
-    }
-
-    async fn change(&self, change: DeskChange) -> Result<DeskAnswer, StepError> {
+    pub(super) async fn change(&self, change: DeskChange) -> Result<DeskAnswer, StepError> {
         Ok(self.deps.ledger.change_desk(change).await?)
     }
 
-    fn set_waiting(&self, replay: i64, reason: Option<String>) {
+    pub(super) fn set_waiting(&self, replay: i64, reason: Option<String>) {
         match reason {
             Some(reason) => drop(self.lock_waiting().insert(replay, reason)),
             None => drop(self.lock_waiting().remove(&replay)),
@@ -396,11 +321,19 @@ impl ReplayDeps {
     }
 }
 
-/// Letters that are about to be published.
-struct Batch {
-    prepared: Vec<Prepared>,
-    /// Those that are left out.
-    skipped: u64,
+/// Whether this process may carry a replay out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Claim {
+    /// Another process does.
+    Refused,
+    /// It has claimed it before.
+    Held,
+    /// It has claimed it now.
+    New,
+}
+
+pub(super) fn claimed(id: i64) -> ClaimedReplay {
+    ClaimedReplay { id, owner: instance::owner() }
 }
 
 fn log_failure(error: &StepError) {

@@ -19,6 +19,10 @@ pub(super) const NO_QUEUE: &str = "no_queue";
 /// Why a letter is not replayed: its properties or headers cannot be read.
 pub(super) const UNREADABLE: &str = "unreadable";
 
+/// Why a letter is not replayed: the broker has dead-lettered a message that claims to be a copy of orderd's, under a user that does not
+/// count as orderd's now. It did if that user is added to `broker.trusted_users`.
+pub(super) const UNPROVEN_USER: &str = "unproven_user";
+
 /// A letter that can be replayed.
 pub(super) struct Prepared {
     letter: DeadLetter,
@@ -84,6 +88,11 @@ impl Prepared {
         let (letter, delivery) = stored_delivery(detail).ok_or(UNREADABLE)?;
         let found = target(context.consumers, to, letter.origin_queue.as_deref(), letter.consumer.as_deref());
         let (queue, consumer) = found.ok_or(NO_QUEUE)?;
+        let is_marked = is_marked(&delivery);
+        let user = delivery.message.properties.user_id.as_deref().unwrap_or_default();
+        if letter.origin == LetterOrigin::Broker && is_marked && !user.is_empty() && !context.users.contains(user) {
+            return Err(UNPROVEN_USER);
+        }
         let order = order(&delivery, consumer, context.max_body, now);
         Ok(Prepared { letter, delivery, queue: queue.clone(), order })
     }
@@ -110,34 +119,50 @@ impl Prepared {
         let provenance = Provenance { cloud_event: event.as_deref(), ..self.provenance(context.users) };
         let identity = identity(&self.letter, fingerprint);
         let DeadLetter { reason, code, failed_at, .. } = &self.letter;
-        let mark = ReplayMark { key, at: now, identity: &identity, reason, code, failed_at: *failed_at };
+        let own_user = context.users.own();
+        let failed_at = *failed_at;
+        let mark = ReplayMark { key, at: now, identity: &identity, reason, code, failed_at, own_user: &own_user };
         copy_for_replay(&self.delivery, provenance, &self.queue, mark, context.names)
     }
 
-    /// Who published the message first. Only of what orderd's user has published, headers say so.
+    /// Who published the message first. Only of what orderd's user has published, headers say so. That was proven when it was collected:
+    /// orderd's user may have another name now.
     fn provenance(&self, users: &TrustedUsers) -> Provenance<'_> {
         let Message { headers, properties, .. } = &self.delivery.message;
         let user = properties.user_id.as_deref().unwrap_or_default();
-        let is_marked = || [names::FAILURE_KIND, names::REPLAY_ID].iter().any(|name| headers.contains_key(*name));
-        let is_copy = users.contains(user)
+        let is_own = |name: &str| {
+            users.contains(name) || self.letter.origin == LetterOrigin::Orderd && !name.is_empty() && name == user
+        };
+        let is_copy = is_own(user)
             && self.letter.source == LetterSource::DeadLetterQueue
             && self.letter.origin != LetterOrigin::Others
-            && is_marked();
+            && is_marked(&self.delivery);
         let first = match is_copy {
             true => headers.get(names::ORIGINAL_USER_ID).and_then(|user| user.as_text()).unwrap_or_default(),
             false => user,
         };
         let sender = match first {
             "" => Sender::Unverified,
-            user if users.contains(user) => Sender::Own,
-            user => Sender::User(user),
+            first if is_own(first) => Sender::Own,
+            first => Sender::User(first),
         };
         Provenance { sender, is_copy, generated: None, cloud_event: None }
     }
 }
 
+/// Whether the headers are those of a copy.
+fn is_marked(delivery: &Delivery) -> bool {
+    let headers = &delivery.message.headers;
+    [names::FAILURE_KIND, names::REPLAY_ID].iter().any(|name| headers.contains_key(*name))
+}
+
 /// The order that a letter is, as its consumer reads it.
-fn order(delivery: &Delivery, consumer: &KnownConsumer, max_body: usize, now: Timestamp) -> Option<Box<NewOrder>> {
+pub(super) fn order(
+    delivery: &Delivery,
+    consumer: &KnownConsumer,
+    max_body: usize,
+    now: Timestamp,
+) -> Option<Box<NewOrder>> {
     let format = consumer.format.as_ref()?;
     let document = delivery.message.document(max_body).ok()?;
     let OrderDocument::Placed(order) = format.read(&document, delivery.message.order_event(max_body)).ok()? else {

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! desk       what the admin API calls: checks a request and records it
-//! executor   carries out replays, one batch after the other, and continues after a crash: what is done is in the ledger
+//! executor   carries out replays, one step after the other, and continues after a crash: what is done is in the ledger
+//! publish    some letters of a replay, read and published
 //! step       what a replay does next (pure)
 //! message    from a stored letter to its publication (pure)
 //! edit       what a new body says (pure)
@@ -14,6 +15,7 @@ mod desk;
 mod edit;
 mod executor;
 mod message;
+mod publish;
 mod step;
 
 pub use desk::{

@@ -40,6 +40,10 @@ impl ReplayReader for MemoryLedger {
         ready(Ok(Vec::new())).boxed()
     }
 
+    fn replay_selection(&self, _id: i64) -> BoxFuture<'static, Result<Option<(LetterSelection, i64)>, OpenError>> {
+        ready(Ok(None)).boxed()
+    }
+
     fn replay_candidates(
         &self,
         _selection: LetterSelection,

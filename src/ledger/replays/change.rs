@@ -61,10 +61,21 @@ pub struct LetterEdit {
     pub identity: Option<String>,
     /// What a search finds.
     pub search: String,
+    /// The order that it is now, if it is a valid one.
+    pub whole_order: Option<Box<NewOrder>>,
     /// Who has edited it.
     pub by: String,
     /// When.
     pub at: Timestamp,
+}
+
+/// A replay, and the process that has claimed it. Its claim must last.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClaimedReplay {
+    /// The replay.
+    pub id: i64,
+    /// The process.
+    pub owner: String,
 }
 
 /// One change, recorded in one transaction.
@@ -83,19 +94,34 @@ pub enum DeskChange {
         /// Until when.
         until: Timestamp,
     },
-    /// Selects some letters of a replay, the next ones by number.
+    /// Selects letters of a replay, the next ones by number, if they are open.
     Select {
-        /// The replay.
-        replay: i64,
-        /// How many at most.
-        limit: usize,
+        /// The replay, and who carries it out.
+        replay: ClaimedReplay,
+        /// Their numbers.
+        ids: Vec<i64>,
+        /// Whether they are named: then those that are left out are recorded, too.
+        is_named: bool,
+        /// Whether there are no more.
+        is_last: bool,
+        /// When.
+        at: Timestamp,
+    },
+    /// Letters are about to be read, or were: reading one may end the process.
+    Reading {
+        /// The replay, and who carries it out.
+        replay: ClaimedReplay,
+        /// The letters.
+        letters: Vec<i64>,
+        /// Whether it is over.
+        has_ended: bool,
         /// When.
         at: Timestamp,
     },
     /// Letters are about to be published. Those whose very order was processed or cancelled meanwhile are not: they are closed.
     BeginPublishing {
-        /// The replay.
-        replay: i64,
+        /// The replay, and who carries it out.
+        replay: ClaimedReplay,
         /// The letters.
         letters: Vec<ToPublish>,
         /// When.
@@ -112,10 +138,10 @@ pub enum DeskChange {
         /// Until when their outcome is expected.
         due: Timestamp,
     },
-    /// A letter is not published, and opened again.
+    /// A letter is not published, and opened again. One that may have been published is `unknown`.
     Skip {
-        /// The replay.
-        replay: i64,
+        /// The replay, and who carries it out.
+        replay: ClaimedReplay,
         /// The letter.
         letter: i64,
         /// Why: a stable code.
@@ -136,8 +162,8 @@ pub enum DeskChange {
     },
     /// Opens some letters of a replay again that were not published. `Answer`: whether there are more.
     GiveBack {
-        /// The replay.
-        replay: i64,
+        /// The replay, and who carries it out.
+        replay: ClaimedReplay,
         /// How many at most.
         limit: usize,
         /// When.
@@ -145,8 +171,8 @@ pub enum DeskChange {
     },
     /// Ends a replay: letters without an outcome are `unknown` from then on.
     Finish {
-        /// The replay.
-        replay: i64,
+        /// The replay, and who carries it out.
+        replay: ClaimedReplay,
         /// When.
         at: Timestamp,
     },
@@ -177,11 +203,11 @@ impl DeskChange {
                 let orders = letters.iter().map(|letter| letter.order.as_ref().map_or(0, |order| order.bytes()));
                 size_of_val(&letters[..]) + orders.sum::<usize>()
             }
-            DeskChange::Published { letters, .. } => size_of_val(&letters[..]),
+            DeskChange::Published { letters, .. } | DeskChange::Reading { letters, .. } => size_of_val(&letters[..]),
+            DeskChange::Select { ids, .. } => size_of_val(&ids[..]),
             DeskChange::Letters { ids, .. } => size_of_val(&ids[..]),
             DeskChange::Edit(edit) => edit.body.len() + edit.search.len(),
             DeskChange::Claim { .. }
-            | DeskChange::Select { .. }
             | DeskChange::Skip { .. }
             | DeskChange::Stop { .. }
             | DeskChange::GiveBack { .. }
@@ -200,11 +226,15 @@ pub enum PublishAnswer {
         key: String,
         /// SHA-256 of the letter as it came.
         fingerprint: [u8; 32],
+        /// The time of its mark.
+        marked_at: Timestamp,
     },
     /// Its order was processed or cancelled meanwhile: it is closed.
     Closed,
     /// It is no longer to be published.
     NotSelected,
+    /// Another process carries the replay out, or it has ended.
+    NotClaimed,
 }
 
 /// The answer to the start of a replay.
@@ -227,6 +257,8 @@ pub enum ChangeAnswer {
     Refused(LetterState),
     /// It was edited meanwhile.
     Outdated,
+    /// The ledger has an order with its id, of which the new content would be another one.
+    OtherOrder,
 }
 
 /// The answer to a [`DeskChange`].
@@ -238,6 +270,8 @@ pub enum DeskAnswer {
     Done(bool),
     /// Whether there is more to do.
     More(bool),
+    /// To [`DeskChange::Reading`]: how many processes have ended while they were reading each. Empty if the claim has ended.
+    Reading(Vec<u32>),
     /// To [`DeskChange::BeginPublishing`], in the same order.
     Publishing(Vec<PublishAnswer>),
     /// To [`DeskChange::Letters`] and [`DeskChange::Edit`], in the same order.

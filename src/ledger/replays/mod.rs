@@ -23,7 +23,8 @@ use super::dead_letters::{DeadLetterFilter, LetterState, named};
 use super::error::{LedgerError, OpenError};
 
 pub use change::{
-    BeginAnswer, ChangeAnswer, DeskAnswer, DeskChange, LetterChange, LetterEdit, NewReplay, PublishAnswer, ToPublish,
+    BeginAnswer, ChangeAnswer, ClaimedReplay, DeskAnswer, DeskChange, LetterChange, LetterEdit, NewReplay,
+    PublishAnswer, ToPublish,
 };
 
 /// The most letters that a replay, or another action, may name by their numbers.
@@ -73,6 +74,8 @@ named! {
         Processed = "processed",
         /// Its order was cancelled, so it was not processed.
         Cancelled = "cancelled",
+        /// Its steps, whose undo had failed, are undone now. It was dead-lettered again, for its first failure.
+        Undone = "undone",
         /// It was dead-lettered again, as another letter.
         FailedAgain = "failed_again",
         /// It was not published.
@@ -145,6 +148,10 @@ pub struct Replay {
     pub skipped: BTreeMap<String, u64>,
     /// Those that were published longer ago than an outcome takes.
     pub overdue: u64,
+    /// The latest outcomes, at most 100.
+    pub recent: u64,
+    /// How many of those are that it failed again.
+    pub recent_failed: u64,
 }
 
 impl Replay {
@@ -160,8 +167,8 @@ impl Replay {
 
     /// How many were published, or may have been.
     pub fn published(&self) -> u64 {
-        use LetterProgress::{Cancelled, FailedAgain, Processed, Published, Publishing, Retrying, Unknown};
-        [Publishing, Published, Retrying, Processed, Cancelled, FailedAgain, Unknown]
+        use LetterProgress::{Cancelled, FailedAgain, Processed, Published, Publishing, Retrying, Undone, Unknown};
+        [Publishing, Published, Retrying, Processed, Cancelled, Undone, FailedAgain, Unknown]
             .into_iter()
             .map(|progress| self.count(progress))
             .sum()
@@ -239,6 +246,12 @@ pub trait ReplayReader: Send + Sync + 'static {
         progress: &'static [LetterProgress],
         limit: usize,
     ) -> BoxFuture<'static, Result<Vec<ReplayLetter>, OpenError>>;
+
+    /// What a replay that is selecting means, and the number of the last letter that it has selected.
+    ///
+    /// # Errors
+    /// The ledger cannot be read.
+    fn replay_selection(&self, id: i64) -> BoxFuture<'static, Result<Option<(LetterSelection, i64)>, OpenError>>;
 
     /// A page of the letters of a selection in any state, by number, after this one.
     ///

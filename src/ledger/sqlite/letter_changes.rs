@@ -7,6 +7,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 use serde_json::json;
 
 use super::journal;
+use super::order_items::{Compared, SELECT_STORED, compare};
 use crate::ledger::dead_letters::LetterState;
 use crate::ledger::journal::{JournalAction, NewJournalEntry, text_hash};
 use crate::ledger::replays::{ChangeAnswer, LetterChange, LetterEdit};
@@ -98,6 +99,13 @@ pub(super) fn edit(connection: &Connection, edit: &LetterEdit) -> rusqlite::Resu
         Some(LetterState::Open | LetterState::Held) => {}
         Some(state @ (LetterState::Replaying | LetterState::Replayed | LetterState::Discarded)) => {
             return Ok(ChangeAnswer::Refused(state));
+        }
+    }
+    if let Some(order) = &edit.whole_order {
+        let mut select = connection.prepare_cached(SELECT_STORED)?;
+        let compared = select.query_row([order.id.as_str()], |row| compare(connection, row, order)).optional()?;
+        if compared == Some(Compared::Different) {
+            return Ok(ChangeAnswer::OtherOrder);
         }
     }
     let current: i64 = connection

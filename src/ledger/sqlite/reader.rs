@@ -174,6 +174,11 @@ impl ReplayReader for SqliteReader {
         blocking(move || replay_queries::letters(&directory, replay, progress, limit))
     }
 
+    fn replay_selection(&self, id: i64) -> BoxFuture<'static, Result<Option<(LetterSelection, i64)>, OpenError>> {
+        let directory = self.directory.clone();
+        blocking(move || replay_queries::selection(&directory, id))
+    }
+
     fn replay_candidates(
         &self,
         selection: LetterSelection,
@@ -212,6 +217,10 @@ impl ReplayReader for SqliteLedger {
         limit: usize,
     ) -> BoxFuture<'static, Result<Vec<ReplayLetter>, OpenError>> {
         self.reader().replay_letters(replay, progress, limit)
+    }
+
+    fn replay_selection(&self, id: i64) -> BoxFuture<'static, Result<Option<(LetterSelection, i64)>, OpenError>> {
+        self.reader().replay_selection(id)
     }
 
     fn replay_candidates(

@@ -22,10 +22,11 @@ pub(super) fn record(
         ReplayOutcome::Processed => (LetterProgress::Processed, None),
         ReplayOutcome::Cancelled => (LetterProgress::Cancelled, None),
         ReplayOutcome::Retrying { due } => (LetterProgress::Retrying, Some(due.as_millisecond())),
+        ReplayOutcome::Undone => (LetterProgress::Undone, None),
         ReplayOutcome::FailedAgain => (LetterProgress::FailedAgain, None),
     };
     let mut update = connection.prepare_cached(
-        "UPDATE replay_letters SET state = ?2, code = coalesce(?3, code), due_at = ?4, changed_at = ?5
+        "UPDATE replay_letters SET state = ?2, code = coalesce(?3, code), due_at = ?4, changed_at = ?5, ended_at = iif(?4 IS NULL, ?5, NULL)
          WHERE key = ?1 AND state IN ('publishing', 'published', 'retrying', 'unknown')",
     )?;
     let rows = update.execute((key, progress.as_str(), code, due, at.as_millisecond()))?;
@@ -41,7 +42,7 @@ fn close(connection: &Connection, key: &str, at: Timestamp) -> rusqlite::Result<
         "UPDATE stored_dead_letters SET state = 'replayed', closed_at = ?2
          WHERE id = (SELECT letter_id FROM replay_letters WHERE key = ?1) AND state IN ('open', 'held', 'replaying')
            AND NOT EXISTS (SELECT 1 FROM replay_letters AS later
-                           WHERE later.letter_id = stored_dead_letters.id AND later.key IS NOT NULL
+                           WHERE later.letter_id = stored_dead_letters.id AND later.key IS NOT NULL AND later.state NOT IN ('returned', 'skipped')
                              AND later.replay_id > (SELECT replay_id FROM replay_letters WHERE key = ?1))",
     )?;
     update.execute((key, at.as_millisecond())).map(drop)
@@ -50,7 +51,10 @@ fn close(connection: &Connection, key: &str, at: Timestamp) -> rusqlite::Result<
 /// A letter was dead-lettered again, and is stored as this one.
 pub(super) fn came_back(connection: &Connection, key: &str, id: i64, at: Timestamp) -> rusqlite::Result<()> {
     let known = connection
-        .prepare_cached("UPDATE replay_letters SET came_back_as = ?2 WHERE key = ?1 RETURNING letter_id")?
+        .prepare_cached(
+            "UPDATE replay_letters SET came_back_as = ?2, code = (SELECT code FROM stored_dead_letters WHERE id = ?2)
+             WHERE key = ?1 RETURNING letter_id",
+        )?
         .query_row((key, id), |row| row.get::<_, i64>(0))
         .optional()?;
     if known.is_some() {

@@ -115,6 +115,18 @@ pub(super) fn candidates(
     })
 }
 
+pub(super) fn selection(directory: &Path, id: i64) -> Result<Option<(LetterSelection, i64)>, OpenError> {
+    read(directory, |connection| {
+        let sql = "SELECT selection, selected_to FROM replays WHERE id = ?1 AND selection IS NOT NULL";
+        let read = |row: &Row<'_>| {
+            let selection = serde_json::from_str(row.get_ref(0)?.as_str()?)
+                .map_err(|error| rusqlite::Error::FromSqlConversionFailure(0, Type::Text, error.into()))?;
+            Ok((selection, row.get(1)?))
+        };
+        connection.query_row(sql, [id], read).optional()
+    })
+}
+
 pub(super) fn last_letter(directory: &Path) -> Result<i64, OpenError> {
     read(directory, |connection| {
         connection.query_row("SELECT coalesce(max(id), 0) FROM stored_dead_letters", [], |row| row.get(0))
@@ -141,6 +153,8 @@ fn read_replay(row: &Row<'_>) -> rusqlite::Result<Replay> {
         letters: BTreeMap::new(),
         skipped: BTreeMap::new(),
         overdue: 0,
+        recent: 0,
+        recent_failed: 0,
     })
 }
 
@@ -164,6 +178,12 @@ fn count(connection: &Connection, mut replay: Replay, now: Timestamp) -> rusqlit
         )?;
         replay.overdue = select.query_row((replay.id, now.as_millisecond()), |row| count_of(row, 0))?;
     }
+    let mut select = connection.prepare_cached(
+        "SELECT count(*), coalesce(sum(state = 'failed_again'), 0) FROM
+             (SELECT state FROM replay_letters WHERE replay_id = ?1 AND ended_at IS NOT NULL ORDER BY ended_at DESC LIMIT 100)",
+    )?;
+    (replay.recent, replay.recent_failed) =
+        select.query_row([replay.id], |row| Ok((count_of(row, 0)?, count_of(row, 1)?)))?;
     Ok(replay)
 }
 

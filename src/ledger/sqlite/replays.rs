@@ -10,29 +10,49 @@ use sha2::{Digest, Sha256};
 
 use super::journal;
 use super::letter_changes::{self, open_again};
-use super::letter_queries::found_ids;
 use super::order_items::{Compared, SELECT_STORED, compare};
-use crate::ledger::dead_letters::{DeadLetterFilter, LetterState};
+use super::trace::timestamp;
 use crate::ledger::entry::NewOrder;
 use crate::ledger::journal::{JournalAction, NewJournalEntry, text_hash};
 use crate::ledger::replays::{
-    BeginAnswer, DeskAnswer, DeskChange, LetterProgress, LetterSelection, MAYBE_DUPLICATE, NewReplay, PublishAnswer,
-    ToPublish,
+    BeginAnswer, ClaimedReplay, DeskAnswer, DeskChange, LetterProgress, LetterSelection, MAYBE_DUPLICATE, NewReplay,
+    PublishAnswer, ToPublish,
 };
 
 /// Bytes of a key's hash.
 const KEY_BYTES: usize = 16;
 
-/// Carries out a change. If a statement fails, the whole transaction does.
+/// Carries out a change. If a statement fails, the whole transaction does. What only the process may do that carries a replay out is not
+/// done for another one.
 pub(super) fn change(connection: &Connection, change: &DeskChange) -> rusqlite::Result<DeskAnswer> {
     Ok(match change {
         DeskChange::Begin(replay) => DeskAnswer::Begun(begin(connection, replay)?),
         DeskChange::Claim { replay, owner, at, until } => {
             DeskAnswer::Done(claim(connection, *replay, owner, *at, *until)?)
         }
-        DeskChange::Select { replay, limit, at } => DeskAnswer::More(select(connection, *replay, *limit, *at)?),
+        DeskChange::Select { replay, ids, is_named, is_last, at } => {
+            let is_selecting = state_of(connection, replay, *at)?.as_deref() == Some("selecting");
+            if is_selecting {
+                select(connection, replay.id, ids, (*is_named, *is_last), *at)?;
+            }
+            DeskAnswer::Done(is_selecting)
+        }
+        DeskChange::Reading { replay, letters, has_ended, at } => {
+            let is_claimed = state_of(connection, replay, *at)?.is_some();
+            let reader = Some(&*replay.owner).filter(|_| !has_ended);
+            let tries = letters.iter().filter(|_| is_claimed);
+            let tries = tries.map(|letter| reading(connection, (replay.id, *letter), reader));
+            DeskAnswer::Reading(tries.collect::<rusqlite::Result<_>>()?)
+        }
         DeskChange::BeginPublishing { replay, letters, at } => {
-            let answers = letters.iter().map(|letter| begin_publishing(connection, *replay, letter, *at));
+            let state = state_of(connection, replay, *at)?;
+            // What was not begun when a replay is stopped is given back.
+            let from = match state.as_deref() {
+                Some("running") => "selected",
+                Some("stopping") => "publishing",
+                Some(_) | None => return Ok(DeskAnswer::Publishing(vec![PublishAnswer::NotClaimed; letters.len()])),
+            };
+            let answers = letters.iter().map(|letter| begin_publishing(connection, replay.id, letter, from, *at));
             DeskAnswer::Publishing(answers.collect::<rusqlite::Result<_>>()?)
         }
         DeskChange::Published { replay, letters, at, due } => {
@@ -40,18 +60,33 @@ pub(super) fn change(connection: &Connection, change: &DeskChange) -> rusqlite::
             DeskAnswer::Done(true)
         }
         DeskChange::Skip { replay, letter, code, at } => {
-            DeskAnswer::Done(skip(connection, (*replay, *letter), code, *at)?)
+            let is_claimed = state_of(connection, replay, *at)?.is_some();
+            DeskAnswer::Done(is_claimed && skip(connection, (replay.id, *letter), code, *at)?)
         }
         DeskChange::Stop { replay, by, reason, at } => {
             DeskAnswer::Done(stop(connection, *replay, by.as_deref(), reason, *at)?)
         }
-        DeskChange::GiveBack { replay, limit, at } => DeskAnswer::More(give_back(connection, *replay, *limit, *at)?),
-        DeskChange::Finish { replay, at } => DeskAnswer::Done(finish(connection, *replay, *at)?),
+        DeskChange::GiveBack { replay, limit, at } => {
+            let is_claimed = state_of(connection, replay, *at)?.is_some();
+            DeskAnswer::More(is_claimed && give_back(connection, replay.id, *limit, *at)?)
+        }
+        DeskChange::Finish { replay, at } => {
+            let is_claimed = state_of(connection, replay, *at)?.is_some();
+            DeskAnswer::Done(is_claimed && finish(connection, replay.id, *at)?)
+        }
         DeskChange::Letters { ids, change, by, at } => {
             DeskAnswer::Letters(letter_changes::change(connection, ids, change, by, *at)?)
         }
         DeskChange::Edit(edit) => DeskAnswer::Letters(vec![letter_changes::edit(connection, edit)?]),
     })
+}
+
+/// The state of a replay, if this process has claimed it.
+fn state_of(connection: &Connection, replay: &ClaimedReplay, at: Timestamp) -> rusqlite::Result<Option<String>> {
+    connection
+        .prepare_cached("SELECT state FROM replays WHERE id = ?1 AND owner = ?2 AND leased_until > ?3")?
+        .query_row((replay.id, &replay.owner, at.as_millisecond()), |row| row.get(0))
+        .optional()
 }
 
 /// What the journal says of a selection: nothing that `orderd erase` may have to remove.
@@ -105,40 +140,35 @@ fn claim(connection: &Connection, replay: i64, owner: &str, at: Timestamp, until
     Ok(update.execute((replay, owner, at, until, MAX_LEASE_MILLIS))? == 1)
 }
 
-/// Claims the next letters of the selection. Returns whether there are more.
-fn select(connection: &Connection, replay: i64, limit: usize, at: Timestamp) -> rusqlite::Result<bool> {
-    let read = |row: &rusqlite::Row<'_>| Ok((row.get::<_, String>(0)?, row.get::<_, i64>(1)?, row.get(2)?));
-    let found = connection
-        .prepare_cached("SELECT selection, selected_to, token FROM replays WHERE id = ?1 AND state = 'selecting'")?
-        .query_row([replay], read)
-        .optional()?;
-    let Some((selection, selected_to, token)) = found else { return Ok(false) };
-    let selection: LetterSelection = serde_json::from_str(&selection)
-        .map_err(|error| rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Text, error.into()))?;
-    let (ids, is_named) = match selection {
-        LetterSelection::Ids(mut ids) => {
-            ids.retain(|id| *id > selected_to);
-            ids.sort_unstable();
-            ids.dedup();
-            ids.truncate(limit);
-            (ids, true)
-        }
-        LetterSelection::Filter { filter, up_to } => {
-            let filter = DeadLetterFilter { states: vec![LetterState::Open], ..*filter };
-            (found_ids(connection, &filter, (selected_to, up_to), limit)?, false)
-        }
-    };
-    for id in &ids {
+/// Claims letters of the selection.
+fn select(
+    connection: &Connection,
+    replay: i64,
+    ids: &[i64],
+    (is_named, is_last): (bool, bool),
+    at: Timestamp,
+) -> rusqlite::Result<()> {
+    let token =
+        connection.prepare_cached("SELECT token FROM replays WHERE id = ?1")?.query_row([replay], |row| row.get(0))?;
+    for id in ids {
         select_one(connection, (replay, &token), *id, is_named, at)?;
     }
-    let more = ids.len() == limit;
-    let state = if more { "selecting" } else { "running" };
-    connection.prepare_cached("UPDATE replays SET selected_to = ?2, state = ?3 WHERE id = ?1")?.execute((
-        replay,
-        ids.last().copied().unwrap_or(selected_to),
-        state,
-    ))?;
-    Ok(more)
+    connection
+        .prepare_cached("UPDATE replays SET selected_to = coalesce(?2, selected_to), state = ?3 WHERE id = ?1")?
+        .execute((replay, ids.last(), if is_last { "running" } else { "selecting" }))
+        .map(drop)
+}
+
+/// A process is about to read a letter, or has read it. Returns how many others have ended while they were reading it.
+fn reading(connection: &Connection, (replay, letter): (i64, i64), reader: Option<&str>) -> rusqlite::Result<u32> {
+    let tries = connection
+        .prepare_cached(
+            "UPDATE replay_letters SET tries = tries + (reader IS NOT NULL AND ?3 IS NOT NULL AND reader <> ?3), reader = ?3
+             WHERE replay_id = ?1 AND letter_id = ?2 AND state IN ('selected', 'publishing') RETURNING tries",
+        )?
+        .query_row((replay, letter, reader), |row| row.get(0))
+        .optional()?;
+    Ok(tries.unwrap_or(0))
 }
 
 fn select_one(
@@ -156,7 +186,8 @@ fn select_one(
         .query_row((id, is_named), |row| row.get(0))
         .optional()?;
     let mut insert = connection.prepare_cached(
-        "INSERT INTO replay_letters (replay_id, letter_id, key, state, code, changed_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+        "INSERT INTO replay_letters (replay_id, letter_id, key, state, code, changed_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
+         ON CONFLICT (replay_id, letter_id) DO NOTHING",
     )?;
     let at = at.as_millisecond();
     let Some(fingerprint) = claimed else {
@@ -202,16 +233,17 @@ fn begin_publishing(
     connection: &Connection,
     replay: i64,
     to_publish: &ToPublish,
+    from: &str,
     at: Timestamp,
 ) -> rusqlite::Result<PublishAnswer> {
     let letter = to_publish.letter;
     let found = connection
         .prepare_cached(
             "SELECT key, fingerprint FROM replay_letters JOIN stored_dead_letters ON id = letter_id
-             WHERE replay_id = ?1 AND letter_id = ?2 AND replay_letters.state IN ('selected', 'publishing')
+             WHERE replay_id = ?1 AND letter_id = ?2 AND replay_letters.state IN (?3, 'publishing')
                AND stored_dead_letters.state = 'replaying'",
         )?
-        .query_row((replay, letter), |row| Ok((row.get(0)?, row.get(1)?)))
+        .query_row((replay, letter, from), |row| Ok((row.get(0)?, row.get(1)?)))
         .optional()?;
     let Some((key, fingerprint)) = found else { return Ok(PublishAnswer::NotSelected) };
     if let Some((code, note)) =
@@ -229,7 +261,14 @@ fn begin_publishing(
         }
     }
     set_progress(connection, (replay, letter), "selected", LetterProgress::Publishing, None, at)?;
-    Ok(PublishAnswer::Publish { key, fingerprint })
+    let marked_at = connection
+        .prepare_cached(
+            "UPDATE replay_letters SET marked_at = coalesce(marked_at, ?3), tries = 0, reader = NULL
+             WHERE replay_id = ?1 AND letter_id = ?2
+             RETURNING marked_at",
+        )?
+        .query_row((replay, letter, at.as_millisecond()), |row| row.get(0))?;
+    Ok(PublishAnswer::Publish { key, fingerprint, marked_at: timestamp(marked_at) })
 }
 
 /// Whether this very order was processed or cancelled meanwhile: the code and the note of its letter.
@@ -280,12 +319,12 @@ fn published(
 }
 
 fn skip(connection: &Connection, of: (i64, i64), code: &str, at: Timestamp) -> rusqlite::Result<bool> {
-    let skipped = set_progress(connection, of, "selected", LetterProgress::Skipped, Some(code), at)?
-        || set_progress(connection, of, "publishing", LetterProgress::Skipped, Some(code), at)?;
-    if skipped {
+    if set_progress(connection, of, "selected", LetterProgress::Skipped, Some(code), at)? {
         open_again(connection, of.1)?;
+        return Ok(true);
     }
-    Ok(skipped)
+    // It may be on its way.
+    set_progress(connection, of, "publishing", LetterProgress::Unknown, Some(code), at)
 }
 
 fn stop(connection: &Connection, replay: i64, by: Option<&str>, reason: &str, at: Timestamp) -> rusqlite::Result<bool> {
@@ -294,11 +333,22 @@ fn stop(connection: &Connection, replay: i64, by: Option<&str>, reason: &str, at
          RETURNING actor",
     )?;
     let actor: Option<String> = update.query_row((replay, reason), |row| row.get(0)).optional()?;
-    let Some(actor) = actor else { return Ok(false) };
+    let Some(actor) = actor else {
+        return if by.is_some() { give_up_half_published(connection, replay, at) } else { Ok(false) };
+    };
     let result = json!({"state": "stopping", "reason": reason});
     let by = by.unwrap_or(&actor);
     note(connection, (by, at), JournalAction::Replay, (&json!({"replay": replay}), &result))?;
     Ok(true)
+}
+
+/// A person stops a replay again that is stopping, and cannot publish what may be on its way already.
+fn give_up_half_published(connection: &Connection, replay: i64, at: Timestamp) -> rusqlite::Result<bool> {
+    let mut update = connection.prepare_cached(
+        "UPDATE replay_letters SET state = 'unknown', changed_at = ?2 WHERE replay_id = ?1 AND state = 'publishing'
+         AND EXISTS (SELECT 1 FROM replays WHERE id = ?1 AND state = 'stopping')",
+    )?;
+    Ok(update.execute((replay, at.as_millisecond()))? > 0)
 }
 
 fn give_back(connection: &Connection, replay: i64, limit: usize, at: Timestamp) -> rusqlite::Result<bool> {

@@ -251,14 +251,19 @@ pub(super) const VERSION_4: &str = "
         letter_id    INTEGER NOT NULL,
         key          TEXT,              -- the value of x-replay-id; NULL: it was never selected
         state        TEXT NOT NULL,     -- selected | publishing | published | retrying | processed | cancelled
-                                        -- | failed_again | skipped | returned | unknown
+                                        -- | undone | failed_again | skipped | returned | unknown
         code         TEXT,              -- why it was skipped, or has failed
+        reader       TEXT,              -- the process that is reading the letter
+        tries        INTEGER NOT NULL DEFAULT 0,  -- how many processes have ended while they were reading it
+        marked_at    INTEGER,           -- the time of its mark, the same in all copies
         due_at       INTEGER,           -- until when an outcome is expected
         changed_at   INTEGER NOT NULL,
+        ended_at     INTEGER,           -- when it had its outcome
         came_back_as INTEGER,           -- the letter that it has become
         PRIMARY KEY (replay_id, letter_id)
     ) STRICT, WITHOUT ROWID;
     CREATE UNIQUE INDEX replay_letters_by_key ON replay_letters (key) WHERE key IS NOT NULL;
     CREATE INDEX replay_letters_by_state ON replay_letters (replay_id, state, letter_id);
+    CREATE INDEX replay_letters_by_end ON replay_letters (replay_id, ended_at) WHERE ended_at IS NOT NULL;
     CREATE INDEX replay_letters_by_letter ON replay_letters (letter_id);
 ";

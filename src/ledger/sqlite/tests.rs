@@ -6,6 +6,7 @@ mod erasure;
 mod journal;
 mod migration;
 mod outages;
+mod replays;
 mod report;
 mod retention;
 mod shared_file;

@@ -8,6 +8,7 @@ use std::time::Duration;
 use rusqlite::Connection;
 use serde_json::{Value, json};
 
+use super::pause::send_command;
 use crate::soak::harness::amqp_proxy::AmqpProxy;
 use crate::support::Node;
 use crate::support::raw_client::properties::Properties;
@@ -288,4 +289,54 @@ fn wherever_orderd_is_killed_during_a_replay_each_message_has_one_effect() {
         }
         assert_eq!(orderd.stop(), 0);
     }
+}
+
+fn replay_state(ledger: &LedgerReader) -> String {
+    ledger.rows("SELECT state FROM replays ORDER BY id DESC LIMIT 1").concat()
+}
+
+#[test]
+fn a_replay_waits_for_a_paused_consumer_and_survives_the_kill_of_the_command_and_of_the_broker() {
+    let node = Node::own("replays");
+    let server = StepServer::start();
+    let (service, env) = (Service::start(&server), desk(&node, &server));
+    let mut orderd = env.start();
+    let (ledger, orders) = (env.ledger(), 300);
+    dead_letter_orders(&env, orders);
+    env.raw().publish_to("orders", "oder.normal.web", &Properties::persistent(), &order("typo"));
+    wait_until("the unrouted one is stored", || open(&ledger) == orders + 1);
+    service.repair();
+    let plan = json_of(&env, &orderd, &["replay", "--all", "--dry-run"], 0);
+    assert_eq!((&plan["queues"]["order_queue"], &plan["skipped"]), (&json!(orders), &json!({"no_queue": 1})), "{plan}");
+
+    assert_eq!(send_command(&orderd, "pause", "order").0, 200);
+    let address = orderd.admin_address().to_string();
+    let arguments = ["dead-letters", "replay", "--all", "--yes", "--rate", "150", "--address", &address];
+    let mut command = env.command(&arguments);
+    wait_until("it waits", || {
+        let replays = json_of(&env, &orderd, &["replays"], 0);
+        replays["replays"][0]["letters"]["selected"] == orders + 1 && command.output().contains("is paused")
+    });
+    assert_eq!(ledger.number("SELECT count(*) FROM replay_letters WHERE state <> 'selected'"), 0);
+    command.kill();
+    assert_eq!(send_command(&orderd, "resume", "order").0, 200);
+    wait_until("some are processed", || ledger.processed() >= orders / 10);
+    node.kill();
+    assert!(ledger.processed() < orders, "it has ended before");
+    node.restart();
+    wait_until("it ends", || replay_state(&ledger) == "finished");
+    assert_eq!(states(&ledger), ["open|1".to_owned(), format!("replayed|{orders}")]);
+    assert_eq!(ledger.rows("SELECT code FROM replay_letters WHERE state <> 'processed'"), ["no_queue"]);
+    let unrouted = json_of(&env, &orderd, &["replay", "--source", "unrouted_queue", "--to", "order_queue", "--yes"], 0);
+    assert_eq!(unrouted["letters"], json!({"processed": 1}));
+    assert_eq!(ledger.processed(), orders + 1);
+    assert_eq!(
+        ledger.number("SELECT count(*) FROM steps WHERE action = 'do' AND status = 'done' AND is_current = 1"),
+        orders + 1
+    );
+
+    let actions =
+        ledger.rows("SELECT action, count(*) FROM journal WHERE action IN ('replay', 'hold') GROUP BY action");
+    assert_eq!(actions, ["replay|4"], "each begins and ends");
+    assert_eq!(orderd.stop(), 0);
 }

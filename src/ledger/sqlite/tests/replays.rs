@@ -1,0 +1,135 @@
+//! Replays in a file: which letters they claim, and what crashes and other processes may leave behind.
+
+use jiff::Timestamp;
+
+use super::super::SqliteLedger;
+use crate::ledger::conformance::stored_letter;
+use crate::ledger::{
+    BeginAnswer, ChangeAnswer, ClaimedReplay, DeskAnswer, DeskChange, DeskWriter, LedgerEntry, LedgerReader,
+    LedgerWriter, LetterChange, LetterProgress, LetterSelection, LetterState, LetterWriter, NewReplay, NewStoredLetter,
+    PublishAnswer, Recorded, ReplayOptions, ReplayOutcome, ReplayReader, ReplayState, StoreAnswer, ToPublish,
+};
+
+fn at(second: i64) -> Timestamp {
+    Timestamp::from_second(second).unwrap()
+}
+
+fn by(owner: &str) -> ClaimedReplay {
+    ClaimedReplay { id: 1, owner: owner.to_owned() }
+}
+
+async fn change(ledger: &SqliteLedger, change: DeskChange) -> DeskAnswer {
+    ledger.change_desk(change).await.unwrap()
+}
+
+/// Three letters, of which process `a` replays two.
+async fn selected(ledger: &SqliteLedger) {
+    for n in 1..=3 {
+        ledger.store_letter(stored_letter(&format!("ord-{n}"), n)).await.unwrap();
+    }
+    let (selection, options) = (LetterSelection::Ids(vec![1, 2]), ReplayOptions::default());
+    let new = NewReplay { by: "ada".to_owned(), selection, options, at: at(0) };
+    let begun = change(ledger, DeskChange::Begin(Box::new(new))).await;
+    assert_eq!(begun, DeskAnswer::Begun(BeginAnswer { replay: 1 }));
+    assert_eq!(claim(ledger, "a", 0).await, DeskAnswer::Done(true));
+    let select = DeskChange::Select { replay: by("a"), ids: vec![1, 2], is_named: true, is_last: true, at: at(0) };
+    assert_eq!(change(ledger, select).await, DeskAnswer::Done(true));
+}
+
+async fn claim(ledger: &SqliteLedger, owner: &str, second: i64) -> DeskAnswer {
+    let owner = owner.to_owned();
+    change(ledger, DeskChange::Claim { replay: 1, owner, at: at(second), until: at(second + 10) }).await
+}
+
+async fn publish(ledger: &SqliteLedger, owner: &str, letter: i64, second: i64) -> PublishAnswer {
+    let letters = vec![ToPublish { letter, order: None }];
+    let begin = DeskChange::BeginPublishing { replay: by(owner), letters, at: at(second) };
+    let DeskAnswer::Publishing(mut answers) = change(ledger, begin).await else { panic!("an answer for each") };
+    answers.remove(0)
+}
+
+async fn state(ledger: &SqliteLedger, letter: i64) -> LetterState {
+    ledger.dead_letter(letter).await.unwrap().unwrap().letter.state
+}
+
+async fn count(ledger: &SqliteLedger, progress: LetterProgress) -> u64 {
+    ledger.replay(1, at(0)).await.unwrap().unwrap().count(progress)
+}
+
+async fn outcome(ledger: &SqliteLedger, key: &str, outcome: ReplayOutcome) -> Recorded {
+    ledger.record(LedgerEntry::ReplayOutcome { key: key.to_owned(), outcome, code: None, at: at(50) }).await.unwrap()
+}
+
+#[tokio::test]
+async fn of_two_processes_only_the_one_that_has_claimed_a_replay_publishes_and_all_copies_have_one_mark() {
+    let directory = tempfile::tempdir().unwrap();
+    let ledger = SqliteLedger::open(directory.path()).unwrap();
+    selected(&ledger).await;
+    let first = publish(&ledger, "a", 1, 1).await;
+    assert!(matches!(first, PublishAnswer::Publish { .. }), "{first:?}");
+    assert_eq!(claim(&ledger, "b", 2).await, DeskAnswer::Done(false));
+    assert_eq!(publish(&ledger, "b", 2, 2).await, PublishAnswer::NotClaimed);
+    // Its claim has ended.
+    assert_eq!(claim(&ledger, "b", 11).await, DeskAnswer::Done(true));
+    assert_eq!(publish(&ledger, "a", 2, 12).await, PublishAnswer::NotClaimed);
+    assert_eq!(publish(&ledger, "b", 1, 12).await, first, "the same key and the same mark");
+    // Each process that ends while it reads a letter counts.
+    let reading = |owner: &str, second| {
+        let (replay, letters) = (by(owner), vec![2]);
+        DeskChange::Reading { replay, letters, has_ended: false, at: at(second) }
+    };
+    assert_eq!(change(&ledger, reading("b", 13)).await, DeskAnswer::Reading(vec![0]));
+    assert_eq!(change(&ledger, reading("b", 13)).await, DeskAnswer::Reading(vec![0]));
+    claim(&ledger, "c", 30).await;
+    assert_eq!(change(&ledger, reading("c", 31)).await, DeskAnswer::Reading(vec![1]));
+}
+
+#[tokio::test]
+async fn a_letter_that_may_be_on_its_way_is_not_opened_and_its_late_outcome_closes_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let ledger = SqliteLedger::open(directory.path()).unwrap();
+    selected(&ledger).await;
+    let PublishAnswer::Publish { key, .. } = publish(&ledger, "a", 1, 1).await else { panic!("it is published") };
+    for letter in [1, 2] {
+        change(&ledger, DeskChange::Skip { replay: by("a"), letter, code: "no_queue", at: at(2) }).await;
+    }
+    assert_eq!((state(&ledger, 1).await, state(&ledger, 2).await), (LetterState::Replaying, LetterState::Open));
+    assert_eq!((count(&ledger, LetterProgress::Unknown).await, count(&ledger, LetterProgress::Skipped).await), (1, 1));
+    let discard = |ids: Vec<i64>| {
+        let change = LetterChange::Discard { reason: "test".to_owned() };
+        DeskChange::Letters { ids, change, by: "ada".to_owned(), at: at(3) }
+    };
+    let refused = ChangeAnswer::Refused(LetterState::Replaying);
+    assert_eq!(change(&ledger, discard(vec![1, 3])).await, DeskAnswer::Letters(vec![refused, ChangeAnswer::Changed]));
+    assert_eq!(outcome(&ledger, &key, ReplayOutcome::Processed).await, Recorded::New);
+    assert_eq!(outcome(&ledger, &key, ReplayOutcome::FailedAgain).await, Recorded::Duplicate, "the first counts");
+    assert_eq!(state(&ledger, 1).await, LetterState::Replayed);
+}
+
+#[tokio::test]
+async fn a_stopped_replay_gives_back_what_it_has_not_published_and_keeps_the_rest_until_its_outcome() {
+    let directory = tempfile::tempdir().unwrap();
+    let ledger = SqliteLedger::open(directory.path()).unwrap();
+    selected(&ledger).await;
+    let PublishAnswer::Publish { key, .. } = publish(&ledger, "a", 1, 1).await else { panic!("it is published") };
+    let stop = || DeskChange::Stop { replay: 1, by: Some("bob".to_owned()), reason: "requested", at: at(2) };
+    assert_eq!(change(&ledger, stop()).await, DeskAnswer::Done(true));
+    assert_eq!(publish(&ledger, "a", 2, 3).await, PublishAnswer::NotSelected, "only what may be on its way");
+    assert!(matches!(publish(&ledger, "a", 1, 3).await, PublishAnswer::Publish { .. }));
+    change(&ledger, DeskChange::GiveBack { replay: by("a"), limit: 10, at: at(3) }).await;
+    assert_eq!(state(&ledger, 2).await, LetterState::Open);
+    // Nobody takes it, and the operator gives it up.
+    assert_eq!(change(&ledger, stop()).await, DeskAnswer::Done(true));
+    assert_eq!(change(&ledger, DeskChange::Finish { replay: by("a"), at: at(4) }).await, DeskAnswer::Done(true));
+    assert_eq!(ledger.replay(1, at(5)).await.unwrap().unwrap().state, ReplayState::Stopped);
+    let release = DeskChange::Letters { ids: vec![1], change: LetterChange::Release, by: "ada".to_owned(), at: at(6) };
+    assert_eq!(change(&ledger, release).await, DeskAnswer::Letters(vec![ChangeAnswer::Changed]));
+    // It comes back twice after all: once it is stored, the second one is its duplicate.
+    let again = |content| NewStoredLetter { replay_key: Some(key.clone()), ..stored_letter("ord-1", content) };
+    assert_eq!(ledger.store_letter(again(11)).await.unwrap(), StoreAnswer::Stored(4));
+    assert_eq!(ledger.store_letter(again(12)).await.unwrap(), StoreAnswer::Duplicate(4));
+    assert_eq!(
+        (state(&ledger, 1).await, count(&ledger, LetterProgress::FailedAgain).await),
+        (LetterState::Replayed, 1)
+    );
+}
