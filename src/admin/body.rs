@@ -51,7 +51,6 @@ impl IntoResponse for BodyError {
 }
 
 /// The request's JSON of at most `max` bytes.
-#[cfg_attr(not(test), expect(dead_code, reason = "for the first command with a body"))]
 pub(in crate::admin) async fn read_json<T: DeserializeOwned>(
     request: Request,
     max: usize,

@@ -3,11 +3,10 @@
 //! It reads requests and writes answers. The desk decides and records.
 
 use axum::Extension;
-use axum::body::{Body, to_bytes};
 use axum::extract::{Path, Request, State};
 use axum::http::StatusCode;
 use axum::middleware::from_fn;
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::Serialize;
@@ -20,6 +19,7 @@ use utoipa_axum::routes;
 use super::commands::reject_cross_site;
 use super::document::{AnyError, ApiError};
 use crate::admin::access::Actor;
+use crate::admin::body::read_json;
 use crate::admin::guard::require_user;
 use crate::admin::response::{error_response, json_response};
 use crate::chain::chain;
@@ -81,7 +81,7 @@ struct EditedLetter {
 #[derive(IntoResponses)]
 #[expect(dead_code, reason = "only its description is used")]
 enum DeskRefusal {
-    /// The request makes no sense: `invalid`, `request`, `body_base64`.
+    /// The request makes no sense: `invalid`, `body`, `body_base64`.
     #[response(status = 400)]
     Invalid(ApiError),
     /// The sender is a viewer, or a web page of another site: `not_operator`, `cross_site`, `foreign_origin`.
@@ -93,7 +93,10 @@ enum DeskRefusal {
     /// What it is about has changed, or does not allow it: `conflict`.
     #[response(status = 409)]
     Conflict(ApiError),
-    /// The body is too large: `too_large`.
+    /// The body has not arrived in time: `body_timeout`.
+    #[response(status = 408)]
+    Late(ApiError),
+    /// The body is too large: `body_too_large`.
     #[response(status = 413)]
     TooLarge(ApiError),
     /// The header `Content-Type: application/json` is missing: `content_type`.
@@ -130,9 +133,8 @@ async fn replay(State(desk): State<DeskHandle>, Path(id): Path<i64>) -> Response
     responses((status = 200, body = ReplayAnswer), AnyError, DeskRefusal)
 )]
 async fn start(State(desk): State<DeskHandle>, Extension(actor): Extension<Actor>, request: Request) -> Response {
-    let body = request.into_body();
     let answer = async {
-        let (desk, request) = (opened(&desk)?, read::<ReplayRequest>(body, MAX_REQUEST).await?);
+        let (desk, request) = (opened(&desk)?, read::<ReplayRequest>(request, MAX_REQUEST).await?);
         if request.dry_run {
             let plan = desk.plan(&request).await.map_err(failure)?;
             return Ok(json_response(StatusCode::OK, &plan));
@@ -193,9 +195,8 @@ async fn change(
     request: Request,
     change: impl FnOnce(String) -> LetterChange,
 ) -> Response {
-    let body = request.into_body();
     respond(async {
-        let (desk, request) = (opened(&desk)?, read::<LetterRequest>(body, MAX_REQUEST).await?);
+        let (desk, request) = (opened(&desk)?, read::<LetterRequest>(request, MAX_REQUEST).await?);
         let LetterRequest { selection, note } = request;
         desk.change_letters(selection, change(note), actor.name).await.map_err(failure)
     })
@@ -216,9 +217,8 @@ async fn edit(
     Extension(actor): Extension<Actor>,
     request: Request,
 ) -> Response {
-    let body = request.into_body();
     respond(async {
-        let (desk, request) = (opened(&desk)?, read::<EditRequest>(body, MAX_EDIT).await?);
+        let (desk, request) = (opened(&desk)?, read::<EditRequest>(request, MAX_EDIT).await?);
         let EditRequest { revision, body_base64 } = request;
         let body = STANDARD.decode(body_base64).map_err(|error| {
             Box::new(error_response(StatusCode::BAD_REQUEST, "body_base64", &format!("is not Base64: {error}")))
@@ -242,14 +242,9 @@ fn opened(desk: &DeskHandle) -> Result<Desk, Box<Response>> {
     desk.get().ok_or_else(starting)
 }
 
-async fn read<T: DeserializeOwned>(body: Body, limit: usize) -> Result<T, Box<Response>> {
-    let bytes = to_bytes(body, limit).await.map_err(|_| {
-        let message = format!("the request's body must have at most {limit} bytes");
-        Box::new(error_response(StatusCode::PAYLOAD_TOO_LARGE, "too_large", &message))
-    })?;
-    serde_json::from_slice(&bytes).map_err(|error| {
-        Box::new(error_response(StatusCode::BAD_REQUEST, "request", &format!("cannot read the request: {error}")))
-    })
+async fn read<T: DeserializeOwned>(request: Request, limit: usize) -> Result<T, Box<Response>> {
+    let read = read_json(request, limit).await;
+    read.map(|(_, value)| value).map_err(|error| Box::new(error.into_response()))
 }
 
 fn failure(error: DeskError) -> Box<Response> {
