@@ -8,7 +8,6 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::Asked;
-use super::filters::Reason;
 use super::selection::{Selection, confirmed, unusable};
 use crate::cli::admin_client::DaemonTarget;
 use crate::cli::output::write_json;
@@ -23,8 +22,6 @@ use crate::ledger::LetterSelection;
 pub(super) struct HoldArgs {
     #[command(flatten)]
     selection: Selection,
-    #[command(flatten)]
-    reason: Reason,
     /// Why, such as the link of a ticket
     #[arg(long, value_name = "TEXT", value_parser = NonEmptyStringValueParser::new())]
     note: String,
@@ -38,8 +35,6 @@ pub(super) struct ReleaseArgs {
     #[command(flatten)]
     selection: Selection,
     #[command(flatten)]
-    reason: Reason,
-    #[command(flatten)]
     common: Common,
 }
 
@@ -50,7 +45,7 @@ pub(super) struct DiscardArgs {
     selection: Selection,
     /// Why they are not needed
     #[arg(long, value_name = "TEXT", value_parser = NonEmptyStringValueParser::new())]
-    reason: String,
+    note: String,
     /// Do not ask before it is done
     #[arg(long, short)]
     yes: bool,
@@ -73,7 +68,7 @@ pub(super) async fn hold(
     out: &mut dyn Write,
     err: &mut dyn Write,
 ) -> io::Result<Asked> {
-    let selection = args.selection.selection(args.reason.reason.as_deref(), Timestamp::now());
+    let selection = args.selection.selection(Timestamp::now());
     send("hold", selection, &args.note, &args.common, sources, (out, err)).await
 }
 
@@ -83,7 +78,7 @@ pub(super) async fn release(
     out: &mut dyn Write,
     err: &mut dyn Write,
 ) -> io::Result<Asked> {
-    let selection = args.selection.selection(args.reason.reason.as_deref(), Timestamp::now());
+    let selection = args.selection.selection(Timestamp::now());
     send("release", selection, "", &args.common, sources, (out, err)).await
 }
 
@@ -93,7 +88,7 @@ pub(super) async fn discard(
     out: &mut dyn Write,
     err: &mut dyn Write,
 ) -> io::Result<Asked> {
-    let selection = args.selection.selection(None, Timestamp::now());
+    let selection = args.selection.selection(Timestamp::now());
     if !args.yes && selection.is_ok() {
         match confirmed("Discard these dead letters? They cannot be replayed then.", err)? {
             Some(true) => {}
@@ -104,7 +99,7 @@ pub(super) async fn discard(
             }
         }
     }
-    send("discard", selection, &args.reason, &args.common, sources, (out, err)).await
+    send("discard", selection, &args.note, &args.common, sources, (out, err)).await
 }
 
 async fn send(

@@ -14,22 +14,15 @@ pub(super) struct Filters {
     #[arg(long, value_name = "STATE", default_value = "open", value_parser = states())]
     state: States,
     #[command(flatten)]
-    reason: Reason,
-    #[command(flatten)]
     matching: Matching,
-}
-
-/// A filter of its own, because a discard has another use for its name.
-#[derive(Debug, Args)]
-pub(super) struct Reason {
-    /// Only those with this reason, such as permanent or retries_exhausted
-    #[arg(long, value_name = "REASON", value_parser = NonEmptyStringValueParser::new())]
-    pub reason: Option<String>,
 }
 
 /// What dead letters have to match, whatever their state.
 #[derive(Debug, Args)]
 pub(super) struct Matching {
+    /// Only those with this reason, such as permanent or retries_exhausted
+    #[arg(long, value_name = "REASON", value_parser = NonEmptyStringValueParser::new())]
+    reason: Option<String>,
     /// Only those taken from this queue
     #[arg(long, value_name = "QUEUE", value_parser = sources())]
     source: Option<LetterSource>,
@@ -76,21 +69,18 @@ fn sources() -> impl TypedValueParser<Value = LetterSource> {
 impl Filters {
     /// The filter; `now` is what ages refer to.
     pub fn filter(&self, now: Timestamp) -> DeadLetterFilter {
-        DeadLetterFilter {
-            states: self.state.0.into_iter().collect(),
-            ..self.matching.filter(self.reason.reason.as_deref(), now)
-        }
+        DeadLetterFilter { states: self.state.0.into_iter().collect(), ..self.matching.filter(now) }
     }
 }
 
 impl Matching {
     /// The filter, in any state; `now` is what ages refer to.
-    pub fn filter(&self, reason: Option<&str>, now: Timestamp) -> DeadLetterFilter {
-        let Matching { source, code, consumer, product, customer, order, since, until, text } = self;
+    pub fn filter(&self, now: Timestamp) -> DeadLetterFilter {
+        let Matching { source, reason, code, consumer, product, customer, order, since, until, text } = self;
         DeadLetterFilter {
             states: Vec::new(),
             source: *source,
-            reason: reason.map(str::to_owned),
+            reason: reason.clone(),
             code: code.clone(),
             consumer: consumer.clone(),
             product: product.clone(),

@@ -7,7 +7,6 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::Asked;
-use super::filters::Reason;
 use super::follow::follow;
 use super::selection::{Selection, confirmed, unusable};
 use crate::cli::admin_client::DaemonTarget;
@@ -23,8 +22,6 @@ use crate::ledger::{LetterSelection, ReplayOptions};
 pub(super) struct ReplayArgs {
     #[command(flatten)]
     selection: Selection,
-    #[command(flatten)]
-    reason: Reason,
     /// Publish them to this queue instead of the one each came from; unrouted ones came from none
     #[arg(long, value_name = "QUEUE")]
     to: Option<String>,
@@ -69,7 +66,7 @@ pub(super) async fn run(
         stop_at: f64::from(args.stop_at) / 100.0,
         canary: !args.no_canary,
     };
-    let selection = match args.selection.selection(args.reason.reason.as_deref(), Timestamp::now()) {
+    let selection = match args.selection.selection(Timestamp::now()) {
         Ok(selection) => selection,
         Err(problem) => return unusable(problem, err).map(Ok),
     };

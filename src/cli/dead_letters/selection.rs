@@ -27,8 +27,8 @@ impl Selection {
     ///
     /// # Errors
     /// Nothing is selected, or in two ways.
-    pub fn selection(&self, reason: Option<&str>, now: Timestamp) -> Result<LetterSelection, &'static str> {
-        let filter = self.matching.filter(reason, now);
+    pub fn selection(&self, now: Timestamp) -> Result<LetterSelection, &'static str> {
+        let filter = self.matching.filter(now);
         match (self.ids.is_empty(), self.all, filter == DeadLetterFilter::default()) {
             (false, false, true) => Ok(LetterSelection::Ids(self.ids.clone())),
             (true, true, true) | (true, false, false) => {

@@ -104,7 +104,7 @@ pub enum LetterSelection {
 
 /// How a replay is carried out.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(default, deny_unknown_fields)]
 pub struct ReplayOptions {
     /// The queue that the letters are published to; `None`: each to the one that it came from.
     pub to: Option<String>,

@@ -112,8 +112,8 @@ fn a_replay_stops_while_the_cause_is_there_and_after_the_repair_processes_each_o
         .clone()
     };
     assert_eq!(ask(&env, &orderd, &["hold", &number("o-390"), "--note", "SHOP-7"]).0, 0);
-    assert_eq!(ask(&env, &orderd, &["discard", &number("o-391"), "--reason", "a test", "--yes"]).0, 0);
-    assert_eq!(ask(&env, &orderd, &["discard", &number("o-391"), "--reason", "a test", "--yes"]).0, 0, "again");
+    assert_eq!(ask(&env, &orderd, &["discard", &number("o-391"), "--note", "a test", "--yes"]).0, 0);
+    assert_eq!(ask(&env, &orderd, &["discard", &number("o-391"), "--note", "a test", "--yes"]).0, 0, "again");
     assert_eq!(ask(&env, &orderd, &["hold", &number("o-391"), "--note", "no"]).0, 1, "it is closed");
     service.repair();
     let mut raw = env.raw();
