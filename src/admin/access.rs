@@ -1,4 +1,4 @@
-//! Who sends a request: users with their tokens, and whoever can read the token in the ledger's directory.
+//! Who sends a request: users with their tokens, and anyone who can read the token in the ledger's directory.
 //!
 //! It never decides what somebody may do, and never shows a token.
 
@@ -149,7 +149,7 @@ pub(super) mod tests {
     }
 
     #[tokio::test]
-    async fn whoever_can_read_the_token_in_the_ledgers_directory_is_an_operator() {
+    async fn anyone_who_can_read_the_token_in_the_ledgers_directory_is_an_operator() {
         let directory = tempfile::tempdir().unwrap();
         let authenticator = authenticator(directory.path());
         let token = format!("Bearer {}", authenticator.local_token().await.unwrap().expose());

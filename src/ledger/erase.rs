@@ -74,7 +74,7 @@ pub struct ErasedRows {
     pub dead_letters: usize,
     /// Stored dead letters whose content is not erased, because they are being published again.
     pub replaying_dead_letters: usize,
-    /// All stored dead letters with a content of which no order is known, whoever they are about.
+    /// All stored dead letters with a content of which no order is known.
     pub unattributed_dead_letters: usize,
     /// Orders and messages of which the results of steps are not erased yet, because they are still needed. Unless an undo has
     /// failed, they are erased as soon as the steps are finished or undone.

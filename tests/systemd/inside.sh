@@ -47,8 +47,8 @@ journal_has() { grep -qi -- "$1" < <(journalctl --no-pager --output=cat -u order
 # Settings of the unit for some checks, in a drop-in.
 with() { mkdir -p /run/systemd/system/orderd.service.d && printf '[Service]\n%s\n' "$@" >/run/systemd/system/orderd.service.d/test.conf && systemctl daemon-reload; }
 without() { rm -f /run/systemd/system/orderd.service.d/test.conf && systemctl daemon-reload; }
-publish() { orderd publish --set broker.password_file=/etc/credstore/orderd.broker --set admin.token_file=/etc/credstore/orderd.admin - <<<"{\"id\": \"$1\", \"product\": \"Laptop\", \"quantity\": 1, \"price\": \"400.00\"}"; }
-processed() { orderd trace "$1" --set broker.password_file=/etc/credstore/orderd.broker --set management.url=http://127.0.0.1:1 --set admin.token_file=/etc/credstore/orderd.admin --format json | grep -q '"processed"'; }
+publish() { orderd publish --set broker.password_file=/etc/credstore/orderd.broker - <<<"{\"id\": \"$1\", \"product\": \"Laptop\", \"quantity\": 1, \"price\": \"400.00\"}"; }
+processed() { orderd trace "$1" --set broker.password_file=/etc/credstore/orderd.broker --set management.url=http://127.0.0.1:1 --format json | grep -q '"processed"'; }
 # The response of the admin listener to GET PATH [TOKEN].
 http_get() {
     exec 7<>"/dev/tcp/127.0.0.1/$ADMIN_PORT" || return 1

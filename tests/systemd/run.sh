@@ -66,6 +66,7 @@ prepare_container() {
         -e "s|^username = .*|username = \"orderd-$suite\"|" \
         -e "s|^password = .*|password_file = \"/run/credentials/orderd.service/broker\"|" \
         -e "s|^url = .*|url = \"http://127.0.0.1:$MANAGEMENT_PORT\"|" \
+        -e "s|^#\(\[\[admin.users\]\]\)|\1|" -e "s|^#\(name = \"ada\"\)|\1|" -e "s|^#\(role = \)|\1|" \
         -e "s|^#token_file = .*|token_file = \"/run/credentials/orderd.service/admin\"|" \
         -e "s|^listen = .*|listen = \"127.0.0.1:$ADMIN_PORT\"|" "$container/etc/orderd/orderd.toml"
     as_root install -d -m 700 "$container/etc/credstore"

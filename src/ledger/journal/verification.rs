@@ -1,6 +1,6 @@
 //! Finds entries that were changed, removed or put elsewhere. Pure: it is given the entries in the order of their numbers.
 //!
-//! Whoever can write the ledger can also compute a whole new chain, which only a hash that was kept elsewhere reveals.
+//! Anyone who can write the ledger can also compute a whole new chain, which only a hash that was kept elsewhere reveals.
 
 use serde::Serialize;
 

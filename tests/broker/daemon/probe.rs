@@ -35,17 +35,3 @@ fn probe_distinguishes_alive_from_ready_and_names_what_is_missing() {
     assert_eq!(orderd.stop(), 0);
     assert_eq!(probe(&env, &[]).0, 69);
 }
-
-#[test]
-fn a_probe_with_another_token_than_the_daemon_still_succeeds() {
-    let node = Node::shared();
-    let env = with_admin(&node);
-    let token = env.directory.path().join("token");
-    std::fs::write(&token, "the-token-of-the-start").unwrap();
-    let env = env.set("admin.token_file", token.to_str().unwrap());
-    let mut orderd = env.start();
-    std::fs::write(&token, "the-token-of-the-next-start").unwrap();
-    assert_eq!(probe(&env, &[]), (0, "live\n".to_owned()));
-    wait_until("it is ready", || probe(&env, &["--ready"]) == (0, "ready\n".to_owned()));
-    assert_eq!(orderd.stop(), 0);
-}

@@ -1,4 +1,4 @@
-//! Dead letters are replayed: each at most once by whoever asks, none lost and none doubled, through crashes of everything.
+//! Dead letters are replayed: none is lost and none takes effect twice, although operators compete and processes are killed.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};

@@ -55,7 +55,7 @@ fn no_password_is_ever_printed_and_json_logs_are_json() {
         .set("broker.password", PASSWORD)
         .set("management.username", &watcher)
         .set("management.password", MANAGEMENT)
-        .set("admin.token_file", token.to_str().unwrap())
+        .set("admin.users", &format!("[{{name = 'ada', role = 'viewer', token_file = {token:?}}}]"))
         .set("log.level", "trace")
         .set("log.directory", logs.to_str().unwrap());
 

@@ -129,17 +129,17 @@ fn without_a_management_api_status_shows_the_reason_and_everything_else() {
 }
 
 #[test]
-fn status_takes_the_token_from_the_configuration() {
+fn status_sends_the_token_in_the_ledgers_directory() {
     let node = Node::shared();
     let env = with_admin(&node);
     let file = env.directory.path().join("token");
     std::fs::write(&file, "0123456789abcdef").unwrap();
-    let env = env.set("admin.token_file", file.to_str().unwrap());
+    let env = env.set("admin.users", &format!("[{{name = 'ada', role = 'viewer', token_file = {file:?}}}]"));
     let mut orderd = env.start();
     wait_until("its connections are open", || status(&env, &[]).0 == 0);
     std::fs::write(&file, "fedcba9876543210").unwrap();
-    let (code, output) = status(&env, &[]);
+    let (code, output) = status(&env, &["--token-file", file.to_str().unwrap()]);
     assert_eq!(code, 78, "{output}");
-    assert!(output.contains("401") && output.contains("token_file"), "{output}");
+    assert!(output.contains("401"), "{output}");
     assert_eq!(orderd.stop(), 0);
 }

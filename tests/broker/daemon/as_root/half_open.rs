@@ -90,7 +90,7 @@ fn clients_that_vanish_from_the_network_are_disconnected_and_keep_no_health_chec
     let env = TestEnv::new(&node).set("admin.listen", "0.0.0.0:0");
     let token = env.directory.path().join("token");
     fs::write(&token, "0123456789abcdef\n").unwrap();
-    let env = env.set("admin.token_file", token.to_str().unwrap());
+    let env = env.set("admin.users", &format!("[{{name = 'ada', role = 'viewer', token_file = {token:?}}}]"));
     let mut orderd = env.start();
     let port = orderd.admin_address().port();
     let network = ClientNetwork::new();
