@@ -79,7 +79,7 @@ deny: ## Check licences, duplicates, sources and known vulnerabilities of all de
 	@cargo deny --version >/dev/null 2>&1 || { echo 'cargo-deny is missing: cargo install --locked cargo-deny' >&2; exit 1; }
 	@$(STEP) "check dependencies" cargo deny --config .cargo/deny.toml check
 
-demo: programs ## Run the whole pipeline with a shop's services and a mail server, and prove that no order, refund or e-mail is missing
+demo: programs ## Run the whole pipeline with a shop's services and a mail server, replay what failed, and prove that no order, refund or e-mail is missing
 	@$(STEP) "demo" $(DEBUG)/demo run
 
 up: programs ## Start a private broker and orderd, and leave them running; FRESH=1 without the data of the last time

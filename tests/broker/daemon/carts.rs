@@ -8,7 +8,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use crate::soak::harness::shop::books::{Action, Books};
+use crate::soak::harness::shop::books::{Action, Books, OrderStates};
 use crate::support::Node;
 use crate::support::step_server::{StepCall, StepReply, StepServer, reply};
 use crate::support::test_env::{LedgerReader, TestEnv, wait_until};
@@ -151,7 +151,7 @@ fn every_charge_of_a_cart_is_kept_with_a_processed_order_or_refunded_whatever_fa
     println!("{} processed; dead letters: {:?}", processed.len(), ledger.rows(codes));
     assert_eq!(ledger.number("SELECT count(*) FROM dead_letters WHERE reason = 'undo_failed'"), 0);
     let Shop { books, calls } = std::mem::take(&mut *shop.lock().unwrap());
-    let audit = books.audit(&processed, &dead, &HashSet::new());
+    let audit = books.audit(&OrderStates { processed, dead_lettered: dead, ..OrderStates::default() });
     println!("{audit}\n{} calls in {:?}", calls.values().sum::<u64>(), began.elapsed());
     assert!(audit.passed());
 

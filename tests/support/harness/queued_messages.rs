@@ -23,6 +23,10 @@ pub struct QueuedMessages {
     pub dead_letters: Vec<(String, String)>,
     /// The ids of unrouted messages.
     pub unrouted: HashSet<String>,
+    /// The ids of dead letters that were replayed, and processed then.
+    pub replayed: HashSet<String>,
+    /// The same of unrouted messages.
+    pub replayed_unrouted: HashSet<String>,
 }
 
 impl QueuedMessages {
@@ -38,14 +42,19 @@ impl QueuedMessages {
     pub fn with_stored(&self, ledger: &Path) -> Outcome<QueuedMessages> {
         let mut all = self.clone();
         let ledger = audit::open(ledger)?;
-        let mut select = ledger
-            .prepare("SELECT source, message_id, reason FROM stored_dead_letters WHERE message_id IS NOT NULL")?;
+        let mut select = ledger.prepare(
+            "SELECT source, message_id, reason, EXISTS (SELECT 1 FROM replay_letters AS copies
+                 WHERE copies.letter_id = letters.id AND copies.state IN ('processed', 'cancelled'))
+             FROM stored_dead_letters AS letters WHERE message_id IS NOT NULL",
+        )?;
         let mut rows = select.query([])?;
         while let Some(row) = rows.next()? {
-            let (id, reason): (String, String) = (row.get(1)?, row.get(2)?);
-            match row.get_ref(0)?.as_str()? {
-                ExchangeNames::UNROUTED_QUEUE => drop(all.unrouted.insert(id)),
-                _ => all.dead_letters.push((id, reason)),
+            let (source, id, reason): (String, String, String) = (row.get(0)?, row.get(1)?, row.get(2)?);
+            match (source == ExchangeNames::UNROUTED_QUEUE, row.get(3)?) {
+                (true, false) => drop(all.unrouted.insert(id)),
+                (true, true) => drop(all.replayed_unrouted.insert(id)),
+                (false, false) => all.dead_letters.push((id, reason)),
+                (false, true) => drop(all.replayed.insert(id)),
             }
         }
         Ok(all)

@@ -27,6 +27,7 @@ use rusqlite::{Connection, OpenFlags};
 
 use super::Outcome;
 use super::queued_messages::QueuedMessages;
+use super::shop::books::OrderStates;
 
 /// The messages that a run published, all of them confirmed. Their ids begin with the run's prefix, so that other messages
 /// on the broker are not counted.
@@ -113,6 +114,10 @@ impl Audit {
                 audit.repeated_dead_letters += 1;
             }
         }
+        // One that failed again is a dead letter still.
+        audit.records.replayed = queued.replayed.difference(&audit.records.dead_letters).cloned().collect();
+        audit.records.replayed.retain(|id| id.starts_with(&audit.published.prefix));
+        audit.records.replayed_unrouted = queued.replayed_unrouted;
         audit.records.unrouted = queued.unrouted;
         audit.records.unrouted.retain(|id| id.starts_with(&audit.published.prefix));
         audit.records.processed = audit.ids(&ledger, "SELECT id FROM orders WHERE status = 'processed'")?;
@@ -171,6 +176,7 @@ impl Audit {
             "repeated_dead_letters": self.repeated_dead_letters,
             "unrouted": unrouted_orders,
             "unrouted_events": unrouted_events,
+            "replayed": self.records.replayed.len() + self.records.replayed_unrouted.len(),
             "unrouted_and_settled": self.records.unrouted_and_settled(),
             "retried": self.totals.retried,
             "event_lines": self.event_lines,
@@ -203,19 +209,12 @@ impl Audit {
         Ok(())
     }
 
-    /// The orders that are processed.
-    pub fn processed(&self) -> &HashSet<String> {
-        &self.records.processed
-    }
-
-    /// The orders that were cancelled.
-    pub fn cancelled(&self) -> &HashSet<String> {
-        &self.records.cancelled
-    }
-
-    /// The orders that are dead-lettered.
-    pub fn dead_letters(&self) -> &HashSet<String> {
-        &self.records.dead_letters
+    /// What became of the orders.
+    pub fn order_states(&self) -> OrderStates {
+        let Records { processed, dead_letters, cancelled, replayed, replayed_unrouted, .. } = &self.records;
+        let replayed = replayed.union(replayed_unrouted).cloned().collect();
+        let [processed, dead_lettered, cancelled] = [processed, dead_letters, cancelled].map(HashSet::clone);
+        OrderStates { processed, dead_lettered, cancelled, replayed }
     }
 
     /// The orders that are unrouted and nowhere else.
@@ -246,6 +245,8 @@ impl fmt::Display for Audit {
         }
         let (unrouted_orders, unrouted_events) = self.records.only_unrouted();
         line(f, "  unrouted", unrouted_orders)?;
+        let replayed = self.records.replayed.len() + self.records.replayed_unrouted.len();
+        line(f, "dead letters that were replayed", replayed as u64)?;
         line(f, "  dead-lettered more than once", self.repeated_dead_letters)?;
         line(f, "retried after a delay", self.totals.retried)?;
         line(f, &format!("notifications ({notifications} by others)"), self.totals.notifications)?;

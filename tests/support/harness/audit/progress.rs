@@ -17,8 +17,10 @@ pub struct Progress {
     pub processed: u64,
     /// Cancelled once they were processed.
     pub cancelled: u64,
-    /// Dead-lettered orders.
+    /// Dead-lettered orders that are neither processed nor cancelled.
     pub dead_lettered: u64,
+    /// Dead-lettered orders that were replayed, and processed then.
+    pub replayed: u64,
     pub notifications: u64,
     pub analytics: u64,
     /// Dead-lettered events: none unless something is wrong with them.
@@ -35,6 +37,8 @@ impl Progress {
         let read = || -> rusqlite::Result<Progress> {
             let ledger = open(directory)?;
             let dead_letters = "SELECT count(*) FROM dead_letters WHERE identity >= ?1 AND identity < ?2";
+            let ended =
+                "EXISTS (SELECT 1 FROM orders WHERE orders.id = identity AND status IN ('processed', 'cancelled'))";
             let events = "SELECT count(*) FROM events WHERE id >= ?1 AND id < ?2 AND kind = ";
             Ok(Progress {
                 processed: count(
@@ -45,7 +49,8 @@ impl Progress {
                     &ledger,
                     "SELECT count(*) FROM orders WHERE id >= ?1 AND id < ?2 AND status = 'cancelled'",
                 )?,
-                dead_lettered: count(&ledger, &format!("{dead_letters} AND identity NOT LIKE '%/%'"))?,
+                dead_lettered: count(&ledger, &format!("{dead_letters} AND identity NOT LIKE '%/%' AND NOT {ended}"))?,
+                replayed: count(&ledger, &format!("{dead_letters} AND {ended}"))?,
                 dead_events: count(&ledger, &format!("{dead_letters} AND identity LIKE '%/%'"))?,
                 notifications: count(&ledger, &format!("{events} 'notification'"))?,
                 analytics: count(&ledger, &format!("{events} 'analytics'"))?,
@@ -70,9 +75,10 @@ impl Progress {
     }
 
     /// Whether all orders are processed or dead-lettered, those cancelled that were to be, and all events recorded: those published, and those that orderd
-    /// emits: a notification and an analytics event for each processed order, an analytics event for each dead-lettered one.
+    /// emits: a notification and an analytics event for each processed order, an analytics event for each dead-lettered one, replayed
+    /// or not.
     pub fn is_settled(&self, published: &Published) -> bool {
-        let own = 2 * self.processed + 4 * self.cancelled + self.dead_lettered;
+        let own = 2 * self.processed + 4 * self.cancelled + self.dead_lettered + self.replayed;
         let events = own + published.notifications + published.analytics;
         self.settled_orders() >= published.orders
             && self.cancelled >= published.cancelled.len() as u64
@@ -103,7 +109,7 @@ impl Unsettled {
         let recorded = ids("SELECT identity FROM dead_letters")?;
         let mut settled = ids("SELECT id FROM orders WHERE status = 'processed' UNION SELECT id FROM events")?;
         settled.extend(recorded.iter().cloned());
-        let found: HashSet<&String> = queued.dead_letters.iter().map(|(id, _)| id).collect();
+        let found: HashSet<&String> = queued.dead_letters.iter().map(|(id, _)| id).chain(&queued.replayed).collect();
         let dead_letters = recorded.iter().filter(|id| !found.contains(id)).count() as u64;
         let mut unsettled = Unsettled { dead_letters, ..Unsettled::default() };
         for id in queued.unrouted.difference(&settled) {

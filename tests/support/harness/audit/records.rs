@@ -22,6 +22,10 @@ pub struct Records {
     pub dead_letters: HashSet<String>,
     /// Messages in the unrouted queue.
     pub unrouted: HashSet<String>,
+    /// Dead letters that were replayed, and processed then.
+    pub replayed: HashSet<String>,
+    /// The same of unrouted messages.
+    pub replayed_unrouted: HashSet<String>,
 }
 
 impl Records {
@@ -68,8 +72,13 @@ impl Records {
         problems.add("orders were both processed and dead-lettered", self.processed.intersection(&self.dead_letters));
         problems.add("orders were not cancelled", published.cancelled.difference(&self.cancelled));
         problems.add("orders were cancelled by nobody", self.cancelled.difference(&published.cancelled));
-        problems.add("orders exist that were never published", settled.difference(&routable));
-        problems.add("unroutable orders are not in the unrouted queue", unroutable.difference(&self.unrouted));
+        let rerouted: HashSet<String> = unroutable.intersection(&self.replayed_unrouted).cloned().collect();
+        let known: HashSet<String> = routable.union(&rerouted).cloned().collect();
+        problems.add("orders exist that were never published", settled.difference(&known));
+        let unrouted: HashSet<String> = self.unrouted.union(&self.replayed_unrouted).cloned().collect();
+        problems.add("unroutable orders are not in the unrouted queue", unroutable.difference(&unrouted));
+        let replayed = self.replayed.iter().chain(&rerouted);
+        problems.add("replayed orders are neither processed nor cancelled", replayed.filter(|id| !self.is_settled(id)));
         let unexplained = self
             .unrouted
             .difference(&unroutable)
@@ -81,15 +90,15 @@ impl Records {
         );
         problems.add(
             "dead letters in the ledger are not in the dead letter queue",
-            self.recorded_dead_letters.difference(&self.dead_letters),
+            self.recorded_dead_letters.difference(&self.dead_letters).filter(|id| !self.replayed.contains(*id)),
         );
     }
 
     /// Checks that a notification and an analytics event are recorded for each processed order, the same once more for each that was
-    /// cancelled after that, an analytics event for each dead-lettered one, and each event that others published.
+    /// cancelled after that, an analytics event for each dead-lettered one, also if it was replayed later, and each event that others published.
     fn compare_events(&self, published: &Published, problems: &mut Problems) {
         let emitted = |id: &String| [format!("{id}/notification/processed"), format!("{id}/analytics/processed")];
-        let failed = self.dead_letters.iter().map(|id| format!("{id}/analytics/failed"));
+        let failed = self.dead_letters.iter().chain(&self.replayed).map(|id| format!("{id}/analytics/failed"));
         let revoked = |id: &String| [format!("{id}/notification/cancelled"), format!("{id}/analytics/cancelled")];
         let processed = self.processed.iter().chain(&self.cancelled).flat_map(emitted);
         let cancelled = self.cancelled.iter().flat_map(revoked);

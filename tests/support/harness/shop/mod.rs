@@ -59,6 +59,11 @@ impl Shop {
         self.reservations.start()
     }
 
+    /// From now on no order is refused.
+    pub fn refuse_none(&self) {
+        self.books.lock().unwrap_or_else(PoisonError::into_inner).refuse_none();
+    }
+
     /// What the services have done so far.
     pub fn books(&self) -> Books {
         self.books.lock().unwrap_or_else(PoisonError::into_inner).clone()

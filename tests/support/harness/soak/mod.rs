@@ -1,5 +1,6 @@
 //! The soak: orders under load, some of which fail, while orderd, the broker, the network and the disk suffer random faults. A
-//! shop's services charge, reserve and ship each order. At the end every published order must have been processed once, be a dead
+//! shop's services charge, reserve and ship each order. From the middle of the run on they refuse none, and an operator replays those
+//! that they have refused. At the end every published order must have been processed once, be a dead
 //! letter or be unrouted; every recorded event must have a whole line in its file, the sums must match, and what the services did
 //! must be kept with a processed order or undone.
 
@@ -7,6 +8,7 @@ mod broker_api;
 mod disk;
 mod fault;
 mod faults;
+mod operator;
 mod producer;
 mod report;
 mod targets;
@@ -18,6 +20,7 @@ use std::time::{Duration, Instant};
 pub use disk::Disk;
 pub use fault::FaultKind;
 use fault::{fault, plan};
+use operator::Operator;
 pub use producer::Producer;
 pub use report::SoakReport;
 use serde_json::json;
@@ -126,6 +129,7 @@ impl Soak {
             events: directory(|disks| &disks.events).join("log"),
             daemon: environment.start_daemon(&self.program)?,
             producer: Producer::start(environment.connector(), RATE, runtime),
+            operator: None,
             queued: QueuedMessages::default(),
             gaps: Vec::new(),
             deleted_files: Vec::new(),
@@ -133,7 +137,10 @@ impl Soak {
         };
         let mut report = SoakReport::new(self.seed, &self.kinds);
         targets.await_recovery()?;
-        self.inject_faults(&kinds, &mut targets, &mut report, log)?;
+        self.inject_faults(&kinds, &mut targets, shop, &mut report, log)?;
+        targets.quiesce()?;
+        targets.operator = None;
+        operator::replay_all(environment, &self.program, &targets.ledger)?;
         let orders = targets.quiesce()?;
         let status = targets.daemon.terminate(faults::orderd::DRAIN)?;
         if !status.success() {
@@ -151,7 +158,7 @@ impl Soak {
         })?;
         // An order whose copy is unrouted has not ended: what was done for it is neither kept nor undone.
         let books = shop.books().without(&audit.only_unrouted_orders());
-        report.books = Some(books.audit(audit.processed(), audit.dead_letters(), audit.cancelled()));
+        report.books = Some(books.audit(&audit.order_states()));
         report.audit = Some(audit);
         Ok(report)
     }
@@ -160,12 +167,19 @@ impl Soak {
         &self,
         kinds: &[&'static FaultKind],
         targets: &mut Targets<'_>,
+        shop: &Shop,
         report: &mut SoakReport,
         log: &mut dyn FnMut(String),
     ) -> Outcome<()> {
         for (number, kind) in plan(self.seed, kinds).enumerate().take(self.faults * MAX_TRIES_FACTOR) {
             if report.faults() >= self.faults {
                 break;
+            }
+            if targets.operator.is_none() && report.faults() >= self.faults / 2 {
+                log("the shop's services refuse nothing any more, and an operator replays what they have refused"
+                    .to_owned());
+                shop.refuse_none();
+                targets.operator = Some(Operator::start(targets.environment, self.program.as_path(), self.seed));
             }
             let mut fault = fault(self.seed, number, kind);
             thread::sleep(Duration::from_millis(fault.random.u64(0..LONGEST_PAUSE)));

@@ -19,6 +19,7 @@ use super::broker_api::{BrokerApi, is_ready};
 use super::disk::Disk;
 use super::fault::{Fault, Kill};
 use super::faults::topology;
+use super::operator::{self, Operator};
 use super::producer::Producer;
 
 const POLL: Duration = Duration::from_millis(100);
@@ -50,6 +51,8 @@ pub struct Targets<'s> {
     pub events: PathBuf,
     pub daemon: Daemon,
     pub producer: Producer,
+    /// Replays dead letters from the middle of the run on.
+    pub operator: Option<Operator>,
     /// What was removed from the dead letter queue and the unrouted queue.
     pub queued: QueuedMessages,
     /// When bindings to the exchange of orders were missing.
@@ -185,11 +188,18 @@ impl Targets<'_> {
         progress.processed + progress.dead_lettered
     }
 
-    /// Pauses the producer and waits until nothing is under way: all orders are processed, dead-lettered or unrouted, all
+    /// Lets orders be published and dead letters be replayed again.
+    pub fn resume(&self) {
+        self.producer.resume();
+        self.operator.iter().for_each(Operator::resume);
+    }
+
+    /// Pauses the producer and the operator and waits until nothing is under way: all orders are processed, dead-lettered or unrouted, all
     /// events are recorded, and what the dead letter queue and the unrouted queue held has been collected, here or by orderd. Returns the number
     /// of orders. Then any queue can be deleted, and nothing is in it.
     pub fn quiesce(&mut self) -> Outcome<u64> {
         self.producer.pause();
+        self.operator.iter().for_each(Operator::pause);
         let (mut last, mut last_change) = (Progress::default(), Instant::now());
         loop {
             // A queue may be missing, or the broker be restarting.
@@ -208,7 +218,7 @@ impl Targets<'_> {
                     analytics: progress.analytics + unsettled.analytics,
                     ..progress
                 };
-                if progress.is_settled(&published) && unsettled.dead_letters == 0 {
+                if progress.is_settled(&published) && unsettled.dead_letters == 0 && operator::is_idle(&self.ledger)? {
                     return Ok(orders);
                 }
                 unrouted = Some((orders, unsettled));

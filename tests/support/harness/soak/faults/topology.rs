@@ -80,7 +80,7 @@ fn queue(targets: &mut Targets<'_>, fault: &mut Fault, names: &[&'static str], o
     targets.quiesce()?;
     let unbound: &[&str] = if of_orders { &[name] } else { &[] };
     let deleted = targets.open_routing_gap(unbound, |api| api.delete("queues", name))?;
-    targets.producer.resume();
+    targets.resume();
     await_declaration(targets, fault, deleted)
 }
 
@@ -91,7 +91,7 @@ pub fn virtual_host(targets: &mut Targets<'_>, fault: &mut Fault) -> Outcome<boo
         fault,
         |targets| {
             targets.open_routing_gap(&WORK_QUEUES, BrokerApi::delete_virtual_host)?;
-            targets.producer.resume();
+            targets.resume();
             Ok(())
         },
         |targets| {

@@ -1,19 +1,25 @@
 //! `make demo`: runs the whole pipeline with a shop's services as steps, a mail server, cancellations and injected faults, and proves
 //! that no order is missing, that every charge is kept with a processed order or refunded, and that every customer is notified once.
-//! `make up` starts a broker and orderd and leaves them running; `make down` stops them.
+//! In the end the causes are repaired, and the dead letters are replayed.
+//!
+//! ```text
+//! main      the run: producers, services that go away, cancellations, the audit
+//! replays   the repair of the causes, and the replay of the dead letters
+//! up        `make up` starts a broker and orderd and leaves them running; `make down` stops them
+//! ```
 
-#[path = "../tests/support/harness/mod.rs"]
+#[path = "../../tests/support/harness/mod.rs"]
 mod harness;
-#[path = "../tests/support/smtp_server.rs"]
+#[path = "../../tests/support/smtp_server.rs"]
 #[allow(dead_code, clippy::unwrap_used, reason = "the tests share it; the demo stops at the first error")]
 mod smtp_server;
 
+mod replays;
+mod up;
+
 use std::collections::HashSet;
-use std::fs;
 use std::io::{self, IsTerminal, Write};
-use std::path::Path;
 use std::process::{Child, Command, ExitCode, Stdio};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use clap::{Parser, Subcommand};
@@ -22,11 +28,10 @@ use harness::daemon::{CONFIG, Daemon};
 use harness::environment::{ADDRESSES, EarlierData, Environment, external_broker};
 use harness::interrupt;
 use harness::mail_audit::{Mail, MailAudit};
-use harness::node::Node;
 use harness::queued_messages::QueuedMessages;
 use harness::shop::Shop;
 use harness::shop::books::BooksAudit;
-use harness::{Outcome, repository, sibling_program};
+use harness::{Outcome, sibling_program};
 use indicatif::{ProgressBar, ProgressStyle};
 use smtp_server::SmtpServer;
 use tokio::runtime::Runtime;
@@ -37,7 +42,7 @@ const LINE_INTERVAL: Duration = Duration::from_secs(5);
 /// Time limit, generous enough for a slow machine.
 const DEADLINE: Duration = Duration::from_secs(300);
 const DRAIN: Duration = Duration::from_secs(40);
-/// Orders sent to a routing key with a typo in it.
+/// Orders sent to a routing key with a typo in it. The shop refuses none of these.
 const UNROUTABLE: u64 = 3;
 
 /// Injected faults of every kind, and short retry delays.
@@ -109,8 +114,8 @@ enum Action {
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
         Action::Run { orders, rate } => run(orders, rate.max(1)),
-        Action::Up { fresh } => up(fresh).map(|()| true),
-        Action::Down => down().map(|()| true),
+        Action::Up { fresh } => up::up(fresh).map(|()| true),
+        Action::Down => up::down().map(|()| true),
     };
     match outcome {
         Ok(true) => ExitCode::SUCCESS,
@@ -141,8 +146,8 @@ fn run(orders: u64, rate: u64) -> Outcome<bool> {
     let address = format!("127.0.0.1:{}", mail_server.port);
     let settings = STEPS.iter().map(|key| (*key, &*steps)).chain(FAULTS).chain(CHANNELS);
     let settings: Vec<_> = settings.chain([(MAIL_SERVER, &*address)]).collect();
-    let environment = prepare_environment("demo", &settings, EarlierData::Deleted, &runtime)?;
-    let audits = run_in(&environment, published, rate, &mut Surroundings { shop, mail_server }, &runtime);
+    let mut environment = prepare_environment("demo", &settings, EarlierData::Deleted, &runtime)?;
+    let audits = run_in(&mut environment, published, rate, &mut Surroundings { shop, mail_server }, &runtime);
     environment.tear_down()?;
     let (audit, books, mails) = audits?;
     let log = environment.directory.join("orderd.log");
@@ -172,7 +177,7 @@ struct Surroundings {
 }
 
 fn run_in(
-    environment: &Environment,
+    environment: &mut Environment,
     mut published: Published,
     rate: u64,
     surroundings: &mut Surroundings,
@@ -204,24 +209,32 @@ fn run_in(
     watch(environment, &mut published, &mut daemon, &mut producers, surroundings)?;
     show_command(environment, &["status"])?;
     show_command(environment, &["report", "--by", "product"])?;
-    let status = daemon.terminate(DRAIN)?;
-    if !status.success() {
-        return Err(format!("orderd failed while stopping: {status}").into());
-    }
+    replays::repair(environment, &mut daemon, &surroundings.shop)?;
+    replays::replay(environment)?;
+    replays::await_events(environment, &published, &mut daemon)?;
+    stop(&mut daemon)?;
     let (prefix, promotions) =
         (published.prefix.clone(), published.notifications - published.notifications / SMS_SHARE);
     let audit = runtime.block_on(async {
         let queued = QueuedMessages::read(&environment.connector(), environment.ledger_directory()).await?;
         Audit::of_run(published, environment.ledger_directory(), queued).await
     })?;
-    let books = surroundings.shop.books().audit(audit.processed(), audit.dead_letters(), audit.cancelled());
+    let states = audit.order_states();
+    let books = surroundings.shop.books().audit(&states);
     let contents = surroundings.mail_server.mails();
     let contents: Vec<&str> = contents.iter().filter_map(|mail| mail["content"].as_str()).collect();
     show_mail(&contents)?;
     let mails: Vec<Mail> = contents.iter().map(|content| Mail::read(content)).collect();
-    let notified: HashSet<String> = audit.processed().union(audit.cancelled()).cloned().collect();
-    let mails = MailAudit::of(&mails, &prefix, &notified, audit.cancelled(), promotions);
+    let notified: HashSet<String> = states.processed.union(&states.cancelled).cloned().collect();
+    let mails = MailAudit::of(&mails, &prefix, &notified, &states.cancelled, promotions);
     Ok((audit, books, mails))
+}
+
+fn stop(daemon: &mut Daemon) -> Outcome<()> {
+    match daemon.terminate(DRAIN)? {
+        status if status.success() => Ok(()),
+        status => Err(format!("orderd failed while stopping: {status}").into()),
+    }
 }
 
 /// The running producers; killed when dropped.
@@ -270,16 +283,17 @@ impl Drop for Producers {
 /// Publishes orders whose routing key has a typo, and matches no binding. They must not get lost either.
 fn publish_unroutable(environment: &Environment, prefix: &str) -> Outcome<()> {
     let order = |number| {
-        format!("{{\"id\": \"{prefix}typo-{number}\", \"product\": \"Pen\", \"quantity\": 1, \"price\": \"1.20\"}}\n")
+        format!(
+            "{{\"id\": \"{prefix}typo-{number}\", \"product\": \"Pen\", \"quantity\": 1, \"price\": \"1.20\", \"currency\": \"EUR\", \
+             \"email\": \"typo-{number}@example.com\"}}\n"
+        )
     };
     publish_lines(environment, "order.nromal.created", &(1..=UNROUTABLE).map(order).collect::<String>())
 }
 
 /// Publishes these lines with this routing key.
 fn publish_lines(environment: &Environment, routing_key: &str, lines: &str) -> Outcome<()> {
-    let mut child = Command::new(sibling_program("orderd")?)
-        .args(["publish", "--config", CONFIG, "--routing-key", routing_key, "-"])
-        .envs(environment.settings().iter().map(|(key, value)| (key, value)))
+    let mut child = command(environment, &["publish", "--routing-key", routing_key, "-"])?
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
@@ -325,15 +339,20 @@ for line in ('\\n' + mail.get_body(('plain',)).get_content()).splitlines():
     }
 }
 
+/// An orderd command with the settings of the running daemon.
+fn command(environment: &Environment, arguments: &[&str]) -> Outcome<Command> {
+    let mut command = Command::new(sibling_program("orderd")?);
+    command.args(arguments).args(["--config", CONFIG]);
+    command.envs(environment.settings().iter().map(|(key, value)| (key, value)));
+    Ok(command)
+}
+
 /// Runs an orderd command, and shows the command line and its output.
-fn show_command(environment: &Environment, command: &[&str]) -> Outcome<()> {
-    println!("\n$ orderd {}", command.join(" "));
-    let status = Command::new(sibling_program("orderd")?)
-        .args(command)
-        .args(["--config", CONFIG])
-        .envs(environment.settings().iter().map(|(key, value)| (key, value)))
-        .status()?;
-    if status.success() { Ok(()) } else { Err(format!("orderd {} failed ({status})", command.join(" ")).into()) }
+fn show_command(environment: &Environment, arguments: &[&str]) -> Outcome<()> {
+    let line = format!("orderd {}", arguments.join(" "));
+    println!("\n$ {line}");
+    let status = command(environment, arguments)?.status()?;
+    if status.success() { Ok(()) } else { Err(format!("{line} failed ({status})").into()) }
 }
 
 /// A server that goes away once.
@@ -381,7 +400,8 @@ fn watch(
         interrupt::sleep(POLL)?;
         let producing = !producers.are_done()?;
         let progress = Progress::read(environment.ledger_directory(), &published.prefix);
-        let Progress { processed, cancelled: _, dead_lettered, notifications, analytics, dead_events: _ } = progress;
+        let Progress { processed, cancelled: _, dead_lettered, replayed: _, notifications, analytics, dead_events: _ } =
+            progress;
         let (settled, orders) = (progress.settled_orders(), published.orders);
         let message = format!(
             "{processed} processed, {dead_lettered} dead-lettered, {notifications} notifications, {analytics} events"
@@ -418,83 +438,4 @@ fn watch(
             return Err(format!("not settled within {DEADLINE:?}: {progress:?} of {published:?}; {hint}").into());
         }
     }
-}
-
-/// The file with the process id of the daemon that `up` has started, relative to the repository.
-const PID_FILE: &str = "target/up/orderd.pid";
-/// The ledger of that daemon.
-const LEDGER: &str = "target/up/ledger";
-
-/// Continues with the broker's data and the ledger of the last time, unless `fresh`.
-fn up(fresh: bool) -> Outcome<()> {
-    if let Some(pid) = running_daemon() {
-        return Err(format!("orderd is running already, as process {pid}; to stop it, run: make down").into());
-    }
-    let runtime = Runtime::new()?;
-    let earlier = if fresh { EarlierData::Deleted } else { EarlierData::Kept };
-    if !fresh && repository()?.join(LEDGER).exists() {
-        println!("continuing with the messages and the ledger of the last time; to begin empty, run: make up FRESH=1");
-    }
-    let environment = prepare_environment("up", &[], earlier, &runtime)?;
-    let mut daemon = environment.start_daemon(&sibling_program("orderd")?)?;
-    thread::sleep(Duration::from_secs(1));
-    if let Err(error) = daemon.check_alive() {
-        environment.tear_down()?;
-        return Err(error.into());
-    }
-    let pid = daemon.leave_running();
-    fs::write(PID_FILE, pid.to_string())?;
-    environment.save_exports()?;
-    println!(
-        "orderd is running as process {pid}, and logs to {}\n",
-        environment.directory.join("orderd.log").display()
-    );
-    println!("to use it, run in your shell:\n");
-    println!("  export ORDERD_CONFIG={}", repository()?.join(CONFIG).display());
-    for (key, value) in environment.settings() {
-        println!("  export {key}={value}");
-    }
-    let orderd = sibling_program("orderd")?;
-    println!("  export PATH={}:$PATH", orderd.parent().unwrap_or(Path::new(".")).display());
-    println!("\nthen, for example:\n");
-    for command in [
-        "order_producer --count 1000 --bad 0.02",
-        "orderd publish orders.ndjson",
-        "orderd status --watch",
-        "orderd report",
-    ] {
-        println!("  {command}");
-    }
-    if let Some(node) = &environment.node {
-        println!("\nRabbitMQ management UI: http://127.0.0.1:{} (user guest, password guest)", node.management_port);
-    }
-    println!("\nTo stop both, run: make down");
-    Ok(())
-}
-
-/// The process id of the daemon that `up` has started, if that process is still orderd.
-fn running_daemon() -> Option<u32> {
-    let pid: u32 = fs::read_to_string(PID_FILE).ok()?.trim().parse().ok()?;
-    let words = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
-    let program = words.split(|byte| *byte == 0).next()?;
-    (program == sibling_program("orderd").ok()?.as_os_str().as_encoded_bytes()).then_some(pid)
-}
-
-fn down() -> Outcome<()> {
-    match running_daemon() {
-        None => println!("orderd is not running"),
-        Some(pid) => {
-            Command::new("sh").args(["-c", "kill -TERM \"$0\"", &pid.to_string()]).status()?;
-            let begin = Instant::now();
-            while running_daemon().is_some() {
-                if begin.elapsed() > DRAIN {
-                    return Err(format!("orderd, process {pid}, did not exit within {DRAIN:?} of TERM").into());
-                }
-                thread::sleep(POLL);
-            }
-            println!("orderd has drained and stopped");
-        }
-    }
-    Node::stop_by_name("up")?;
-    Ok(())
 }
