@@ -68,6 +68,8 @@ impl DeadLetters {
     pub fn start(config: &Config, deps: DeadLetterDeps) -> Self {
         let DeadLetterDeps { connector, ledger, publisher, desk, status_registry, shutdown } = deps;
         let (consumers, present_consumers) = (watch::Sender::default(), watch::Sender::default());
+        // Until the first look at the consumers.
+        let hold = watch::Sender::new(Some(HoldCause::Consumers));
         let replayer = Arc::new(Replayer::new(ReplayDeps {
             ledger: Arc::clone(&ledger),
             publisher,
@@ -76,6 +78,7 @@ impl DeadLetters {
             max_body: config.broker.max_body,
             consumers: present_consumers.subscribe(),
             blocked: blocked(&status_registry),
+            hold: hold.subscribe(),
             shutdown: shutdown.clone(),
         }));
         let reader = LetterReader {
@@ -85,8 +88,6 @@ impl DeadLetters {
             consumers: consumers.subscribe(),
         };
         let sums = sum_up(config.ledger.location().reader(), Arc::clone(&status_registry), shutdown.clone());
-        // Until the first look at the consumers.
-        let hold = watch::Sender::new(Some(HoldCause::Consumers));
         let deps = CollectorDeps {
             source: Arc::new(connector.for_optional_connections()),
             hold: hold.subscribe(),

@@ -252,6 +252,7 @@ fn failure(error: DeskError) -> Box<Response> {
         DeskError::Invalid(_) => (StatusCode::BAD_REQUEST, "invalid"),
         DeskError::Missing(_) => (StatusCode::NOT_FOUND, "missing"),
         DeskError::Conflict(_) => (StatusCode::CONFLICT, "conflict"),
+        DeskError::DiskSpace => (StatusCode::SERVICE_UNAVAILABLE, "disk_space"),
         DeskError::Ledger(_) | DeskError::Read(_) => (StatusCode::SERVICE_UNAVAILABLE, "ledger"),
     };
     Box::new(error_response(status, code, &chain(&error)))

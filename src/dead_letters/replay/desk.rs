@@ -22,8 +22,10 @@ use crate::ledger::{
 
 /// The most letters a second.
 const MAX_RATE: u32 = 1_000;
-/// Letters that are read, or changed, at a time.
+/// Letters that are read at a time.
 const PAGE: usize = 500;
+/// Letters that are changed in one transaction, so that orders never wait long for it.
+const CHANGED_AT_ONCE: usize = 100;
 /// Replays that are listed.
 const MAX_LISTED: usize = 100;
 /// Letters that failed again and are named in a report.
@@ -43,6 +45,9 @@ pub enum DeskError {
     /// What it is about has changed, or does not allow it.
     #[error("{0}")]
     Conflict(String),
+    /// What is left of the ledger's disk is for orders.
+    #[error("the ledger's disk is nearly full, and what is left is for orders: make room on it, and try again")]
+    DiskSpace,
     /// The ledger refused.
     #[error("the ledger cannot record it")]
     Ledger(#[from] LedgerError),
@@ -309,7 +314,7 @@ impl Desk {
         let mut changed = ChangedLetters::default();
         match self.bounded(selection).await? {
             LetterSelection::Ids(ids) => {
-                for ids in ids.chunks(PAGE) {
+                for ids in ids.chunks(CHANGED_AT_ONCE) {
                     self.change_some(ids.to_vec(), &change, &by, &mut changed).await?;
                 }
             }
@@ -319,8 +324,10 @@ impl Desk {
                     let page = self.0.deps.ledger.replay_candidates(selection.clone(), states, after, PAGE).await?;
                     let Some(last) = page.last() else { break };
                     after = last.id;
-                    let ids = page.iter().map(|candidate| candidate.id).collect();
-                    self.change_some(ids, &change, &by, &mut changed).await?;
+                    for page in page.chunks(CHANGED_AT_ONCE) {
+                        let ids = page.iter().map(|candidate| candidate.id).collect();
+                        self.change_some(ids, &change, &by, &mut changed).await?;
+                    }
                 }
             }
         }
@@ -406,6 +413,10 @@ impl Desk {
     }
 
     async fn change(&self, change: DeskChange) -> Result<DeskAnswer, DeskError> {
+        let takes_room = !matches!(change, DeskChange::Stop { .. });
+        if takes_room && self.0.is_short_of_disk() {
+            return Err(DeskError::DiskSpace);
+        }
         Ok(self.0.deps.ledger.change_desk(change).await?)
     }
 }

@@ -23,6 +23,7 @@ use crate::ledger::{
     OpenError, Replay, ReplayState,
 };
 use crate::message::{ExchangeNames, Publisher, TrustedUsers};
+use crate::metrics::HoldCause;
 use crate::shutdown::Shutdown;
 use crate::telemetry::RepeatedLog;
 
@@ -36,6 +37,8 @@ pub(super) const PUBLISH_BATCH: u64 = 32;
 const TICK: Duration = Duration::from_millis(100);
 /// How often replays of other processes that have ended are looked for.
 const IDLE_TICK: Duration = Duration::from_secs(5);
+/// The wait after a change of a replay was not recorded.
+const FAILURE_PAUSE: Duration = Duration::from_secs(10);
 /// How long a replay is claimed. It is renewed in time.
 pub(super) const LEASE: Duration = Duration::from_secs(10);
 
@@ -61,6 +64,8 @@ pub struct ReplayDeps {
     pub consumers: watch::Receiver<KnownConsumers>,
     /// Whether a queue's consumer is paused, or waits for a service.
     pub blocked: Blocked,
+    /// Why no dead letters are collected. If it is the disk, nothing is recorded about them either, except outcomes of replays.
+    pub hold: watch::Receiver<Option<HoldCause>>,
     /// Ends the task.
     pub shutdown: Shutdown,
 }
@@ -128,6 +133,11 @@ impl Replayer {
         self.wake.notify_one();
     }
 
+    /// Whether what is left of the ledger's disk is for orders.
+    pub(super) fn is_short_of_disk(&self) -> bool {
+        *self.deps.hold.borrow() == Some(HoldCause::DiskSpace)
+    }
+
     /// Why a replay waits, if this process carries it out.
     pub(super) fn waits_for(&self, replay: i64) -> Option<String> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner).get(&replay).cloned()
@@ -172,9 +182,16 @@ impl Replayer {
         }
         for replay in &replays {
             let pace = paces.entry(replay.id).or_insert_with(Pace::new);
+            if self.is_short_of_disk() {
+                self.set_waiting(replay.id, Some("the ledger's disk is nearly full".to_owned()));
+                continue;
+            }
             match self.advance(replay, pace).await {
                 Ok(()) => drop(FAILURES.ended("step")),
-                Err(error) => log_failure(&error),
+                Err(error) => {
+                    pace.not_before = Instant::now() + FAILURE_PAUSE;
+                    log_failure(&error);
+                }
             }
         }
         // Of many letters, counting takes its time.

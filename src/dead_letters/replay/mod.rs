@@ -17,6 +17,8 @@ mod executor;
 mod message;
 mod publish;
 mod step;
+#[cfg(test)]
+mod tests;
 
 pub use desk::{
     ChangedLetters, Desk, DeskError, DeskHandle, EditRequest, LetterRequest, ReplayPlan, ReplayReport, ReplayRequest,

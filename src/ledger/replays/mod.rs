@@ -214,10 +214,12 @@ pub struct ReplayCandidate {
 
 /// Records what persons do with stored letters.
 pub trait DeskWriter: Send + Sync + 'static {
-    /// Carries out one change, in one transaction. Durable and during an outage like [`super::LedgerWriter::record`].
+    /// Carries out one change, in one transaction. Durable and during an outage like [`super::LedgerWriter::record`]. It is recorded
+    /// after what the consumers record, and never takes the room of that.
     ///
     /// # Errors
-    /// As for [`super::LedgerWriter::record`].
+    /// As for [`super::LedgerWriter::record`]. Also [`LedgerError::Unavailable`] if there is no room for the change alone: then there
+    /// is no outage.
     fn change_desk(&self, change: DeskChange) -> BoxFuture<'static, Result<DeskAnswer, LedgerError>>;
 }
 

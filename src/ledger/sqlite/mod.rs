@@ -7,6 +7,7 @@ mod access;
 mod alerts;
 mod backup;
 mod cancellation;
+mod entry_queues;
 mod erase;
 mod erase_letters;
 mod files;
@@ -64,6 +65,7 @@ use super::retention::Pruned;
 use super::state::LedgerState;
 use super::step_runs::{ClaimAnswer, RunClaim, RunRecord, RunRecorded};
 use super::traits::{JournalWriter, LedgerMaintenance, LedgerWriter, LetterWriter};
+use entry_queues::Precedence;
 use request::{Outcome, PendingEntry, Request, WriterAnswer, WriterEntry};
 
 pub use reader::SqliteReader;
@@ -83,6 +85,8 @@ pub struct Tuning {
     /// The same for messages from dead letter queues, so that those never take the room of orders. A larger one waits for all of
     /// it, so it is recorded alone.
     pub letter_bytes: usize,
+    /// The same for what persons do with stored messages.
+    pub desk_bytes: usize,
     /// Most entries in one commit.
     pub batch: usize,
     /// Longest time that the writer waits for more entries before it commits a small batch. It waits less the fewer
@@ -107,6 +111,7 @@ impl Default for Tuning {
         Self {
             pending_bytes: 8 << 20,
             letter_bytes: 1 << 20,
+            desk_bytes: 1 << 20,
             batch: 1_024,
             gather: Duration::from_millis(10),
             busy_timeout: Duration::from_secs(2),
@@ -131,6 +136,8 @@ pub struct SqliteLedger {
     room: Room,
     /// What further messages from dead letter queues may take.
     letter_room: Room,
+    /// What further changes of persons may take.
+    desk_room: Room,
     /// Cancelled when the writer has closed the file.
     finished: CancellationToken,
     shared: writer::SharedState,
@@ -157,11 +164,12 @@ impl SqliteLedger {
         let shared = writer::SharedState::default();
         let hung_after = tuning.hung_after;
         let (room, letter_room) = (Room::new(tuning.pending_bytes), Room::new(tuning.letter_bytes));
+        let desk_room = Room::new(tuning.desk_bytes);
         writer::spawn(directory, tuning, requests, shared.clone(), finished.clone())?;
         monitor::spawn(queue.downgrade(), shared.busy.clone(), shared.state.clone(), hung_after)
             .map_err(|source| OpenError::Thread { location: open::location(directory), source })?;
         warn_of_file_system(directory);
-        Ok(Self { directory: directory.to_owned(), queue, room, letter_room, finished, shared })
+        Ok(Self { directory: directory.to_owned(), queue, room, letter_room, desk_room, finished, shared })
     }
 }
 
@@ -235,7 +243,11 @@ impl LedgerMaintenance for SqliteLedger {
 impl SqliteLedger {
     /// The call itself queues the entry while there is room, so entries are recorded in the order of the calls.
     fn enqueue(&self, entry: WriterEntry, bytes: usize) -> impl Future<Output = Outcome> + Send + use<> {
-        let room = if entry.is_of_dead_letters() { &self.letter_room } else { &self.room };
+        let room = match entry.precedence() {
+            Precedence::Orders => &self.room,
+            Precedence::Letters => &self.letter_room,
+            Precedence::Desk => &self.desk_room,
+        };
         let bytes = bytes.max(MIN_ENTRY_BYTES).min(room.bytes);
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
         let queue = self.queue.clone();

@@ -32,13 +32,6 @@ pub(super) enum WriterEntry {
     Desk(Box<DeskChange>),
 }
 
-impl WriterEntry {
-    /// Whether it is recorded after everything else, in a transaction and with room of its own: orders come first.
-    pub fn is_of_dead_letters(&self) -> bool {
-        matches!(self, WriterEntry::Letter(_) | WriterEntry::BeginReading { .. } | WriterEntry::EndReading { .. })
-    }
-}
-
 /// The answer to each kind of entry.
 #[derive(Debug)]
 pub(super) enum WriterAnswer {

@@ -21,6 +21,7 @@ use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TryRecvError;
 use tokio_util::sync::CancellationToken;
 
+use super::entry_queues::{EntryQueues, Precedence, refuse};
 use super::files::{FileReplaced, OpenFiles};
 use super::monitor::Busy;
 use super::overwrite::OverwriteDetector;
@@ -136,10 +137,8 @@ struct Writer<'c> {
     requests: mpsc::UnboundedReceiver<Request>,
     shared: SharedState,
     tuning: Tuning,
-    /// What is to be recorded, in order of arrival.
-    pending: VecDeque<PendingEntry>,
-    /// Messages from dead letter queues, which are recorded after everything else that is pending, in transactions of their own.
-    letters: VecDeque<PendingEntry>,
+    /// What is to be recorded.
+    pending: EntryQueues,
     /// Why the last commit failed, and how many have failed since one succeeded.
     outage: Option<(LedgerError, u32)>,
 }
@@ -153,7 +152,6 @@ impl<'c> Writer<'c> {
         shared: SharedState,
         tuning: Tuning,
     ) -> Self {
-        let (pending, letters) = (VecDeque::with_capacity(tuning.batch), VecDeque::new());
         Writer {
             connection,
             statements,
@@ -162,8 +160,7 @@ impl<'c> Writer<'c> {
             requests,
             shared,
             tuning,
-            pending,
-            letters,
+            pending: EntryQueues::default(),
             outage: None,
         }
     }
@@ -177,8 +174,7 @@ impl<'c> Writer<'c> {
             previous = received.len();
             for request in received.drain(..) {
                 match request {
-                    Request::Record(entry) if entry.entry.is_of_dead_letters() => self.letters.push_back(entry),
-                    Request::Record(entry) => self.pending.push_back(entry),
+                    Request::Record(entry) => self.pending.push(entry),
                     Request::Prune { before, answer } => prunings.push((before, answer)),
                     Request::CheckFiles => {}
                     Request::Close => self.requests.close(),
@@ -204,11 +200,20 @@ impl<'c> Writer<'c> {
         !matches!(self.check_files(), Err(LedgerError::Unavailable { cause: OutageCause::FileReplaced, .. }))
     }
 
-    /// Waits for requests. During an outage it waits no longer than until the next attempt. `false` if the queue is closed
-    /// and there is nothing left to do.
+    /// Waits for requests, unless there is something to record. During an outage it waits no longer than until the next attempt.
+    /// `false` if the queue is closed and there is nothing left to do.
     fn receive(&mut self, received: &mut Vec<Request>, previous: usize) -> bool {
-        let has_pending = !self.pending.is_empty() || !self.letters.is_empty();
+        let has_pending = !self.pending.is_empty();
         let Some((error, failures)) = self.outage.clone().filter(|_| has_pending) else {
+            if has_pending {
+                // Entries that give way to orders.
+                while received.len() < self.tuning.batch
+                    && let Ok(request) = self.requests.try_recv()
+                {
+                    received.push(request);
+                }
+                return true;
+            }
             let any = self.requests.blocking_recv_many(received, self.tuning.batch) > 0;
             if any {
                 self.gather(received, previous);
@@ -230,16 +235,12 @@ impl<'c> Writer<'c> {
                     Err(TryRecvError::Empty) => break,
                     Err(TryRecvError::Disconnected) => {
                         // The last attempt has just failed.
-                        for PendingEntry { answer, .. } in self.pending.drain(..).chain(self.letters.drain(..)) {
-                            let _ = answer.send(Err(error.clone()));
-                        }
+                        self.pending.refuse_all(&error);
                         return !received.is_empty();
                     }
                 }
             }
-            // The messages of these entries were released, and will be delivered again.
-            self.pending.retain(|entry| !entry.answer.is_closed());
-            self.letters.retain(|entry| !entry.answer.is_closed());
+            self.pending.retain_awaited();
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return true;
@@ -255,9 +256,7 @@ impl<'c> Writer<'c> {
             error if self.is_disk_full(error) => OutageCause::DiskFull,
             LedgerError::Unavailable { cause, .. } => *cause,
             LedgerError::Outdated { .. } => {
-                for PendingEntry { answer, .. } in self.pending.drain(..).chain(self.letters.drain(..)) {
-                    let _ = answer.send(Err(error.clone()));
-                }
+                self.pending.refuse_all(&error);
                 OutageCause::Outdated
             }
             LedgerError::Refused { .. } | LedgerError::Closed => OutageCause::Other,
@@ -343,39 +342,40 @@ impl<'c> Writer<'c> {
         }
     }
 
-    /// Commits what is pending, and then the messages from dead letter queues.
+    /// Commits the orders that are pending, and then a few of the entries that give way to them.
     ///
     /// # Errors
-    /// The store could not record a batch, which stays pending with all that follow. If only the messages have no room, that is no
-    /// outage: they are answered with the error, and stay in their queues.
+    /// The store could not record a batch, which stays pending with all that follow. If only those that give way have no room, that is
+    /// no outage: they are answered with the error.
     fn commit_pending(&mut self) -> Result<(), LedgerError> {
-        let mut pending = mem::take(&mut self.pending);
-        let committed = self.commit_all(&mut pending);
-        self.pending = pending;
-        committed?;
-        let mut letters = mem::take(&mut self.letters);
-        let committed = self.commit_all(&mut letters);
-        self.letters = letters;
-        match committed {
-            Err(error) if self.is_disk_full(&error) => {
-                for PendingEntry { answer, .. } in self.letters.drain(..) {
-                    let _ = answer.send(Err(error.clone()));
-                }
-                Ok(())
+        self.commit_turn(Precedence::Orders)?;
+        for precedence in Precedence::AFTER_ORDERS {
+            match self.commit_turn(precedence) {
+                Err(error) if self.is_disk_full(&error) => refuse(self.pending.of(precedence), &error),
+                committed => committed?,
             }
-            committed => committed,
         }
+        Ok(())
     }
 
-    /// Commits entries in batches, and answers each entry of a batch after its commit. If one entry makes its batch fail, the
-    /// entries of the batch are committed one by one, so that only that one is refused.
+    fn commit_turn(&mut self, precedence: Precedence) -> Result<(), LedgerError> {
+        let turn = self.pending.turn(precedence);
+        let mut entries = mem::take(self.pending.of(precedence));
+        let committed = self.commit(&mut entries, turn);
+        *self.pending.of(precedence) = entries;
+        committed
+    }
+
+    /// Commits the first `count` entries in batches, and answers each entry of a batch after its commit. If one entry makes its batch
+    /// fail, the entries of the batch are committed one by one, so that only that one is refused.
     ///
     /// # Errors
     /// The store could not record a batch, which stays among the entries with all that follow.
-    fn commit_all(&mut self, entries: &mut VecDeque<PendingEntry>) -> Result<(), LedgerError> {
+    fn commit(&mut self, entries: &mut VecDeque<PendingEntry>, count: usize) -> Result<(), LedgerError> {
+        let mut left = count;
         let mut singly = 0;
-        while !entries.is_empty() {
-            let size = if singly > 0 { 1 } else { self.tuning.batch.min(entries.len()) };
+        while left > 0 {
+            let size = if singly > 0 { 1 } else { self.tuning.batch.min(left) };
             // A panic is a defect. Its entry is refused, and the writer continues with the next.
             let result = catch_unwind(AssertUnwindSafe(|| self.transact(entries, size))).unwrap_or_else(|_| {
                 tracing::error!("the ledger's writer panicked; its batch was rolled back");
@@ -399,7 +399,7 @@ impl<'c> Writer<'c> {
                     }
                 }
             };
-            singly = singly.saturating_sub(size);
+            (singly, left) = (singly.saturating_sub(size), left - size);
             for (entry, outcome) in entries.drain(..size).zip(outcomes) {
                 // The caller may have stopped waiting.
                 let _ = entry.answer.send(outcome);

@@ -1,7 +1,7 @@
 //! The store of dead letters in the file: found by indexes however many there are, removed by retention, erased and backed up.
 
 use std::fmt::Debug;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use tempfile::TempDir;
@@ -11,9 +11,9 @@ use super::super::{MIN_ENTRY_BYTES, SqliteLedger, Tuning, back_up};
 use super::{count, directory, other};
 use crate::ledger::conformance::{accept, at, attempt, dead_letter, order, stored_letter};
 use crate::ledger::{
-    DeadLetterFilter, DeadLetterQuery, ErasureOptions, ErasureSubject, LedgerEntry, LedgerError, LedgerMaintenance,
-    LedgerReader, LedgerWriter, LetterOrder, LetterOrigin, LetterSource, LetterState, LetterWriter, NewStoredLetter,
-    OutageCause, Recorded, StoreAnswer,
+    DeadLetterFilter, DeadLetterQuery, DeskAnswer, DeskChange, DeskWriter, ErasureOptions, ErasureSubject, LedgerEntry,
+    LedgerError, LedgerMaintenance, LedgerReader, LedgerWriter, LetterChange, LetterEdit, LetterOrder, LetterOrigin,
+    LetterSource, LetterState, LetterWriter, NewStoredLetter, OutageCause, Recorded, StoreAnswer,
 };
 
 /// Stores this many letters, as fast as SQLite can make them up.
@@ -390,5 +390,57 @@ async fn a_backup_contains_the_dead_letters() {
     let file = target.path().join("backup.db");
     let summary = back_up(directory.path(), &file, false, &|_| {}, &false.into()).unwrap();
     assert_eq!((summary.rows["stored_dead_letters"], summary.rows["stored_contents"]), (1, 1));
+    ledger.close().await;
+}
+
+/// Orders are recorded while persons change many stored messages, and while there is no room for that.
+#[tokio::test]
+async fn orders_wait_for_one_change_of_the_desk_at_most_and_a_change_without_room_is_no_outage() {
+    let directory = directory();
+    let ledger =
+        SqliteLedger::open_with(directory.path(), Tuning { max_pages: Some(1_500), ..Tuning::default() }).unwrap();
+    let program = other(&directory);
+    let letters = join_all((0..400_u32).map(|n| {
+        let [.., high, low] = n.to_be_bytes();
+        let mut letter = stored_letter(&format!("ord-{n}"), low);
+        letter.fingerprint[..2].copy_from_slice(&[low, high]);
+        ledger.store_letter(letter)
+    }));
+    assert!(letters.await.iter().all(|answer| matches!(answer, Ok(StoreAnswer::Stored(_)))));
+    let discard = |ids: Vec<i64>| {
+        let change = LetterChange::Discard { reason: "x".repeat(1_000) };
+        ledger.change_desk(DeskChange::Letters { ids, change, by: "ada".to_owned(), at: at(1) })
+    };
+    program.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let before = ledger.commits();
+    let changes: Vec<_> = (0..39).map(|n| discard((n * 10 + 1..=n * 10 + 10).collect())).collect();
+    let edit = DeskChange::Edit(Box::new(LetterEdit {
+        letter: 400,
+        base: 0,
+        body: vec![b'x'; 16 << 20].into(),
+        order: LetterOrder::default(),
+        identity: None,
+        search: String::new(),
+        whole_order: None,
+        by: "ada".to_owned(),
+        at: at(1),
+    }));
+    let edit = tokio::spawn(ledger.change_desk(edit));
+    let orders = join_all((0..50).map(|n| ledger.record(accept(order(&format!("ord-{n}"))))));
+    assert_eq!(ledger.room.free.available_permits(), ledger.room.bytes - 50 * MIN_ENTRY_BYTES);
+    program.execute_batch("COMMIT").unwrap();
+    let orders = tokio::spawn(async { (orders.await, Instant::now()) });
+    let changes = tokio::spawn(async { (join_all(changes).await, Instant::now()) });
+    let ((orders, recorded), (changes, changed)) = (orders.await.unwrap(), changes.await.unwrap());
+    assert!(orders.iter().all(|answer| matches!(answer, Ok(Recorded::New))), "{orders:?}");
+    assert!(recorded < changed, "the orders come first");
+    assert!(ledger.commits() - before >= 39, "each change has its own transaction");
+    let is_full = |answer: &Result<DeskAnswer, LedgerError>| {
+        matches!(answer, Err(LedgerError::Unavailable { cause: OutageCause::DiskFull, .. }))
+    };
+    assert!(changes.iter().all(Result::is_ok), "{changes:?}");
+    assert!(is_full(&edit.await.unwrap()), "16 MiB do not fit");
+    assert_eq!(ledger.outages(), 0);
+    ledger.record(accept(order("ord-50"))).await.unwrap();
     ledger.close().await;
 }
