@@ -246,7 +246,7 @@ impl fmt::Display for Audit {
         let (unrouted_orders, unrouted_events) = self.records.only_unrouted();
         line(f, "  unrouted", unrouted_orders)?;
         let replayed = self.records.replayed.len() + self.records.replayed_unrouted.len();
-        line(f, "dead letters that were replayed", replayed as u64)?;
+        line(f, "  dead letters that were replayed", replayed as u64)?;
         line(f, "  dead-lettered more than once", self.repeated_dead_letters)?;
         line(f, "retried after a delay", self.totals.retried)?;
         line(f, &format!("notifications ({notifications} by others)"), self.totals.notifications)?;

@@ -227,7 +227,7 @@ impl fmt::Display for BooksAudit {
         let (kept, processed, failed) = (charged.saturating_sub(refunded), self.processed, self.failed_after_charge);
         if self.passed() {
             let (cancelled, replayed) = (self.cancelled_after_charge, self.replayed_after_charge);
-            let replayed = if replayed > 0 { format!(" + {replayed} replayed later") } else { String::new() };
+            let replayed = if replayed > 0 { format!(" + {replayed} failed and replayed") } else { String::new() };
             return write!(
                 f,
                 "  {kept} charged and not refunded = {processed} processed; {refunded} refunded = {failed} failed + {cancelled} \
