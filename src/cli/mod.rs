@@ -9,6 +9,7 @@ pub mod erase;
 mod exit;
 pub mod journal;
 pub mod ledger;
+mod ledger_source;
 mod load_error;
 mod local_actor;
 pub mod notify;
@@ -234,21 +235,15 @@ fn run_command(command: CliCommand, sources: &Sources, out: &mut Output<Stdout>)
         CliCommand::Resume(args) => block_on(1, control::set_paused(args, false, sources, out, err)),
         CliCommand::Probe(args) => block_on(1, probe::run(args, sources, out, err)),
         CliCommand::Report(args) => {
-            with_ledger(sources, |ledger, _| block_on(1, report::run(&args, ledger, Timestamp::now(), out, err)))
+            with_ledger(sources, |ledger| block_on(1, report::run(&args, ledger, Timestamp::now(), out, err)))
         }
-        CliCommand::Trace(args) => with_ledger(sources, |ledger, config| {
-            block_on(1, trace::run(&args, ledger, config, Timestamp::now(), out, err))
-        }),
+        CliCommand::Trace(args) => block_on(1, trace::run(&args, sources, Timestamp::now(), out, err)),
         CliCommand::DeadLetters(args) if !args.only_reads() => block_on(1, dead_letters::act(*args, sources, out, err)),
-        CliCommand::DeadLetters(args) => {
-            with_ledger(sources, |ledger, _| block_on(1, dead_letters::run(*args, ledger, Timestamp::now(), out, err)))
-        }
+        CliCommand::DeadLetters(args) => block_on(1, dead_letters::read(*args, sources, Timestamp::now(), out, err)),
         CliCommand::Ledger(args) => {
             with_usable_config(sources, |loaded| block_on(1, ledger::run(args, &loaded.config, out, err)))
         }
-        CliCommand::Journal(args) => {
-            with_ledger(sources, |ledger, _| block_on(1, journal::run(args, ledger, Timestamp::now(), out, err)))
-        }
+        CliCommand::Journal(args) => block_on(1, journal::run(args, sources, Timestamp::now(), out, err)),
         CliCommand::Erase(args) => {
             with_usable_config(sources, |loaded| block_on(1, erase::run(&args, &loaded.config, out, err)))
         }
@@ -291,24 +286,31 @@ fn block_on(threads: usize, command: impl Future<Output = io::Result<Exit>>) -> 
 }
 
 /// Finds the ledger for a command that only reads it. Errors elsewhere in the configuration must not keep an operator from
-/// reading what was recorded: then the command gets no configuration.
-fn with_ledger(
-    sources: &Sources,
-    command: impl FnOnce(&LedgerLocation, Option<&Config>) -> io::Result<Exit>,
-) -> io::Result<Exit> {
+/// reading what was recorded.
+fn with_ledger(sources: &Sources, command: impl FnOnce(&LedgerLocation) -> io::Result<Exit>) -> io::Result<Exit> {
+    match find_ledger(sources, &mut Output::stderr())? {
+        Ok((location, _)) => command(&location),
+        Err(exit) => Ok(exit),
+    }
+}
+
+/// The ledger of this machine, and the configuration if it is valid. Otherwise `err` says so; the exit code if nothing says where the
+/// ledger is.
+fn find_ledger(sources: &Sources, err: &mut dyn Write) -> io::Result<Result<(LedgerLocation, Option<Config>), Exit>> {
     let error = match Config::load_usable(sources) {
-        Ok((Loaded { config, .. }, _)) => return command(&config.ledger.location(), Some(&config)),
+        Ok((Loaded { config, .. }, _)) => return Ok(Ok((config.ledger.location(), Some(config)))),
         Err(error) => error,
     };
     let Some(directory) = load_ledger_directory(sources) else {
-        load_error::write(&error, &mut Output::stderr())?;
-        return Ok(Exit::Config);
+        load_error::write(&error, err)?;
+        return Ok(Err(Exit::Config));
     };
-    let shown = directory.display();
-    print_error(&format!(
-        "the configuration has errors, see `orderd check`; reading the ledger in {shown}, as it says"
-    ));
-    command(&LedgerLocation::Directory(directory), None)
+    let shown = escaped(&directory.display().to_string());
+    writeln!(
+        err,
+        "orderd: the configuration has errors, see `orderd check`; reading the ledger in {shown}, as it says"
+    )?;
+    Ok(Ok((LedgerLocation::Directory(directory), None)))
 }
 
 /// As [`with_config`], for commands that need no part of the configuration that is held up, such as the templates of notifications.

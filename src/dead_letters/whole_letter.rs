@@ -2,49 +2,54 @@
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
 
-use crate::ledger::{DeadLetter, DeadLetterDetail, LetterAttempt, LetterStep};
+use crate::ledger::{DeadLetter, DeadLetterContent, DeadLetterDetail, LetterAttempt, LetterStep};
 
 /// One dead letter with everything about it. Its JSON is a contract: see `docs/reference/cli.md`.
-#[derive(Debug, Serialize, ToSchema)]
-pub struct WholeLetter<'a> {
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct WholeLetter {
+    /// The dead letter.
     #[serde(flatten)]
-    letter: &'a DeadLetter,
+    pub letter: DeadLetter,
     /// All products of the order.
-    product_names: &'a [String],
+    pub product_names: Vec<String>,
     /// 0: the content is as it came.
-    revision: i64,
+    pub revision: i64,
     /// The properties of the message.
-    properties: &'a Value,
+    pub properties: Value,
     /// The headers, each with its type.
-    headers: &'a Value,
+    pub headers: Value,
     /// The body, if it is text.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    body: Option<&'a str>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub body: Option<String>,
     /// The body in Base64, if it is not.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    body_base64: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub body_base64: Option<String>,
     /// Its failed attempts, the oldest first.
-    attempts: &'a [LetterAttempt],
+    pub attempts: Vec<LetterAttempt>,
     /// What was called for it, the oldest first.
-    steps: &'a [LetterStep],
+    pub steps: Vec<LetterStep>,
 }
 
-impl<'a> From<&'a DeadLetterDetail> for WholeLetter<'a> {
-    fn from(detail: &'a DeadLetterDetail) -> Self {
+impl From<DeadLetterDetail> for WholeLetter {
+    fn from(detail: DeadLetterDetail) -> Self {
         let DeadLetterDetail { letter, products, content, attempts, steps } = detail;
-        let body = std::str::from_utf8(&content.body).ok();
+        let DeadLetterContent { revision, properties, headers, body } = content;
+        let (body, body_base64) = match String::from_utf8(body) {
+            Ok(text) => (Some(text), None),
+            Err(error) => (None, Some(STANDARD.encode(error.as_bytes()))),
+        };
         WholeLetter {
             letter,
             product_names: products,
-            revision: content.revision,
-            properties: &content.properties,
-            headers: &content.headers,
+            revision,
+            properties,
+            headers,
             body,
-            body_base64: body.is_none().then(|| STANDARD.encode(&content.body)),
+            body_base64,
             attempts,
             steps,
         }

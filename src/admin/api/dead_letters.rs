@@ -17,17 +17,19 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::document::{AnyError, ApiError, ReadError};
-use super::query::{Parameters, QueryError, page_limit, unreadable};
+use super::query::{Parameters, QueryError, limit_up_to, page_limit, unreadable};
 use crate::admin::progress::Progress;
 use crate::admin::response::{content_type, error_response, json_response};
 use crate::dead_letters::WholeLetter;
 use crate::escape::json_escaped;
 use crate::ledger::report::PointInTime;
 use crate::ledger::{
-    DeadLetter, DeadLetterFilter, DeadLetterGroup, DeadLetterQuery, LedgerReader, LetterSource, LetterState, OpenError,
-    WholeDeadLetters,
+    DeadLetter, DeadLetterFilter, DeadLetterGroups, DeadLetterQuery, LedgerReader, LetterSource, LetterState,
+    OpenError, WholeDeadLetters,
 };
 
+/// Most groups in an answer: as many as the ledger keeps apart.
+const MAX_GROUPS: usize = 10_000;
 /// Exports at a time.
 const MAX_EXPORTS: usize = 2;
 /// Dead letters of an export that are read at a time.
@@ -82,9 +84,11 @@ struct LetterParameters {
     until: Option<PointInTime>,
     /// Only those that contain this text
     text: Option<String>,
-    /// Only those with a lower number: `next` of the page before
+    /// Only those with a lower number: `next` of the page before. Only for a list
     before: Option<i64>,
-    /// How many at most, up to 1000; 50 by default. Not for an export
+    /// Only those with a higher number, the oldest first: `next` of the page before. Only for a list; 0 begins with the first
+    after: Option<i64>,
+    /// How many at most, 50 by default: up to 1000 dead letters, or 10000 groups. Not for an export
     limit: Option<usize>,
 }
 
@@ -116,9 +120,9 @@ impl LetterParameters {
 /// A page of dead letters.
 #[derive(Debug, Serialize, ToSchema)]
 struct LetterList {
-    /// The dead letters, the latest first, without their contents.
+    /// The dead letters, the latest first (with `after`: the oldest first), without their contents.
     dead_letters: Vec<DeadLetter>,
-    /// `before` of the next page; null if this is the last.
+    /// `before` of the next page, or `after` if that was given; null if this is the last.
     next: Option<i64>,
 }
 
@@ -134,7 +138,11 @@ async fn list(
     Parameters(parameters): Parameters<LetterParameters>,
 ) -> Result<Response, QueryError> {
     let (filter, limit) = (parameters.filter(Timestamp::now())?, page_limit(parameters.limit)?);
-    let query = DeadLetterQuery { filter, before: parameters.before, after: None, limit };
+    let (before, after) = (parameters.before, parameters.after);
+    if before.is_some() && after.is_some() {
+        return Err(QueryError("before, after: only one of them can be given".to_owned()));
+    }
+    let query = DeadLetterQuery { filter, before, after, limit };
     Ok(match api.ledger.dead_letters(query).await {
         Ok(page) => {
             let next = page.letters.last().map(|letter| letter.id).filter(|_| page.more);
@@ -144,34 +152,23 @@ async fn list(
     })
 }
 
-/// Dead letters by cause.
-#[derive(Debug, Serialize, ToSchema)]
-struct GroupList {
-    /// The groups, those with the most dead letters first.
-    groups: Vec<DeadLetterGroup>,
-    /// All dead letters that are meant, those of further groups included.
-    messages: u64,
-    /// How many groups are not shown, because of `limit`.
-    hidden: usize,
-}
-
 /// The stored dead letters by cause: count, oldest and newest, money at stake, one example
 #[utoipa::path(
     get,
     path = "/api/v1/dead-letters/groups",
     params(LetterParameters),
-    responses((status = 200, body = GroupList), AnyError, ReadError)
+    responses((status = 200, body = DeadLetterGroups), AnyError, ReadError)
 )]
 async fn groups(
     State(api): State<LetterApi>,
     Parameters(parameters): Parameters<LetterParameters>,
 ) -> Result<Response, QueryError> {
-    let (filter, limit) = (parameters.filter(Timestamp::now())?, page_limit(parameters.limit)?);
+    let filter = parameters.filter(Timestamp::now())?;
+    let limit = limit_up_to(parameters.limit, MAX_GROUPS)?;
     Ok(match api.ledger.dead_letter_groups(filter).await {
         Ok(mut found) => {
-            let hidden = found.groups.len().saturating_sub(limit);
-            found.groups.truncate(limit);
-            json_response(StatusCode::OK, &GroupList { groups: found.groups, messages: found.messages, hidden })
+            found.shorten(limit);
+            json_response(StatusCode::OK, &found)
         }
         Err(error) => unreadable(&error),
     })
@@ -194,7 +191,7 @@ async fn show(State(api): State<LetterApi>, Path(id): Path<String>) -> Response 
         return QueryError("the number of a dead letter is expected".to_owned()).into_response();
     };
     match api.ledger.dead_letter(id).await {
-        Ok(Some(detail)) => json_response(StatusCode::OK, &WholeLetter::from(&detail)),
+        Ok(Some(detail)) => json_response(StatusCode::OK, &WholeLetter::from(detail)),
         Ok(None) => {
             let message = format!("there is no dead letter {id}");
             error_response(StatusCode::NOT_FOUND, "unknown_dead_letter", &message)
@@ -267,7 +264,7 @@ impl Export {
         let WholeDeadLetters { letters, more } = self.ledger.whole_dead_letters(query, MAX_EXPORT_BYTES).await?;
         self.after = letters.last().map(|detail| detail.letter.id).filter(|_| more);
         let mut lines = String::new();
-        for detail in &letters {
+        for detail in letters {
             let line = serde_json::to_string(&WholeLetter::from(detail));
             lines.push_str(&json_escaped(&line.expect("a dead letter is text, numbers and maps with text keys")));
             lines.push('\n');

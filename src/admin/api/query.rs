@@ -40,12 +40,16 @@ impl IntoResponse for QueryError {
 
 /// The number of items in a page.
 pub(super) fn page_limit(limit: Option<usize>) -> Result<usize, QueryError> {
+    limit_up_to(limit, MAX_LIMIT)
+}
+
+/// The number of items in an answer that may have more of them.
+pub(super) fn limit_up_to(limit: Option<usize>, max: usize) -> Result<usize, QueryError> {
     let limit = limit.unwrap_or(DEFAULT_LIMIT);
-    let range = 1..=MAX_LIMIT;
-    if range.contains(&limit) {
+    if (1..=max).contains(&limit) {
         Ok(limit)
     } else {
-        Err(QueryError(format!("limit: must be from 1 to {MAX_LIMIT}, is {limit}")))
+        Err(QueryError(format!("limit: must be from 1 to {max}, is {limit}")))
     }
 }
 

@@ -30,22 +30,13 @@ pub(in crate::cli) enum AdminClientError {
     Client(#[source] reqwest::Error),
     /// Nothing answers at the address in the configuration.
     #[error(
-        "no daemon answers at {address}: start it with `orderd run`, or give its configuration file with --config (now \
+        "no daemon answers at {address} ({problem}): start it with `orderd run`, or give its configuration file with --config (now \
          {config:?}); if admin.listen has changed since the daemon started, give its old address with --address"
     )]
-    Unreachable {
-        address: SocketAddr,
-        config: PathBuf,
-        #[source]
-        source: reqwest::Error,
-    },
+    Unreachable { address: SocketAddr, config: PathBuf, problem: String },
     /// Nothing answers at the address of `--address`.
-    #[error("no daemon answers at {address}")]
-    UnreachableAddress {
-        address: SocketAddr,
-        #[source]
-        source: reqwest::Error,
-    },
+    #[error("no daemon answers at {address}: {problem}")]
+    UnreachableAddress { address: SocketAddr, problem: String },
     /// The daemon accepts the connection and does not answer. Since the daemon looks whether its client still waits, a command
     /// that had not begun is not carried out later.
     #[error(
@@ -54,7 +45,7 @@ pub(in crate::cli) enum AdminClientError {
     )]
     NoAnswer { address: SocketAddr },
     /// The daemon rejects the request, as for a wrong token.
-    #[error("the daemon at {address} rejects the request ({status}): {message}")]
+    #[error("the daemon at {address} rejects the request ({status}): {message}{}", remedy(*status))]
     Rejected { address: SocketAddr, status: StatusCode, message: String },
     /// The answer is not one of orderd's.
     #[error("the server at {address} is not an orderd of this version ({problem})")]
@@ -71,9 +62,21 @@ pub(in crate::cli) enum AdminClientError {
     /// The daemon does not carry out a request about dead letters.
     #[error("{message}")]
     Refused { message: String, is_usage: bool },
+    /// A long answer has ended before its end.
+    #[error("the daemon at {address} has not sent all ({problem}): what was written is not complete; try again")]
+    CutOff { address: String, problem: String },
     /// The daemon is too busy, or has not finished the command in time.
     #[error("the daemon at {address}: {message}")]
     Busy { address: SocketAddr, message: String },
+}
+
+/// What to do about a rejection.
+fn remedy(status: StatusCode) -> &'static str {
+    if status == StatusCode::UNAUTHORIZED {
+        "; name a file with the token of a user in admin.users with --token-file"
+    } else {
+        ""
+    }
 }
 
 impl AdminClientError {
@@ -89,6 +92,7 @@ impl AdminClientError {
             | AdminClientError::NoAnswer { .. }
             | AdminClientError::NotOrderd { .. }
             | AdminClientError::AnotherDaemon { .. }
+            | AdminClientError::CutOff { .. }
             | AdminClientError::Busy { .. } => Exit::Unavailable,
             AdminClientError::Refused { is_usage: true, .. } => Exit::Usage,
             AdminClientError::Refused { is_usage: false, .. } => Exit::Refused,

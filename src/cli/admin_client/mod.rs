@@ -1,19 +1,22 @@
 //! HTTP client for the admin listener of a running daemon, with deadlines and a limit on answers. It prints nothing.
 
 mod error;
+mod reading;
 mod target;
 
+use std::error::Error;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use jiff::Timestamp;
 use reqwest::redirect::Policy;
-use reqwest::{RequestBuilder, StatusCode};
+use reqwest::{RequestBuilder, Response, StatusCode};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 pub(super) use error::AdminClientError;
+pub(super) use reading::{DocumentLines, Query};
 pub(super) use target::DaemonTarget;
 
 use super::local_actor::os_user;
@@ -79,6 +82,11 @@ impl AdminClient {
         let path = sources.path();
         let address = target::listen_address(admin, &path)?;
         AdminClient::new(address, target::local_token(sources), Some(ConfigFile { path, is_valid: true }))
+    }
+
+    /// Whether it sends a token.
+    pub(super) fn has_token(&self) -> bool {
+        self.token.is_some()
     }
 
     /// The daemon's address.
@@ -184,31 +192,36 @@ impl AdminClient {
     }
 
     async fn exchange(&self, request: RequestBuilder) -> Result<(StatusCode, Vec<u8>), AdminClientError> {
-        let address = self.address;
-        let unreachable = |source: reqwest::Error| {
-            let source = source.without_url();
-            if source.is_timeout() && !source.is_connect() {
-                return AdminClientError::NoAnswer { address };
-            }
-            match &self.config {
-                Some(config) => AdminClientError::Unreachable { address, config: config.path.clone(), source },
-                None => AdminClientError::UnreachableAddress { address, source },
-            }
-        };
-        let request = match &self.token {
-            Some(token) => request.header(AUTHORIZATION, bearer(token)).header(LOCAL_USER, os_user()),
-            None => request,
-        };
-        let mut response = request.send().await.map_err(unreachable)?;
+        let mut response = self.send(request).await?;
         let code = response.status();
         let mut body = Vec::new();
-        while let Some(chunk) = response.chunk().await.map_err(unreachable)? {
+        while let Some(chunk) = response.chunk().await.map_err(|error| self.unreachable(error))? {
             body.extend_from_slice(&chunk);
             if body.len() > MAX_ANSWER_BYTES {
                 return Err(self.not_orderd(format!("more than {MAX_ANSWER_BYTES} bytes")));
             }
         }
         Ok((code, body))
+    }
+
+    async fn send(&self, request: RequestBuilder) -> Result<Response, AdminClientError> {
+        let request = match &self.token {
+            Some(token) => request.header(AUTHORIZATION, bearer(token)).header(LOCAL_USER, os_user()),
+            None => request,
+        };
+        request.send().await.map_err(|error| self.unreachable(error))
+    }
+
+    fn unreachable(&self, source: reqwest::Error) -> AdminClientError {
+        let address = self.address;
+        if source.is_timeout() && !source.is_connect() {
+            return AdminClientError::NoAnswer { address };
+        }
+        let problem = innermost(&source);
+        match &self.config {
+            Some(config) => AdminClientError::Unreachable { address, config: config.path.clone(), problem },
+            None => AdminClientError::UnreachableAddress { address, problem },
+        }
     }
 
     fn check_accepted(&self, status: StatusCode, body: &[u8]) -> Result<(), AdminClientError> {
@@ -231,6 +244,15 @@ impl AdminClient {
     fn not_orderd(&self, problem: String) -> AdminClientError {
         AdminClientError::NotOrderd { address: self.address, problem }
     }
+}
+
+/// The first cause of an error. Those above it only say which layer has failed.
+fn innermost(error: &dyn Error) -> String {
+    let mut error = error;
+    while let Some(source) = error.source() {
+        error = source;
+    }
+    error.to_string()
 }
 
 /// Whether two paths lead to the same file, as far as this process can determine: the daemon's path may be relative to

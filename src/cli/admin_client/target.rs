@@ -23,6 +23,41 @@ pub(in crate::cli) struct DaemonTarget {
 }
 
 impl DaemonTarget {
+    /// Whether the daemon is named, so that no other source will do.
+    pub(in crate::cli) fn has_address(&self) -> bool {
+        self.address.is_some()
+    }
+
+    /// Whether a token is given.
+    pub(in crate::cli) fn has_token_file(&self) -> bool {
+        self.token_file.is_some()
+    }
+
+    /// A client for the daemon of a valid configuration.
+    ///
+    /// # Errors
+    /// There is no address or no client, or the token that is given cannot be read.
+    pub(in crate::cli) fn client_of(
+        &self,
+        config: &Config,
+        sources: &Sources,
+    ) -> Result<AdminClient, AdminClientError> {
+        let (path, token) = (sources.path(), self.token(sources)?);
+        let address = listen_address(&config.admin, &path)?;
+        AdminClient::new(address, token, Some(ConfigFile { path, is_valid: true }))
+    }
+
+    fn token(&self, sources: &Sources) -> Result<Option<Secret>, AdminClientError> {
+        match &self.token_file {
+            Some(path) => read_token_file(path)
+                .map(Some)
+                .map_err(|problem| AdminClientError::TokenFile { path: path.clone(), problem }),
+            // Never sent to another machine: it may not be the daemon of this configuration.
+            None if self.address.is_some_and(|address| !address.ip().is_loopback()) => Ok(None),
+            None => Ok(local_token(sources)),
+        }
+    }
+
     /// A client for the daemon. Writes a warning to `err` if the configuration has errors.
     ///
     /// # Errors
@@ -32,14 +67,9 @@ impl DaemonTarget {
         sources: &Sources,
         err: &mut dyn Write,
     ) -> io::Result<Result<AdminClient, AdminClientError>> {
-        let token = match &self.token_file {
-            Some(path) => match read_token_file(path) {
-                Ok(token) => Some(token),
-                Err(problem) => return Ok(Err(AdminClientError::TokenFile { path: path.clone(), problem })),
-            },
-            // Never sent to another machine: it may not be the daemon of this configuration.
-            None if self.address.is_some_and(|address| !address.ip().is_loopback()) => None,
-            None => local_token(sources),
+        let token = match self.token(sources) {
+            Ok(token) => token,
+            Err(error) => return Ok(Err(error)),
         };
         if let Some(address) = self.address {
             return Ok(AdminClient::new(address, token, None));

@@ -1,4 +1,4 @@
-//! `orderd dead-letters export`: page after page, so its memory does not grow with the store.
+//! `orderd dead-letters export`: one dead letter after the other, so its memory does not grow with the store.
 
 use std::io::{self, Write};
 
@@ -8,21 +8,22 @@ use jiff::Timestamp;
 use super::Done;
 use super::filters::Filters;
 use crate::cli::Exit;
+use crate::cli::admin_client::DaemonTarget;
 use crate::cli::csv_cell::csv_cell;
+use crate::cli::ledger_source::LedgerSource;
 use crate::cli::output::write_json_line;
-use crate::dead_letters::WholeLetter;
-use crate::ledger::{DeadLetter, DeadLetterQuery, LedgerReader};
+use crate::ledger::{DeadLetter, DeadLetterFilter, DeadLetterQuery};
 
-/// Dead letters that are read at a time.
+/// Rows that are read at a time.
 const PAGE: usize = 500;
-/// The bytes that their bodies take at most, and those of one more.
-const MAX_BYTES: usize = 4 << 20;
 
 /// Arguments of `orderd dead-letters export`.
 #[derive(Debug, Args)]
 pub(super) struct ExportArgs {
     #[command(flatten)]
     filters: Filters,
+    #[command(flatten)]
+    pub daemon: DaemonTarget,
     /// Output format
     #[arg(long, value_enum, default_value_t)]
     format: ExportFormat,
@@ -40,34 +41,47 @@ enum ExportFormat {
 
 pub(super) async fn run(
     args: &ExportArgs,
-    reader: &dyn LedgerReader,
+    source: &LedgerSource,
     now: Timestamp,
     out: &mut dyn Write,
 ) -> io::Result<Done> {
     let filter = args.filters.filter(now);
-    if args.format == ExportFormat::Csv {
-        write_header(out)?;
+    match args.format {
+        ExportFormat::Ndjson => export_whole(filter, source, out).await,
+        ExportFormat::Csv => export_rows(filter, source, out).await,
     }
-    let mut after = 0;
+}
+
+async fn export_whole(filter: DeadLetterFilter, source: &LedgerSource, out: &mut dyn Write) -> io::Result<Done> {
+    let mut letters = match source.export(filter).await {
+        Ok(letters) => letters,
+        Err(error) => return Ok(Err(error)),
+    };
+    loop {
+        match letters.next().await {
+            Ok(Some(letter)) => write_json_line(&letter, out)?,
+            Ok(None) => return Ok(Ok(Exit::Done)),
+            Err(error) => return Ok(Err(error)),
+        }
+    }
+}
+
+async fn export_rows(filter: DeadLetterFilter, source: &LedgerSource, out: &mut dyn Write) -> io::Result<Done> {
+    let (mut after, mut has_header) = (0, false);
     loop {
         let query = DeadLetterQuery { filter: filter.clone(), before: None, after: Some(after), limit: PAGE };
-        let written = match args.format {
-            ExportFormat::Csv => reader.dead_letters(query).await.map(|page| {
-                let rows = page.letters.iter().try_for_each(|letter| write_row(letter, out));
-                (rows, page.letters.last().map(|letter| letter.id).filter(|_| page.more))
-            }),
-            ExportFormat::Ndjson => reader.whole_dead_letters(query, MAX_BYTES).await.map(|page| {
-                let lines = page.letters.iter().try_for_each(|detail| write_json_line(&WholeLetter::from(detail), out));
-                (lines, page.letters.last().map(|detail| detail.letter.id).filter(|_| page.more))
-            }),
-        };
-        match written {
-            Ok((written, next)) => {
-                written?;
-                let Some(next) = next else { return Ok(Ok(Exit::Done)) };
-                after = next;
-            }
+        let page = match source.letters(query).await {
+            Ok(page) => page,
             Err(error) => return Ok(Err(error)),
+        };
+        if !has_header {
+            write_header(out)?;
+            has_header = true;
+        }
+        page.letters.iter().try_for_each(|letter| write_row(letter, out))?;
+        match page.letters.last().filter(|_| page.more) {
+            Some(last) => after = last.id,
+            None => return Ok(Ok(Exit::Done)),
         }
     }
 }

@@ -9,9 +9,11 @@ use serde::Serialize;
 use super::Done;
 use super::filters::Filters;
 use super::list_text;
+use crate::cli::admin_client::DaemonTarget;
+use crate::cli::ledger_source::LedgerSource;
 use crate::cli::output::write_json;
 use crate::cli::{Exit, Format};
-use crate::ledger::{DeadLetter, DeadLetterQuery, LedgerReader};
+use crate::ledger::{DeadLetter, DeadLetterQuery};
 
 /// Arguments of `orderd dead-letters list`.
 #[derive(Debug, Args)]
@@ -27,6 +29,8 @@ pub(super) struct ListArgs {
     /// Continue after the dead letter with this number, where the page before ended
     #[arg(long, value_name = "ID", conflicts_with = "group")]
     before: Option<i64>,
+    #[command(flatten)]
+    pub daemon: DaemonTarget,
     /// Output format
     #[arg(long, value_enum, default_value_t)]
     format: Format,
@@ -42,26 +46,24 @@ struct Listing<'a> {
 
 pub(super) async fn run(
     args: &ListArgs,
-    reader: &dyn LedgerReader,
+    source: &LedgerSource,
     now: Timestamp,
     out: &mut dyn Write,
 ) -> io::Result<Done> {
     let filter = args.filters.filter(now);
     let limit = args.limit as usize;
     if args.group {
-        let mut groups = match reader.dead_letter_groups(filter).await {
+        let groups = match source.groups(filter, limit).await {
             Ok(groups) => groups,
             Err(error) => return Ok(Err(error)),
         };
-        let hidden = groups.groups.len().saturating_sub(limit);
-        groups.groups.truncate(limit);
         match args.format {
-            Format::Text => list_text::write_groups(&groups, hidden, now, out)?,
+            Format::Text => list_text::write_groups(&groups, now, out)?,
             Format::Json => write_json(&groups, out)?,
         }
         return Ok(Ok(Exit::Done));
     }
-    let page = match reader.dead_letters(DeadLetterQuery { filter, before: args.before, after: None, limit }).await {
+    let page = match source.letters(DeadLetterQuery { filter, before: args.before, after: None, limit }).await {
         Ok(page) => page,
         Err(error) => return Ok(Err(error)),
     };

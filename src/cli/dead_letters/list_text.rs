@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use jiff::Timestamp;
 
 use crate::cli::table::{self, Layout};
-use crate::cli::text::{age, shortened};
+use crate::cli::text::{age, counted, shortened};
 use crate::escape::escaped;
 use crate::ledger::{DeadLetter, DeadLetterGroup, DeadLetterGroups, LetterState};
 
@@ -58,12 +58,7 @@ pub(super) fn write_letters(
     }
 }
 
-pub(super) fn write_groups(
-    groups: &DeadLetterGroups,
-    hidden: usize,
-    now: Timestamp,
-    out: &mut dyn Write,
-) -> io::Result<()> {
+pub(super) fn write_groups(groups: &DeadLetterGroups, now: Timestamp, out: &mut dyn Write) -> io::Result<()> {
     if groups.messages == 0 {
         return writeln!(out, "no dead letters");
     }
@@ -83,10 +78,10 @@ pub(super) fn write_groups(
         ]);
     }
     table::write(table, &Layout { indent: 0, numbers: 0..1, ..Layout::default() }, out)?;
-    if hidden > 0 {
-        writeln!(out, "{hidden} more groups: --limit shows them")?;
+    if groups.hidden > 0 {
+        writeln!(out, "{} more: --limit shows them", counted(groups.hidden as i64, "group"))?;
     }
-    writeln!(out, "{} dead letters", groups.messages)
+    writeln!(out, "{}", counted(groups.messages, "dead letter"))
 }
 
 /// A text that others sent, in one line and not too long.

@@ -1,6 +1,7 @@
-//! `orderd dead-letters`: what failed for good, and why, from the ledger of this machine; and what is done with it.
+//! `orderd dead-letters`: what failed for good, and why; and what is done with it.
 //!
-//! What only reads works whether a daemon runs or not. What changes something is asked of the daemon, which carries it out.
+//! What only reads asks the daemon, or reads the ledger of this machine if none runs. What changes something is asked of the daemon,
+//! which carries it out.
 
 mod body;
 mod change;
@@ -21,12 +22,11 @@ use clap::{Args, Subcommand};
 use jiff::Timestamp;
 
 use super::Exit;
-use super::admin_client::AdminClientError;
-use super::report::ledger_exit;
+use super::admin_client::{AdminClientError, DaemonTarget};
+use super::ledger_source::{LedgerSource, SourceError};
 use crate::chain::chain;
 use crate::config::Sources;
 use crate::escape::escaped;
-use crate::ledger::{LedgerLocation, OpenError};
 
 /// Arguments of `orderd dead-letters`.
 #[derive(Debug, Args)]
@@ -64,16 +64,23 @@ enum DeadLettersCommand {
 }
 
 impl DeadLettersArgs {
-    /// Whether only the ledger is read.
+    /// Whether it changes nothing, so that the ledger will do.
     pub(super) fn only_reads(&self) -> bool {
-        match self.command {
-            DeadLettersCommand::List(_) | DeadLettersCommand::Show(_) | DeadLettersCommand::Export(_) => true,
+        self.source().is_some()
+    }
+
+    /// The daemon that a command asks first that only reads.
+    fn source(&self) -> Option<&DaemonTarget> {
+        match &self.command {
+            DeadLettersCommand::List(args) => Some(&args.daemon),
+            DeadLettersCommand::Show(args) => Some(&args.daemon),
+            DeadLettersCommand::Export(args) => Some(&args.daemon),
             DeadLettersCommand::Replay(_)
             | DeadLettersCommand::Replays(_)
             | DeadLettersCommand::Edit(_)
             | DeadLettersCommand::Hold(_)
             | DeadLettersCommand::Release(_)
-            | DeadLettersCommand::Discard(_) => false,
+            | DeadLettersCommand::Discard(_) => None,
         }
     }
 }
@@ -113,24 +120,29 @@ pub async fn act(
 /// What a command that asks the daemon has done, unless the daemon did not answer or refused.
 type Asked = Result<Exit, AdminClientError>;
 
-/// Runs the command.
+/// Shows what is stored.
 ///
-/// Returns the exit code: 0, 1 if a dead letter that is asked for does not exist, 70 or 78 if the ledger cannot be read.
+/// Returns the exit code: 0, 1 if a dead letter that is asked for does not exist, 69 if the daemon that is named does not answer, 70 or 78
+/// if the ledger cannot be read.
 ///
 /// # Errors
 /// When `out` or `err` cannot be written.
-pub async fn run(
+pub async fn read(
     args: DeadLettersArgs,
-    ledger: &LedgerLocation,
+    sources: &Sources,
     now: Timestamp,
     out: &mut dyn Write,
     err: &mut dyn Write,
 ) -> io::Result<Exit> {
-    let reader = ledger.reader();
+    let Some(target) = args.source() else { unreachable!("the others are asked of the daemon") };
+    let source = match LedgerSource::open(target, sources, err).await? {
+        Ok(opened) => opened.source,
+        Err(exit) => return Ok(exit),
+    };
     let done = match args.command {
-        DeadLettersCommand::List(args) => list::run(&args, &*reader, now, out).await?,
-        DeadLettersCommand::Show(args) => show::run(&args, &*reader, out, err).await?,
-        DeadLettersCommand::Export(args) => export::run(&args, &*reader, now, out).await?,
+        DeadLettersCommand::List(args) => list::run(&args, &source, now, out).await?,
+        DeadLettersCommand::Show(args) => show::run(&args, &source, out, err).await?,
+        DeadLettersCommand::Export(args) => export::run(&args, &source, now, out).await?,
         DeadLettersCommand::Replay(_)
         | DeadLettersCommand::Replays(_)
         | DeadLettersCommand::Edit(_)
@@ -140,12 +152,9 @@ pub async fn run(
     };
     match done {
         Ok(exit) => Ok(exit),
-        Err(error) => {
-            writeln!(err, "orderd: cannot read the ledger: {}", chain(&error))?;
-            Ok(ledger_exit(&error))
-        }
+        Err(error) => error.report(err),
     }
 }
 
-/// What a command has done, unless the ledger could not be read.
-type Done = Result<Exit, OpenError>;
+/// What a command that reads has done, unless its source could not be read.
+type Done = Result<Exit, SourceError>;

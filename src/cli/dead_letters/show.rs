@@ -7,12 +7,13 @@ use serde_json::Value;
 
 use super::Done;
 use super::body::readable;
+use crate::cli::admin_client::DaemonTarget;
+use crate::cli::ledger_source::LedgerSource;
 use crate::cli::output::write_json;
 use crate::cli::text::labelled;
 use crate::cli::{Exit, Format};
 use crate::dead_letters::WholeLetter;
 use crate::escape::escaped;
-use crate::ledger::{DeadLetterDetail, LedgerReader};
 
 /// Arguments of `orderd dead-letters show`.
 #[derive(Debug, Args)]
@@ -20,6 +21,8 @@ pub(super) struct ShowArgs {
     /// Number of the dead letter
     #[arg(value_name = "ID")]
     id: i64,
+    #[command(flatten)]
+    pub daemon: DaemonTarget,
     /// Output format
     #[arg(long, value_enum, default_value_t)]
     format: Format,
@@ -27,15 +30,15 @@ pub(super) struct ShowArgs {
 
 pub(super) async fn run(
     args: &ShowArgs,
-    reader: &dyn LedgerReader,
+    source: &LedgerSource,
     out: &mut dyn Write,
     err: &mut dyn Write,
 ) -> io::Result<Done> {
-    match reader.dead_letter(args.id).await {
-        Ok(Some(detail)) => {
+    match source.letter(args.id).await {
+        Ok(Some(letter)) => {
             match args.format {
-                Format::Text => write_text(&detail, out)?,
-                Format::Json => write_json(&WholeLetter::from(&detail), out)?,
+                Format::Text => write_text(&letter, out)?,
+                Format::Json => write_json(&letter, out)?,
             }
             Ok(Ok(Exit::Done))
         }
@@ -47,8 +50,8 @@ pub(super) async fn run(
     }
 }
 
-fn write_text(detail: &DeadLetterDetail, out: &mut dyn Write) -> io::Result<()> {
-    let DeadLetterDetail { letter, products, content, attempts, steps } = detail;
+fn write_text(whole: &WholeLetter, out: &mut dyn Write) -> io::Result<()> {
+    let WholeLetter { letter, product_names, attempts, steps, .. } = whole;
     let mut line = |label: &str, text: Option<&str>| match text {
         Some(text) => labelled(label, &escaped(text), out),
         None => Ok(()),
@@ -68,17 +71,17 @@ fn write_text(detail: &DeadLetterDetail, out: &mut dyn Write) -> io::Result<()> 
     line("identity", letter.identity.as_deref())?;
     line("order", letter.order_id.as_deref())?;
     line("customer", letter.customer_id.as_deref())?;
-    line("products", Some(&*products.join(", ")).filter(|names| !names.is_empty()))?;
+    line("products", Some(&*product_names.join(", ")).filter(|names| !names.is_empty()))?;
     let total = letter.total.zip(letter.currency.as_deref()).map(|(total, currency)| format!("{total} {currency}"));
     line("total", total.as_deref())?;
     line("queue", letter.origin_queue.as_deref())?;
     line("published to", Some(&format!("{:?} with routing key {:?}", letter.exchange, letter.routing_key)))?;
     line("user_id", letter.user_id.as_deref())?;
     line("note", letter.note.as_deref())?;
-    write_table("properties", &content.properties, out, |value| value)?;
-    write_table("headers", &content.headers, out, |value| value.get("value").unwrap_or(value))?;
+    write_table("properties", &whole.properties, out, |value| value)?;
+    write_table("headers", &whole.headers, out, |value| value.get("value").unwrap_or(value))?;
     writeln!(out, "\nbody, {} bytes", letter.bytes)?;
-    for line in readable(&content.body).lines() {
+    for line in text_of(whole).lines() {
         writeln!(out, "  {}", escaped(line))?;
     }
     if !attempts.is_empty() {
@@ -106,6 +109,14 @@ fn write_text(detail: &DeadLetterDetail, out: &mut dyn Write) -> io::Result<()> 
         writeln!(out, "{}", escaped(&text))?;
     }
     Ok(())
+}
+
+/// The body as lines of text.
+fn text_of(whole: &WholeLetter) -> String {
+    match (&whole.body, &whole.body_base64) {
+        (Some(text), _) => readable(text.as_bytes()),
+        (None, base64) => format!("(Base64) {}", base64.as_deref().unwrap_or_default()),
+    }
 }
 
 /// Names and values, one on a line.

@@ -7,14 +7,15 @@ use clap::{Args, ValueEnum};
 use jiff::Timestamp;
 use serde_json::Value;
 
-use super::Done;
 use crate::cli::Exit;
+use crate::cli::admin_client::DaemonTarget;
+use crate::cli::ledger_source::{LedgerSource, SourceError};
 use crate::cli::output::{write_json, write_json_line};
 use crate::cli::table::{self, Layout};
 use crate::cli::text::shortened;
 use crate::escape::escaped;
 use crate::ledger::report::PointInTime;
-use crate::ledger::{JournalAction, JournalEntry, JournalFilter, JournalPage, JournalQuery, LedgerReader};
+use crate::ledger::{JournalAction, JournalEntry, JournalFilter, JournalPage, JournalQuery};
 
 /// Characters of a subject or a result in a cell.
 const MAX_CELL: usize = 60;
@@ -40,6 +41,8 @@ pub(super) struct ListArgs {
     /// Continue after the entry with this number, where the page before ended
     #[arg(long, value_name = "SEQ")]
     before: Option<i64>,
+    #[command(flatten)]
+    pub daemon: DaemonTarget,
     /// Output format
     #[arg(long, value_enum, default_value_t)]
     format: ListFormat,
@@ -63,18 +66,18 @@ fn actions() -> PossibleValuesParser {
 
 pub(super) async fn run(
     args: &ListArgs,
-    reader: &dyn LedgerReader,
+    source: &LedgerSource,
     now: Timestamp,
     out: &mut dyn Write,
-) -> io::Result<Done> {
-    let ListArgs { since, until, actor, action, limit, before, format } = args;
+) -> io::Result<Result<Exit, SourceError>> {
+    let ListArgs { since, until, actor, action, limit, before, format, daemon: _ } = args;
     let filter = JournalFilter {
         since: since.map(|since| since.at(now)),
         until: until.map(|until| until.at(now)),
         actor: actor.clone(),
         action: action.clone(),
     };
-    let page = match reader.journal(JournalQuery { filter, before: *before, limit: *limit as usize }).await {
+    let page = match source.journal(JournalQuery { filter, before: *before, limit: *limit as usize }).await {
         Ok(page) => page,
         Err(error) => return Ok(Err(error)),
     };

@@ -1,6 +1,7 @@
-//! `orderd journal`: who did what, from the ledger of this machine, and whether the journal is as it was written.
+//! `orderd journal`: who did what, and whether the journal is as it was written.
 //!
-//! It only reads, whether a daemon runs or not.
+//! It only reads, whether a daemon runs or not. The list is asked of the daemon if one runs. The verification always reads the ledger of
+//! this machine: it is about the file, whatever a daemon says.
 
 mod list;
 mod verify;
@@ -10,10 +11,9 @@ use std::io::{self, Write};
 use clap::{Args, Subcommand};
 use jiff::Timestamp;
 
-use super::Exit;
-use super::report::ledger_exit;
-use crate::chain::chain;
-use crate::ledger::{LedgerLocation, OpenError};
+use super::ledger_source::{LedgerSource, SourceError};
+use super::{Exit, find_ledger};
+use crate::config::Sources;
 
 /// Arguments of `orderd journal`.
 #[derive(Debug, Args)]
@@ -29,36 +29,43 @@ enum JournalCommand {
     List(list::ListArgs),
     /// Find entries that were changed or removed, and print the hash of the last one
     ///
-    /// Exits with 1 if the journal is not as it was written.
+    /// Always reads the ledger of this machine, never a daemon's answer: it is about the file. Exits with 1 if the journal is not as it was written.
     Verify(verify::VerifyArgs),
 }
 
 /// Runs the command.
 ///
-/// Returns the exit code: 0, 1 if the journal is not as it was written, 70 or 78 if the ledger cannot be read.
+/// Returns the exit code: 0, 1 if the journal is not as it was written, 69 if the daemon that is named does not answer, 70 or 78 if the
+/// ledger cannot be read.
 ///
 /// # Errors
 /// When `out` or `err` cannot be written.
 pub async fn run(
     args: JournalArgs,
-    ledger: &LedgerLocation,
+    sources: &Sources,
     now: Timestamp,
     out: &mut dyn Write,
     err: &mut dyn Write,
 ) -> io::Result<Exit> {
-    let reader = ledger.reader();
     let done = match args.command {
-        JournalCommand::List(args) => list::run(&args, &*reader, now, out).await?,
-        JournalCommand::Verify(args) => verify::run(&args, &*reader, out).await?,
+        JournalCommand::List(args) => {
+            let source = match LedgerSource::open(&args.daemon, sources, err).await? {
+                Ok(opened) => opened.source,
+                Err(exit) => return Ok(exit),
+            };
+            list::run(&args, &source, now, out).await?
+        }
+        JournalCommand::Verify(args) => {
+            let location = match find_ledger(sources, err)? {
+                Ok((location, _)) => location,
+                Err(exit) => return Ok(exit),
+            };
+            let verified = verify::run(&args, &*location.reader(), out).await?;
+            verified.map_err(|error| SourceError::Ledger { error, no_token: false })
+        }
     };
     match done {
         Ok(exit) => Ok(exit),
-        Err(error) => {
-            writeln!(err, "orderd: cannot read the ledger: {}", chain(&error))?;
-            Ok(ledger_exit(&error))
-        }
+        Err(error) => error.report(err),
     }
 }
-
-/// What a command has done, unless the ledger could not be read.
-type Done = Result<Exit, OpenError>;

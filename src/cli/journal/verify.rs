@@ -4,12 +4,11 @@ use std::io::{self, Write};
 
 use clap::Args;
 
-use super::Done;
 use crate::cli::output::write_json;
 use crate::cli::text::counted;
 use crate::cli::{Exit, Format};
 use crate::escape::escaped;
-use crate::ledger::{JournalHash, JournalProblem, JournalVerification, LedgerReader};
+use crate::ledger::{JournalHash, JournalProblem, JournalVerification, LedgerReader, OpenError};
 
 /// Arguments of `orderd journal verify`.
 #[derive(Debug, Args)]
@@ -22,7 +21,11 @@ pub(super) struct VerifyArgs {
     format: Format,
 }
 
-pub(super) async fn run(args: &VerifyArgs, reader: &dyn LedgerReader, out: &mut dyn Write) -> io::Result<Done> {
+pub(super) async fn run(
+    args: &VerifyArgs,
+    reader: &dyn LedgerReader,
+    out: &mut dyn Write,
+) -> io::Result<Result<Exit, OpenError>> {
     let verification = match reader.verify_journal(args.expect).await {
         Ok(verification) => verification,
         Err(error) => return Ok(Err(error)),

@@ -1,4 +1,4 @@
-//! `orderd trace`: the history of one order, from the ledger of this machine, and where it is now.
+//! `orderd trace`: the history of one order, from the daemon's ledger or that of this machine, and where it is now.
 //!
 //! It only reads. The number of messages in a queue comes from the broker's management API; it never takes a message out
 //! of a queue.
@@ -13,15 +13,15 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use self::queue_depth::QueueDepth;
+use super::admin_client::DaemonTarget;
+use super::ledger_source::{LedgerSource, OpenedSource, SourceError};
 use super::output::write_json;
-use super::report::ledger_exit;
 use super::{Exit, Format};
 use crate::chain::chain;
-use crate::config::{Config, MessageKind};
+use crate::config::{Config, MessageKind, Sources};
 use crate::delay::Delay;
-use crate::ledger::LedgerLocation;
 use crate::ledger::trace::{MessageState, Trace, TracedMessage};
-use crate::ledger::{DeadLetterFilter, DeadLetterQuery, LetterState, OpenError};
+use crate::ledger::{DeadLetterFilter, DeadLetterQuery, LetterState};
 use crate::message::ExchangeNames;
 
 /// The most stored dead letters of one order that are looked at.
@@ -33,6 +33,8 @@ pub struct TraceArgs {
     /// Id of the order
     #[arg(value_name = "ORDER_ID", value_parser = clap::builder::NonEmptyStringValueParser::new())]
     id: String,
+    #[command(flatten)]
+    daemon: DaemonTarget,
     /// Output format
     #[arg(long, value_enum, default_value_t)]
     format: Format,
@@ -88,31 +90,32 @@ impl TracedQueue {
     }
 }
 
-/// Reads the ledger, asks the broker, and prints the trace. Without a valid configuration, which names the queues and the broker's
+/// Reads what is recorded, asks the broker, and prints the trace. Without a valid configuration, which names the queues and the broker's
 /// address, it prints what the ledger knows.
 ///
-/// Returns the exit code: 0, 1 if the order is not in the ledger, 70 or 78 if the ledger cannot be read.
+/// Returns the exit code: 0, 1 if the order is not in the ledger, 69 if the daemon that is named does not answer, 70 or 78 if the ledger
+/// cannot be read.
 ///
 /// # Errors
 /// When `out` or `err` cannot be written.
 pub async fn run(
     args: &TraceArgs,
-    ledger: &LedgerLocation,
-    config: Option<&Config>,
+    sources: &Sources,
     now: Timestamp,
     out: &mut dyn Write,
     err: &mut dyn Write,
 ) -> io::Result<Exit> {
-    let reader = ledger.reader();
+    let OpenedSource { source, config } = match LedgerSource::open(&args.daemon, sources, err).await? {
+        Ok(opened) => opened,
+        Err(exit) => return Ok(exit),
+    };
+    let config = config.as_ref();
     let filter = DeadLetterFilter { order: Some(args.id.clone()), ..DeadLetterFilter::default() };
     let query = DeadLetterQuery { filter, limit: MAX_STORED, ..DeadLetterQuery::default() };
-    let read = async { Ok::<_, OpenError>((reader.trace(&args.id).await?, reader.dead_letters(query).await?.letters)) };
+    let read = async { Ok((source.trace(&args.id).await?, source.letters(query).await?.letters)) };
     let (mut trace, stored) = match read.await {
         Ok(found) => found,
-        Err(error) => {
-            writeln!(err, "orderd: cannot read the ledger: {}", chain(&error))?;
-            return Ok(ledger_exit(&error));
-        }
+        Err(error) => return SourceError::report(&error, err),
     };
     let is_accepted = trace.order.is_some();
     trace.keep_failures(|message, consumer| {
@@ -147,7 +150,7 @@ pub async fn run(
         .collect();
     let broker_error = match config {
         Some(config) => queue_depth::add_depths(config, &mut places).await.err().map(|error| chain(&error)),
-        None => Some("the configuration has errors".to_owned()),
+        None => Some("there is no valid configuration here".to_owned()),
     };
     let report = TraceReport { trace, places, broker_error, has_config: config.is_some() };
     match args.format {

@@ -67,7 +67,7 @@ impl GroupBuilder {
             let key = |group: &DeadLetterGroup| (Reverse(group.messages), Reverse(group.example));
             key(a).cmp(&key(b))
         });
-        DeadLetterGroups { groups, messages: self.messages }
+        DeadLetterGroups { groups, messages: self.messages, hidden: 0 }
     }
 }
 
@@ -120,7 +120,7 @@ mod tests {
         groups.add(letter(3, "card_expired", Some(("EUR", "0.20"))));
         groups.add(letter(2, "card_expired", Some(("USD", "5"))));
         groups.add(letter(4, "other", None));
-        let DeadLetterGroups { groups, messages } = groups.finish();
+        let DeadLetterGroups { groups, messages, hidden: _ } = groups.finish();
         assert_eq!((messages, groups.len()), (4, 2));
         let first = &groups[0];
         assert_eq!((first.code.as_str(), first.messages, first.example), ("card_expired", 3, 3));
@@ -134,7 +134,7 @@ mod tests {
         let mut groups = GroupBuilder::default();
         let all = i64::try_from(MAX_GROUPS).unwrap() + 5;
         (0..all).for_each(|id| groups.add(letter(id, &id.to_string(), None)));
-        let DeadLetterGroups { groups, messages } = groups.finish();
+        let DeadLetterGroups { groups, messages, hidden: _ } = groups.finish();
         assert_eq!((groups.len(), messages), (MAX_GROUPS, all.cast_unsigned()));
     }
 }

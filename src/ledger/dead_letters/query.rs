@@ -57,7 +57,7 @@ pub struct DeadLetterQuery {
 }
 
 /// One stored message, without its content. Its JSON is a contract: see `docs/reference/cli.md`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct DeadLetter {
     /// Its number, which no other message gets.
     pub id: i64,
@@ -133,7 +133,7 @@ pub struct DeadLetterPage {
 }
 
 /// Messages that failed for the same cause. Its JSON is a contract: see `docs/reference/cli.md`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct DeadLetterGroup {
     /// The queue that they were taken from.
     pub source: LetterSource,
@@ -158,12 +158,22 @@ pub struct DeadLetterGroup {
 }
 
 /// Groups, those with the most messages first.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
 pub struct DeadLetterGroups {
     /// The groups.
     pub groups: Vec<DeadLetterGroup>,
     /// All messages, those of groups that are not shown included.
     pub messages: u64,
+    /// How many groups are not shown, because of a limit.
+    pub hidden: usize,
+}
+
+impl DeadLetterGroups {
+    /// Keeps at most this many groups.
+    pub fn shorten(&mut self, limit: usize) {
+        self.hidden += self.groups.len().saturating_sub(limit);
+        self.groups.truncate(limit);
+    }
 }
 
 /// What a message contains.
@@ -180,7 +190,7 @@ pub struct DeadLetterContent {
 }
 
 /// One failed attempt.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct LetterAttempt {
     /// When.
     #[schema(value_type = String, format = DateTime)]
@@ -198,7 +208,7 @@ pub struct LetterAttempt {
 }
 
 /// One step, or one undo, as far as it was called.
-#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct LetterStep {
     /// When it was called last.
     #[schema(value_type = String, format = DateTime)]

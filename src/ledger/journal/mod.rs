@@ -8,7 +8,7 @@ mod hash;
 mod verification;
 
 use jiff::Timestamp;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use utoipa::ToSchema;
 
@@ -109,7 +109,7 @@ fn bounded(value: &Value) -> String {
 }
 
 /// A recorded action.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct JournalEntry {
     /// Its number: 1, 2, 3, …
     pub seq: i64,
@@ -169,7 +169,7 @@ pub struct JournalQuery {
 }
 
 /// A page of entries. Its JSON is a contract: see `docs/reference/http-api.md`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct JournalPage {
     /// The entries, the last first.
     pub entries: Vec<JournalEntry>,

@@ -3,7 +3,7 @@
 //! It never guesses: what is not recorded is left out.
 
 use jiff::{SignedDuration, Timestamp};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
 
@@ -11,7 +11,7 @@ use crate::delay::Delay;
 use crate::domain::{CANCELLATION_SUFFIX, ExactSum};
 
 /// Everything recorded about one order. Its JSON is a contract: see `docs/reference/http-api.md`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Trace {
     /// The order's id.
     pub id: String,
@@ -22,7 +22,7 @@ pub struct Trace {
 }
 
 /// An accepted order.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct TracedOrder {
     /// `accepted`, `processed`, `failed` or `cancelled`.
     pub status: String,
@@ -58,7 +58,7 @@ pub struct TracedOrder {
 }
 
 /// One line of an order.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct TracedItem {
     /// What was ordered.
     pub product: String,
@@ -71,7 +71,7 @@ pub struct TracedItem {
 }
 
 /// One thing that happened to a message of the order.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct TraceStep {
     /// When. Failures that went through a queue are known to the second.
     #[schema(value_type = String, format = DateTime)]
@@ -84,7 +84,7 @@ pub struct TraceStep {
 }
 
 /// A message of an order: the order itself, or an event that orderd published about it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, ToSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum TracedMessage {
     /// The order itself.
@@ -104,7 +104,7 @@ pub enum TracedMessage {
 }
 
 /// What happened in a step.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "step", rename_all = "snake_case")]
 pub enum TraceEvent {
     /// The order passed its checks and was recorded.
@@ -311,6 +311,11 @@ fn latest_time(step: &TraceStep, ends: &[(TracedMessage, Timestamp)]) -> Timesta
 }
 
 impl Trace {
+    /// That of an order about which nothing is recorded.
+    pub fn empty(id: &str) -> Self {
+        Trace::new(id, None, Vec::new())
+    }
+
     /// A trace with its steps sorted by time. The sort is stable, so steps with the same time must be passed in the
     /// order they happened: an attempt before the dead-lettering that followed it.
     pub(super) fn new(id: &str, order: Option<TracedOrder>, mut steps: Vec<TraceStep>) -> Self {

@@ -11,6 +11,7 @@ mod command_steps;
 mod control;
 mod crash_points;
 mod dead_letters;
+mod dead_letters_by_http;
 mod delivery_limit;
 mod drain;
 mod erase;

@@ -1,0 +1,155 @@
+//! What commands show is the same whether they ask a daemon or read the ledger.
+
+use std::fs;
+use std::io::Read;
+use std::process::{Output, Stdio};
+
+use crate::support::Node;
+use crate::support::raw_client::properties::Properties;
+use crate::support::raw_client::{field, number, persistent, text, with_headers};
+use crate::support::test_env::{TestEnv, order, wait_until};
+
+fn run(env: &TestEnv<'_>, arguments: &[&str]) -> Output {
+    env.program(arguments).stdin(Stdio::null()).output().unwrap()
+}
+
+/// The exit code, and what is written to standard output and standard error.
+fn shown(output: &Output) -> (Option<i32>, String, String) {
+    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+    (output.status.code(), text(&output.stdout), text(&output.stderr))
+}
+
+#[test]
+fn a_daemon_and_its_ledger_show_the_same_dead_letters_orders_and_journal_byte_by_byte() {
+    let node = Node::shared();
+    let env = TestEnv::new(&node).set("dead_letters.collect", "true");
+    let orderd = env.start();
+    let (mut raw, ledger) = (env.raw(), env.ledger());
+    for n in 0..3 {
+        let body = format!(
+            r#"{{"id":"bad-{n}","product":"Läptop\u0007 + \"x\",y","quantity":0,"price":"400.00","customer_id":"=1+1"}}"#
+        );
+        raw.publish_to("orders", "order.normal.web", &Properties::persistent(), body.as_bytes());
+    }
+    raw.publish_to("orders", "order.normal.web", &Properties::persistent(), b"{\"id\": \"not JSON");
+    raw.publish_to("orders", "oder.normal.web", &Properties::persistent(), &order("a/b c"));
+    let headers =
+        [number("n", -5), text("t", "\u{1b}[2J\u{fc}\n"), field("b", b't', &[1]), text("x-failure-code", "forged")];
+    raw.publish("dead_letter_queue", &with_headers(&headers), b"\xff\x00 foreign");
+    wait_until("all are stored", || ledger.number("SELECT count(*) FROM stored_dead_letters") == 6);
+    let address = orderd.admin_address().to_string();
+    let hold = run(&env, &["dead-letters", "hold", "2", "--note", "SHOP-7", "--address", &address]);
+    assert_eq!(hold.status.code(), Some(0), "{hold:?}");
+
+    for command in [
+        "dead-letters list",
+        "dead-letters list --state any --format json",
+        "dead-letters list --state any --limit 2 --format json",
+        "dead-letters list --before 4 --limit 1",
+        "dead-letters list --state held",
+        "dead-letters list --group",
+        "dead-letters list --group --state any --format json",
+        "dead-letters list --group --limit 1",
+        "dead-letters list --text LÄPTOP --since 1h --customer =1+1 --format json",
+        "dead-letters list --code nope",
+        "dead-letters show 1",
+        "dead-letters show 2 --format json",
+        "dead-letters show 6",
+        "dead-letters show 6 --format json",
+        "dead-letters show 4711",
+        "dead-letters export --state any",
+        "dead-letters export --format csv --state any",
+        "dead-letters export --format csv --code nope",
+        "trace bad-1",
+        "trace bad-1 --format json",
+        "trace a/b --format json",
+        "trace nobody --format json",
+        "journal list",
+        "journal list --format json --limit 1",
+        "journal list --format ndjson --action hold",
+    ] {
+        let arguments: Vec<&str> = command.split(' ').collect();
+        // The configuration of the tests has no port that a command could know, so the ledger is read.
+        let from_ledger = || shown(&run(&env, &arguments));
+        let from_daemon = || shown(&run(&env, &[&arguments[..], &["--address", &address]].concat()));
+        // Ages are in seconds, so both must be of the same one.
+        let mut last = (from_ledger(), from_daemon());
+        for _ in 0..20 {
+            if last.0 == last.1 {
+                break;
+            }
+            last = (from_ledger(), from_daemon());
+        }
+        assert_eq!(last.0, last.1, "{command}");
+        assert!([Some(0), Some(1)].contains(&last.0.0), "{command}: {last:?}");
+    }
+}
+
+#[test]
+fn the_daemon_is_asked_if_it_answers_and_the_ledger_is_read_if_not_and_an_address_that_is_given_must_answer() {
+    let node = Node::shared();
+    let mut env = TestEnv::new(&node).set("dead_letters.collect", "true");
+    let mut orderd = env.start();
+    env.raw().publish("dead_letter_queue", &persistent(), b"foreign");
+    let ledger = env.ledger();
+    wait_until("it is stored", || ledger.number("SELECT count(*) FROM stored_dead_letters") == 1);
+    let address = orderd.admin_address().to_string();
+    let token = env.ledger_directory().join("admin-token").to_str().unwrap().to_owned();
+    let other_token = env.directory.path().join("other-token").to_str().unwrap().to_owned();
+    fs::write(&other_token, "0123456789abcdef0123456789abcdef").unwrap();
+    let list = |env: &TestEnv<'_>, arguments: &[&str]| {
+        let (exit, stdout, stderr) = shown(&run(env, &[&["dead-letters", "list"], arguments].concat()));
+        (exit, stdout.contains("foreign"), stderr)
+    };
+    env.change("admin.listen", &address);
+    assert_eq!(list(&env, &[]), (Some(0), true, String::new()));
+    let (exit, _, stderr) = list(&env, &["--token-file", &other_token]);
+    assert!(exit != Some(0) && stderr.contains("401") && stderr.contains("--token-file"), "{exit:?} {stderr}");
+    let (exit, _, stderr) = list(&env, &["--address", "127.0.0.1:1"]);
+    assert!(exit == Some(69) && stderr.contains("127.0.0.1:1"), "{exit:?} {stderr}");
+
+    // Another user of this machine, who cannot read the ledger, or somebody on another one.
+    let ledger_directory = env.ledger_directory().to_str().unwrap().to_owned();
+    let elsewhere = env.directory.path().join("elsewhere").to_str().unwrap().to_owned();
+    env.change("ledger.directory", &elsewhere);
+    assert_eq!(list(&env, &["--token-file", &token]), (Some(0), true, String::new()));
+    let (exit, _, stderr) = list(&env, &[]);
+    assert!(exit == Some(78) && stderr.contains("--token-file"), "what to do: {exit:?} {stderr}");
+    let (exit, _, stderr) = list(&env, &["--address", &address]);
+    assert!(exit != Some(0) && stderr.contains("--token-file"), "what to do: {exit:?} {stderr}");
+    env.change("ledger.directory", &ledger_directory);
+
+    env.change("admin.listen", "off");
+    assert_eq!(list(&env, &[]), (Some(0), true, String::new()));
+    env.change("admin.listen", &address);
+    assert_eq!(orderd.stop(), 0);
+    assert_eq!(list(&env, &[]), (Some(0), true, String::new()), "no daemon runs");
+    assert_eq!(list(&env, &["--address", &address]).0, Some(69));
+}
+
+#[test]
+fn an_export_whose_daemon_is_killed_is_no_success() {
+    let node = Node::shared();
+    let env = TestEnv::new(&node).set("dead_letters.collect", "true");
+    let mut orderd = env.start();
+    let (mut raw, ledger) = (env.raw(), env.ledger());
+    raw.publish_many("dead_letter_queue", (0..24).map(|n| vec![b'a' + n; 1 << 20]));
+    wait_until("all are stored", || ledger.number("SELECT count(*) FROM stored_dead_letters") == 24);
+    let address = orderd.admin_address().to_string();
+    let mut export = env
+        .program(&["dead-letters", "export", "--address", &address])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdout = export.stdout.take().unwrap();
+    // Then the pipe and the connection are full.
+    stdout.read_exact(&mut [0; 1 << 16]).unwrap();
+    orderd.kill();
+    let mut rest = Vec::new();
+    stdout.read_to_end(&mut rest).unwrap();
+    let output = export.wait_with_output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.code() == Some(69) && stderr.contains("not complete"), "{:?} {stderr}", output.status);
+    assert!(rest.len() < 24 << 20);
+}
