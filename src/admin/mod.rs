@@ -14,6 +14,7 @@ mod pages;
 mod progress;
 mod response;
 mod routes;
+mod sent_bytes;
 mod server;
 #[cfg(test)]
 mod tests;

@@ -13,7 +13,7 @@ pub(super) enum Phase {
     Answer,
     /// The client's receipt of the answer, since then.
     Receipt(Instant),
-    /// The client's receipt of one part of a long answer, since then.
+    /// The client's receipt of more of a long answer, since then.
     Part(Instant),
 }
 
@@ -36,8 +36,15 @@ impl Progress {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Another part of a long answer is being sent: the client has received those before it.
+    /// Another part of a long answer is being sent.
     pub fn advanced(&self) {
         self.set(Phase::Part(Instant::now()));
+    }
+
+    /// Bytes were sent. An answer that is not long has its time, however slowly it is received.
+    pub fn sent(&self) {
+        if matches!(self.get(), Phase::Part(_)) {
+            self.advanced();
+        }
     }
 }

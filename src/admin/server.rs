@@ -13,7 +13,7 @@ use hyper::server::conn::http1;
 use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{Notify, watch};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
@@ -26,6 +26,7 @@ use super::caller::{Caller, CallerHandle};
 use super::guard::AccessGuard;
 use super::progress::{Phase, Progress};
 use super::routes;
+use super::sent_bytes::SentBytes;
 use crate::config::{self, AdminUser, CommandToken};
 use crate::control::Control;
 use crate::dead_letters::DeskHandle;
@@ -43,9 +44,13 @@ const MIN_WAIT: Duration = Duration::from_millis(150);
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the client may take to receive the answer.
 const SEND_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long nothing more of an answer in parts may be sent. Some megabytes of it may be in the buffers of the operating system, which
-/// a slow client has to receive first.
+/// How long nothing more of an answer in parts may be sent.
 const PART_TIMEOUT: Duration = Duration::from_secs(60);
+/// What the operating system may hold of an answer that the client has not received. It takes no more until a part of that is received:
+/// of megabytes, a slow client would not receive enough within [`PART_TIMEOUT`].
+const SEND_BUFFER: u32 = 64 << 10;
+/// Connections that the operating system queues.
+const BACKLOG: u32 = 1_024;
 /// Largest request head, in bytes.
 const MAX_HEAD: usize = 8 * 1024;
 /// Maximum number of header fields of a request.
@@ -94,7 +99,7 @@ impl BoundListener {
     pub async fn bind(config: &config::Admin) -> Result<Option<Self>, AdminError> {
         let Some(address) = config.listen else { return Ok(None) };
         let failed = |source| AdminError::Bind { address, source };
-        let listener = TcpListener::bind(address).await.map_err(failed)?;
+        let listener = listen(address).map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
         Ok(Some(BoundListener { listener, address, config: config.clone() }))
     }
@@ -142,6 +147,15 @@ impl AdminServer {
             warn!(error = %panicked, "the admin server panicked");
         }
     }
+}
+
+/// Binds an address. Its connections have the send buffer of the listener.
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.set_reuseaddr(true)?;
+    socket.set_send_buffer_size(SEND_BUFFER)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 async fn accept(listener: TcpListener, router: Router, stop: CancellationToken) {
@@ -228,7 +242,7 @@ async fn serve_connection(stream: TcpStream, caller: Caller, router: Router, sta
         .max_headers(MAX_HEADERS)
         .max_buf_size(MAX_HEAD)
         .keep_alive(false)
-        .serve_connection(TokioIo::new(stream), service);
+        .serve_connection(TokioIo::new(SentBytes::new(stream, state.clone())), service);
     tokio::pin!(connection);
     let sending_too_long = async {
         answered.notified().await;

@@ -8,9 +8,14 @@ use std::time::Duration;
 use axum::body::{Body, to_bytes};
 use axum::extract::Request;
 use axum::http::header::{AUTHORIZATION, CONTENT_TYPE, HOST};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
 use hyper::service::Service;
 use hyper_util::service::TowerToHyperService;
 use serde_json::{Value, json};
+use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::access::tests::authenticator;
@@ -21,14 +26,17 @@ use crate::control::{
     CommandReceiver, ConfigChange, Control, ControlCommand, ControlError, Effect, PauseReport, ReloadOutcome,
     ReloadReport,
 };
-use crate::dead_letters::DeskHandle;
+use crate::dead_letters::{Desk, DeskHandle, KnownConsumer, ReplayDeps, Replayer};
+use crate::formats::Format;
 use crate::ledger::conformance::{accept, analytics, at, attempt, dead_letter, finish, order, sale, stored_letter};
 use crate::ledger::memory::MemoryLedger;
+use crate::ledger::sqlite::SqliteLedger;
 use crate::ledger::{
-    JournalAction, JournalWriter, LedgerEntry, LedgerWriter, LetterSource, LetterWriter, NewJournalEntry, NewOrder,
-    NewStoredLetter, OpenDeadLetters, OpenSum, StepAction,
+    JournalAction, JournalWriter, Ledger, LedgerEntry, LedgerMaintenance, LedgerWriter, LetterSource, LetterState,
+    LetterWriter, NewJournalEntry, NewOrder, NewStoredLetter, StepAction, UnresolvedDeadLetters, UnresolvedSum,
 };
 use crate::management::Alarm;
+use crate::message::{ExchangeNames, Publication, Publisher, TrustedUsers, Unpublished};
 use crate::reconcile::{BrokerView, Finding, FindingKind, QueueRole, QueueView};
 use crate::shutdown::Shutdown;
 use crate::status::{LastReload, RegisteredConsumer, StatusRegistry};
@@ -114,15 +122,26 @@ fn registry(view: BrokerView) -> (StatusRegistry, Vec<Arc<dyn std::any::Any + Se
     registry.counters("order").steps().add(&"charge".into(), StepAction::Do);
     registry.counters("notification").channels().configure([("email".into(), vec!["email".into()])].into());
     let money = [("EUR".to_owned(), "1.00".parse().unwrap())].into();
-    let sums = vec![OpenSum { source: LetterSource::UnroutedQueue, reason: "unrouted".to_owned(), messages: 1, money }];
-    registry.set_open_dead_letters(Ok(OpenDeadLetters { sums, oldest: Some(at(1_000)) }));
+    let sums = vec![UnresolvedSum {
+        source: LetterSource::UnroutedQueue,
+        reason: "unrouted".to_owned(),
+        state: LetterState::Open,
+        messages: 1,
+        money,
+    }];
+    registry.set_unresolved_dead_letters(Ok(UnresolvedDeadLetters { sums, oldest: Some(at(1_000)) }));
     registry.set_last_reload(LastReload { at: at(2_000), by: "admin".to_owned(), report: reload_report() });
     let settings = BreakerSettings { failures: 0.5, window: Duration::from_secs(30), open: Duration::from_secs(10) };
     let breaker = registry.breakers().breaker(&"order".into(), BreakerKind::Step, &"charge".into(), settings);
     (registry, vec![Arc::new(breaker)])
 }
 
+/// A server whose desk is not open: its answers are those of a daemon that is starting.
 async fn server(directory: &Path) -> Server {
+    server_with(directory, DeskHandle::default()).await
+}
+
+async fn server_with(directory: &Path, desk: DeskHandle) -> Server {
     let mut queue = QueueView::unknown(QueueRole::Work { consumer: "order".to_owned() });
     (queue.ready, queue.detail_at) = (Some(1), Some(at(1_000)));
     let finding = Finding {
@@ -149,8 +168,7 @@ async fn server(directory: &Path) -> Server {
     let (registry, _breakers) = registry(view);
     let (control, commands) = Control::new();
     let guard = AccessGuard { loopback: true, hosts: Vec::new(), authenticator: authenticator(directory) };
-    // The desk is not open: its answers are those of a daemon that is starting.
-    let commands_to = (control, DeskHandle::default());
+    let commands_to = (control, desk);
     let router = routes::router(Arc::new(registry), Arc::new(ledger().await), commands_to, guard);
     let _daemon = AbortOnDropHandle::new(tokio::spawn(answer_commands(commands)));
     Server { routes: TowerToHyperService::new(router), _breakers, _daemon }
@@ -162,6 +180,14 @@ impl Server {
         let request = token.into_iter().fold(request, |request, token| request.header(AUTHORIZATION, token));
         let request = if method == "GET" { request } else { request.header(CONTENT_TYPE, "application/json") };
         let answer = self.routes.call(request.body(Body::empty()).unwrap()).await.unwrap();
+        let status = answer.status().as_u16();
+        (status, to_bytes(answer.into_body(), 1 << 20).await.unwrap().to_vec())
+    }
+
+    async fn post(&self, path: &str, body: &Value) -> (u16, Vec<u8>) {
+        let request = Request::post(path).header(HOST, "localhost").header(AUTHORIZATION, OPERATOR);
+        let request = request.header(CONTENT_TYPE, "application/json").body(Body::from(body.to_string())).unwrap();
+        let answer = self.routes.call(request).await.unwrap();
         let status = answer.status().as_u16();
         (status, to_bytes(answer.into_body(), 1 << 20).await.unwrap().to_vec())
     }
@@ -273,6 +299,97 @@ async fn each_answer_is_valid_by_the_openapi_document() {
     assert_eq!(status, 403);
     found.extend(problems(&document, ("POST", "/api/v1/reload"), status, &body));
     assert!(found.is_empty(), "{found:#?}");
+}
+
+struct NoPublisher;
+
+impl Publisher for NoPublisher {
+    fn publish(&self, publications: Arc<[Publication]>) -> BoxFuture<'static, Result<(), Unpublished>> {
+        async move { panic!("publishes {}", publications.len()) }.boxed()
+    }
+}
+
+/// A desk with four dead letters, the task of which does not run.
+async fn desk(directory: &Path) -> (DeskHandle, Arc<SqliteLedger>) {
+    let ledger = Arc::new(SqliteLedger::open(directory).unwrap());
+    for n in 1..=4 {
+        ledger.store_letter(stored_letter(&format!("ord-{n}"), n)).await.unwrap();
+    }
+    let consumer = KnownConsumer { name: "order".into(), format: Some(Format::Own) };
+    let consumers = watch::Sender::new([("order_queue".to_owned(), consumer)].into());
+    let deps = ReplayDeps {
+        ledger: Arc::clone(&ledger) as Arc<dyn Ledger>,
+        publisher: Arc::new(NoPublisher),
+        names: Arc::new(ExchangeNames::new("orders")),
+        users: Arc::new(TrustedUsers::known("orderd")),
+        max_body: 1 << 20,
+        consumers: consumers.subscribe(),
+        blocked: Arc::new(|queue| Some(format!("{queue} is paused"))),
+        hold: watch::Sender::new(None).subscribe(),
+        shutdown: Shutdown::new(),
+    };
+    let handle = DeskHandle::default();
+    handle.open(Desk::new(Arc::new(Replayer::new(deps))));
+    (handle, ledger)
+}
+
+#[tokio::test]
+async fn each_answer_about_replays_and_changes_is_valid_by_the_openapi_document() {
+    let directory = tempfile::tempdir().unwrap();
+    let (desk, ledger) = desk(directory.path()).await;
+    let server = server_with(directory.path(), desk).await;
+    let document = strict(&server.document().await);
+    let replays = "/api/v1/dead-letters/replays";
+    let ids = |ids: &[i64]| json!({ "selection": { "ids": ids } });
+    let with_note = |mut request: Value| {
+        request["note"] = json!("SHOP-1");
+        request
+    };
+    let dry_run = json!({"selection": {"ids": [1, 99]}, "dry_run": true});
+    let body = STANDARD.encode(r#"{"id": "ord-4", "product": "Laptop", "quantity": 1, "price": "1.00"}"#);
+    let mut found = Vec::new();
+    for (operation, path, request, expected) in [
+        (replays, "", dry_run, 200),
+        (replays, "", ids(&[]), 400),
+        (replays, "", ids(&[1, 2, 99]), 200),
+        ("/api/v1/dead-letters/replays/{id}/stop", "/api/v1/dead-letters/replays/1/stop", json!({}), 200),
+        ("/api/v1/dead-letters/replays/{id}/stop", "/api/v1/dead-letters/replays/9/stop", json!({}), 404),
+        ("/api/v1/dead-letters/hold", "", with_note(ids(&[3, 99])), 200),
+        ("/api/v1/dead-letters/hold", "", ids(&[3]), 400),
+        ("/api/v1/dead-letters/release", "", ids(&[3]), 200),
+        (
+            "/api/v1/dead-letters/{id}/edit",
+            "/api/v1/dead-letters/4/edit",
+            json!({"revision": 0, "body_base64": body}),
+            200,
+        ),
+        (
+            "/api/v1/dead-letters/{id}/edit",
+            "/api/v1/dead-letters/4/edit",
+            json!({"revision": 0, "body_base64": body}),
+            409,
+        ),
+        ("/api/v1/dead-letters/discard", "", with_note(ids(&[3, 4])), 200),
+        ("/api/v1/dead-letters/discard", "", json!({"colour": "red"}), 400),
+    ] {
+        let (status, body) = server.post(if path.is_empty() { operation } else { path }, &request).await;
+        assert_eq!(status, expected, "{operation} {request} {}", String::from_utf8_lossy(&body));
+        found.extend(problems(&document, ("POST", operation), status, &body));
+    }
+    // With everything that a replay may say.
+    let connection = rusqlite::Connection::open(directory.path().join("orderd.db")).unwrap();
+    let failed = "INSERT INTO replay_letters (replay_id, letter_id, key, state, code, changed_at, came_back_as)
+                  VALUES (1, 1, 'a', 'failed_again', 'http_402', 1, 4), (1, 2, 'b', 'skipped', 'no_queue', 1, NULL)";
+    connection.execute(failed, []).unwrap();
+    for (operation, path) in
+        [(replays, replays), ("/api/v1/dead-letters/replays/{id}", "/api/v1/dead-letters/replays/1")]
+    {
+        let (status, body) = server.send("GET", path, Some(OPERATOR)).await;
+        assert_eq!(status, 200, "{path} {}", String::from_utf8_lossy(&body));
+        found.extend(problems(&document, ("GET", operation), status, &body));
+    }
+    assert!(found.is_empty(), "{found:#?}");
+    ledger.close().await;
 }
 
 #[tokio::test]

@@ -240,8 +240,8 @@ async fn replay_supervised(replayer: Arc<Replayer>, shutdown: Shutdown) {
 async fn sum_up(reader: Arc<dyn LedgerReader>, status_registry: Arc<StatusRegistry>, shutdown: Shutdown) {
     loop {
         let begun = Instant::now();
-        let open = reader.open_dead_letters().await.map_err(|error| chain(&error));
-        status_registry.set_open_dead_letters(open);
+        let open = reader.unresolved_dead_letters().await.map_err(|error| chain(&error));
+        status_registry.set_unresolved_dead_letters(open);
         if !shutdown.sleep(SUM_INTERVAL.max(begun.elapsed() * SUM_PAUSE_FACTOR)).await {
             return;
         }

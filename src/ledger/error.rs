@@ -148,6 +148,19 @@ pub enum OpenError {
         /// The newest version this program supports.
         known: i32,
     },
+    /// The ledger lacks tables or columns of its version.
+    #[error(
+        "ledger {location:?} has version {version} but lacks {missing}: a development version of orderd has made it, or another program \
+         has changed it; restore a backup, or move it away and begin a new one"
+    )]
+    OtherSchema {
+        /// Where it is.
+        location: String,
+        /// Its version.
+        version: i32,
+        /// The first columns that it lacks.
+        missing: String,
+    },
     /// The ledger was written by an older orderd, and no daemon has migrated it yet.
     #[error("ledger {location:?} has version {found}, reading it needs version {known}: start this orderd once")]
     Older {
@@ -233,6 +246,7 @@ impl OpenError {
             | OpenError::NoTables { .. }
             | OpenError::LogWithoutDatabase { .. }
             | OpenError::Newer { .. }
+            | OpenError::OtherSchema { .. }
             | OpenError::Older { .. } => Remedy::Change,
         }
     }

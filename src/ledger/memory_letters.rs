@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::dead_letters::{
     Cause, Counted, DeadLetter, DeadLetterContent, DeadLetterDetail, DeadLetterFilter, DeadLetterGroups,
     DeadLetterPage, DeadLetterQuery, GroupBuilder, Identification, LetterOrigin, LetterState, NewStoredLetter,
-    OpenBuilder, OpenDeadLetters, StoreAnswer, WholeDeadLetters,
+    StoreAnswer, UnresolvedBuilder, UnresolvedDeadLetters, WholeDeadLetters,
 };
 use super::error::LedgerError;
 use super::state::OutageCause;
@@ -61,6 +61,21 @@ impl MemoryLetters {
         self.letters.iter().any(|known| is_about(known) && !known.state.is_closed())
     }
 
+    /// What has become of a message of this consumer; that of the last one.
+    pub fn last_state(&self, identity: &str, consumer: &str) -> Option<LetterState> {
+        let mut letters = self.letters.iter().rev();
+        let is_meant = |letter: &NewStoredLetter| {
+            letter.identity.as_deref() == Some(identity) && ["", consumer].contains(&&*letter.consumer)
+        };
+        letters.find(|known| is_meant(&known.letter)).map(|known| known.state)
+    }
+
+    /// The same of an order.
+    pub fn last_state_of_order(&self, order: &str) -> Option<LetterState> {
+        let mut letters = self.letters.iter().rev();
+        letters.find(|known| known.letter.order.id.as_deref() == Some(order)).map(|known| known.state)
+    }
+
     pub fn begin_reading(&mut self, fingerprint: [u8; 32], process: String) -> bool {
         *self.readings.entry(fingerprint).or_insert_with(|| process.clone()) != process
     }
@@ -100,15 +115,15 @@ impl MemoryLetters {
 
     pub fn groups(&self, filter: &DeadLetterFilter) -> DeadLetterGroups {
         let mut groups = GroupBuilder::default();
-        self.found(filter).for_each(|(id, known)| groups.add(counted(id, &known.letter)));
+        self.found(filter).for_each(|(id, known)| groups.add(counted(id, known)));
         groups.finish()
     }
 
-    pub fn open(&self) -> OpenDeadLetters {
-        let mut sums = OpenBuilder::default();
+    pub fn unresolved(&self) -> UnresolvedDeadLetters {
+        let mut sums = UnresolvedBuilder::default();
         let all = DeadLetterFilter::default();
         let open = self.found(&all).filter(|(_, known)| !known.state.is_closed());
-        open.for_each(|(id, known)| sums.add(counted(id, &known.letter)));
+        open.for_each(|(id, known)| sums.add(counted(id, known)));
         let waiting = self.letters.iter().filter(|known| known.state == LetterState::Open);
         sums.finish(waiting.map(|known| known.letter.failed_at).min())
     }
@@ -155,7 +170,8 @@ fn matches(filter: &DeadLetterFilter, MemoryLetter { letter, state, .. }: &Memor
         && filter.text.as_ref().is_none_or(|text| letter.search.contains(&text.to_lowercase()))
 }
 
-fn counted(id: i64, letter: &NewStoredLetter) -> Counted {
+fn counted(id: i64, known: &MemoryLetter) -> Counted {
+    let (letter, state) = (&known.letter, known.state);
     let cause = Cause {
         source: letter.source,
         reason: letter.reason.clone(),
@@ -164,7 +180,7 @@ fn counted(id: i64, letter: &NewStoredLetter) -> Counted {
     };
     let total = letter.order.total.clone();
     let total = total.map(|(total, currency)| (currency, total.parse().expect("it is an amount")));
-    Counted { id, cause, total, failed_at: letter.failed_at }
+    Counted { id, state, cause, total, failed_at: letter.failed_at }
 }
 
 fn row(id: i64, known: &MemoryLetter) -> DeadLetter {

@@ -59,7 +59,7 @@ pub use backup::{BackupError, BackupProgress, BackupSummary};
 pub use dead_letters::{
     DeadLetter, DeadLetterContent, DeadLetterDetail, DeadLetterFilter, DeadLetterGroup, DeadLetterGroups,
     DeadLetterPage, DeadLetterQuery, Identification, LetterAttempt, LetterOrder, LetterOrigin, LetterSource,
-    LetterState, LetterStep, MAX_SEARCH_BYTES, NewStoredLetter, OpenDeadLetters, OpenSum, StoreAnswer,
+    LetterState, LetterStep, MAX_SEARCH_BYTES, NewStoredLetter, StoreAnswer, UnresolvedDeadLetters, UnresolvedSum,
     WholeDeadLetters, session_id,
 };
 pub use entry::{

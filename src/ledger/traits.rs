@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use super::alerts::{AlertAnswer, AlertBook};
 use super::dead_letters::{
     DeadLetterDetail, DeadLetterFilter, DeadLetterGroups, DeadLetterPage, DeadLetterQuery, NewStoredLetter,
-    OpenDeadLetters, StoreAnswer, WholeDeadLetters,
+    StoreAnswer, UnresolvedDeadLetters, WholeDeadLetters,
 };
 use super::entry::{CancelAnswer, LedgerEntry, NewCancellation, Recorded};
 use super::error::{LedgerError, OpenError};
@@ -154,7 +154,7 @@ pub trait LedgerReader: Send + Sync + 'static {
     ///
     /// # Errors
     /// The ledger cannot be read.
-    fn open_dead_letters(&self) -> BoxFuture<'static, Result<OpenDeadLetters, OpenError>>;
+    fn unresolved_dead_letters(&self) -> BoxFuture<'static, Result<UnresolvedDeadLetters, OpenError>>;
 
     /// One page of the journal, the last entries first.
     ///

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::ledger::{LetterSource, OpenDeadLetters, OpenSum};
+use crate::ledger::{LetterSource, LetterState, UnresolvedDeadLetters, UnresolvedSum};
 use crate::metrics::{CollectorCounters, CollectorReading};
 
 /// The dead letters in the ledger, and those on their way there.
@@ -16,12 +16,18 @@ pub struct DeadLettersStatus {
     /// The collectors, by queue; empty if an earlier orderd answered.
     #[serde(default)]
     pub collectors: BTreeMap<String, CollectorStatus>,
-    /// Messages in the store that are neither replayed nor discarded.
+    /// Messages in the store in the state `open`.
     #[serde(default)]
     pub open: u64,
-    /// The same by queue and reason.
+    /// Messages in the store in the state `held`.
     #[serde(default)]
-    pub by_reason: Vec<OpenLetters>,
+    pub held: u64,
+    /// Messages in the store in the state `replaying`.
+    #[serde(default)]
+    pub replaying: u64,
+    /// All of these by queue, reason and state.
+    #[serde(default)]
+    pub by_reason: Vec<UnresolvedLetters>,
     /// What the orders among them cost, by currency; amounts are decimal text.
     #[serde(default)]
     pub money: BTreeMap<String, String>,
@@ -38,13 +44,15 @@ pub struct DeadLettersStatus {
     pub count_error: Option<String>,
 }
 
-/// The messages in the store with one reason that are neither replayed nor discarded.
+/// The messages in the store with one reason and state that are neither replayed nor discarded.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct OpenLetters {
+pub struct UnresolvedLetters {
     /// The queue that they were taken from.
     pub source: String,
     /// Why they were there.
     pub reason: String,
+    /// `open`, `held` or `replaying`.
+    pub state: String,
     /// How many.
     pub messages: u64,
 }
@@ -80,7 +88,7 @@ pub struct CollectorStatus {
 /// The last sums of the store.
 #[derive(Debug, Clone, Default)]
 struct Counted {
-    open: OpenDeadLetters,
+    open: UnresolvedDeadLetters,
     at: Option<Timestamp>,
     error: Option<String>,
 }
@@ -107,7 +115,7 @@ impl DeadLetterRegistry {
     }
 
     /// Enters the sums; after an error, the former ones stay.
-    pub fn set_open(&self, open: Result<OpenDeadLetters, String>) {
+    pub fn set_open(&self, open: Result<UnresolvedDeadLetters, String>) {
         let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
         match open {
             Ok(open) => *counted = Counted { open, at: Some(Timestamp::now()), error: None },
@@ -116,21 +124,25 @@ impl DeadLetterRegistry {
     }
 
     /// The last sums.
-    pub fn open(&self) -> OpenDeadLetters {
+    pub fn open(&self) -> UnresolvedDeadLetters {
         self.counted.lock().unwrap_or_else(PoisonError::into_inner).open.clone()
     }
 
     pub fn status(&self) -> DeadLettersStatus {
         let Counted { open, at, error } = self.counted.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let OpenDeadLetters { sums, oldest } = &open;
-        let by_reason = |OpenSum { source, reason, messages, .. }: &OpenSum| OpenLetters {
+        let UnresolvedDeadLetters { sums, oldest } = &open;
+        let by_reason = |UnresolvedSum { source, reason, state, messages, .. }: &UnresolvedSum| UnresolvedLetters {
             source: source.as_str().to_owned(),
             reason: reason.clone(),
+            state: state.as_str().to_owned(),
             messages: *messages,
         };
+        let count = |state| sums.iter().filter(|sum| sum.state == state).map(|sum| sum.messages).sum();
         DeadLettersStatus {
             collectors: self.readings().map(|(queue, reading)| (queue.as_str().to_owned(), reading.into())).collect(),
-            open: sums.iter().map(|sum| sum.messages).sum(),
+            open: count(LetterState::Open),
+            held: count(LetterState::Held),
+            replaying: count(LetterState::Replaying),
             by_reason: sums.iter().map(by_reason).collect(),
             money: open.money().into_iter().map(|(currency, sum)| (currency, sum.to_string())).collect(),
             oldest: *oldest,

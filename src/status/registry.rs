@@ -22,7 +22,7 @@ use super::{DaemonState, DaemonStatus, LastReload, LedgerStatus, PublisherStatus
 use crate::alerts::AlertsStatus;
 use crate::amqp::ConfirmingPublisher;
 use crate::files::FileState;
-use crate::ledger::{LedgerMaintenance, LedgerState, LetterSource, OpenDeadLetters, Outage};
+use crate::ledger::{LedgerMaintenance, LedgerState, LetterSource, Outage, UnresolvedDeadLetters};
 use crate::metrics::{CollectorCounters, CollectorReading, Counters};
 use crate::reconcile::BrokerView;
 use crate::shutdown::Shutdown;
@@ -63,7 +63,7 @@ pub(crate) struct StatusSnapshot {
     pub status: Status,
     pub consumers: Vec<ConsumerReading>,
     pub collectors: Vec<(LetterSource, CollectorReading)>,
-    pub open_dead_letters: OpenDeadLetters,
+    pub unresolved_dead_letters: UnresolvedDeadLetters,
 }
 
 impl StatusRegistry {
@@ -154,7 +154,7 @@ impl StatusRegistry {
     }
 
     /// Enters what the store of dead letters has, or why that could not be read.
-    pub fn set_open_dead_letters(&self, open: Result<OpenDeadLetters, String>) {
+    pub fn set_unresolved_dead_letters(&self, open: Result<UnresolvedDeadLetters, String>) {
         self.dead_letters.set_open(open);
     }
 
@@ -228,7 +228,7 @@ impl StatusRegistry {
             broker,
         };
         let collectors = self.dead_letters.readings().collect();
-        StatusSnapshot { status, consumers: readings, collectors, open_dead_letters: self.dead_letters.open() }
+        StatusSnapshot { status, consumers: readings, collectors, unresolved_dead_letters: self.dead_letters.open() }
     }
 
     fn daemon_status(&self, consumers: &[ConsumerReading], uptime: Duration) -> DaemonStatus {

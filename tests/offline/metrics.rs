@@ -9,7 +9,7 @@ use std::time::Duration;
 use orderd::admin::exposition;
 use orderd::config::{Config, Sources};
 use orderd::ledger::sqlite::SqliteLedger;
-use orderd::ledger::{LedgerMaintenance, LetterSource, OpenDeadLetters, OpenSum, StepAction};
+use orderd::ledger::{LedgerMaintenance, LetterSource, LetterState, StepAction, UnresolvedDeadLetters, UnresolvedSum};
 use orderd::management::Alarm;
 use orderd::reconcile::BrokerView;
 use orderd::reconcile::{FindingKind, QueueRole, QueueView};
@@ -45,8 +45,8 @@ async fn scrape() -> String {
     registry.set_ledger(ledger.clone());
     let money = [("EUR".to_owned(), "1.00".parse().unwrap())].into();
     let (source, reason) = (LetterSource::UnroutedQueue, "unrouted".to_owned());
-    let sums = vec![OpenSum { source, reason, messages: 1, money }];
-    registry.set_open_dead_letters(Ok(OpenDeadLetters { sums, oldest: Some(jiff::Timestamp::UNIX_EPOCH) }));
+    let sums = vec![UnresolvedSum { source, reason, state: LetterState::Open, messages: 1, money }];
+    registry.set_unresolved_dead_letters(Ok(UnresolvedDeadLetters { sums, oldest: Some(jiff::Timestamp::UNIX_EPOCH) }));
     let settings = BreakerSettings { failures: 0.5, window: Duration::from_secs(30), open: Duration::from_secs(10) };
     let of_step = (BreakerKind::Step, "order", "charge");
     let breaker = |(kind, consumer, name): (BreakerKind, &str, &str)| {
@@ -155,7 +155,7 @@ fn no_panel_adds_up_over_instances_what_all_of_them_read_from_the_broker() {
             let of_all = [
                 "orderd_findings",
                 "orderd_broker_alarm",
-                "orderd_dead_letters_open",
+                "orderd_dead_letters_unresolved",
                 "orderd_dead_letters_oldest_seconds",
                 "orderd_dead_letters_money",
                 "orderd_alerts_open",

@@ -19,18 +19,20 @@ pub(super) fn dead_letters(snapshot: &StatusSnapshot, writer: &mut MetricWriter<
         KeptCause::ALL.map(|cause| ([queue, ("cause", cause.as_str())], reading.kept(cause) as f64))
     });
     writer.gauges("dead_letters_kept", "Messages that cannot be stored and stay in their queue", kept)?;
-    let open = &snapshot.open_dead_letters;
-    let by_reason =
-        open.sums.iter().map(|sum| ([("source", sum.source.as_str()), ("reason", &*sum.reason)], sum.messages as f64));
-    writer.gauges("dead_letters_open", "Messages in the store, neither replayed nor discarded", by_reason)?;
+    let unresolved = &snapshot.unresolved_dead_letters;
+    let by_reason = unresolved.sums.iter().map(|sum| {
+        let labels = [("source", sum.source.as_str()), ("reason", &*sum.reason), ("state", sum.state.as_str())];
+        (labels, sum.messages as f64)
+    });
+    writer.gauges("dead_letters_unresolved", "Messages in the store, neither replayed nor discarded", by_reason)?;
     let counted_at = snapshot.status.dead_letters.counted_at;
-    let age = open.oldest.zip(counted_at).map_or(0.0, |(oldest, now)| now.duration_since(oldest).as_secs_f64());
+    let age = unresolved.oldest.zip(counted_at).map_or(0.0, |(oldest, now)| now.duration_since(oldest).as_secs_f64());
     writer.gauge(
         "dead_letters_oldest_seconds",
         "Age of the oldest that is not held; 0 if there are none",
         age.max(0.0),
     )?;
-    let money = open.money();
+    let money = unresolved.money();
     let money = money.iter().map(|(currency, sum)| ([("currency", currency.as_str())], sum.approximate()));
     writer.gauges("dead_letters_money", "What the orders among them cost", money)
 }

@@ -40,8 +40,17 @@ mod tests {
         let rows = names.map(|key| ReportRow { key: key.to_owned(), figures, charges: None, total: None }).into();
         let processed = OrderFigures { figures, ..OrderFigures::default() };
         let (cancelled, prevented, failed) = Default::default();
-        let currencies =
-            vec![CurrencyReport { currency: "=EUR".to_owned(), processed, cancelled, prevented, failed, rows }];
+        let (currency, failed_again, failed_discarded) = ("=EUR".to_owned(), 0, 0);
+        let currencies = vec![CurrencyReport {
+            currency,
+            processed,
+            cancelled,
+            prevented,
+            failed,
+            failed_again,
+            failed_discarded,
+            rows,
+        }];
         let window = Window { since: now, until: now };
         let mut out = Vec::new();
         write(&Report { window, by: GroupBy::Product, currencies, dead_lettered: Vec::new() }, &mut out).unwrap();

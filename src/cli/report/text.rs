@@ -71,7 +71,7 @@ fn write_block(by: GroupBy, block: &CurrencyReport, out: &mut dyn Write) -> io::
     for (orders, one, several) in [
         (&block.cancelled, "was cancelled and is subtracted", "were cancelled and are subtracted"),
         (&block.prevented, "was cancelled before it was processed", "were cancelled before they were processed"),
-        (&block.failed, "has failed and was not replayed", "have failed and were not replayed"),
+        (&block.failed, "has failed and is not processed", "have failed and are not processed"),
     ] {
         let Figures { orders, revenue, .. } = orders.figures;
         if orders != 0 && by != GroupBy::Status {
@@ -79,6 +79,12 @@ fn write_block(by: GroupBy, block: &CurrencyReport, out: &mut dyn Write) -> io::
             let (orders, revenue) = (counted(orders, "order"), revenue.with_places(places));
             writeln!(out, "  {orders} worth {revenue} {what}")?;
         }
+    }
+    let of_those = [(block.failed_again, "failed again after a replay"), (block.failed_discarded, "discarded")];
+    let of_those = of_those.iter().filter(|(orders, _)| *orders != 0).map(|(orders, what)| format!("{orders} {what}"));
+    let of_those = of_those.collect::<Vec<_>>().join(", ");
+    if !of_those.is_empty() {
+        writeln!(out, "    of the failed: {of_those}")?;
     }
     if by == GroupBy::Status && block.prevented.figures.orders != 0 {
         writeln!(out, "  (an order that was cancelled before it arrived is prevented, and was never accepted)")?;
@@ -158,11 +164,13 @@ fn write_dead_lettered(dead_lettered: &[DeadLettered], out: &mut dyn Write) -> i
         return Ok(());
     }
     writeln!(out, "\ndead-lettered messages")?;
-    let mut table = table::new(["CONSUMER", "REASON", "MESSAGES"]);
-    for DeadLettered { consumer, reason, messages } in dead_lettered {
-        table.add_row([&escaped(consumer), &escaped(reason), &messages.to_string()]);
+    let mut table = table::new(["CONSUMER", "REASON", "MESSAGES", "UNRESOLVED", "REPLAYED", "DISCARDED"]);
+    for DeadLettered { consumer, reason, messages, unresolved, replayed, discarded } in dead_lettered {
+        let [messages, unresolved, replayed, discarded] =
+            [messages, unresolved, replayed, discarded].map(ToString::to_string);
+        table.add_row([&*escaped(consumer), &*escaped(reason), &messages, &unresolved, &replayed, &discarded]);
     }
-    table::write(table, &Layout { numbers: 2..3, ..Layout::default() }, out)
+    table::write(table, &Layout { numbers: 2..6, ..Layout::default() }, out)
 }
 
 #[cfg(test)]
@@ -178,7 +186,8 @@ mod tests {
 
     fn currency(code: &str, processed: OrderFigures, rows: Vec<ReportRow>) -> CurrencyReport {
         let (cancelled, prevented, failed) = Default::default();
-        CurrencyReport { currency: code.to_owned(), processed, cancelled, prevented, failed, rows }
+        let (currency, failed_again, failed_discarded) = (code.to_owned(), 0, 0);
+        CurrencyReport { currency, processed, cancelled, prevented, failed, failed_again, failed_discarded, rows }
     }
 
     fn text(by: GroupBy, rows: Vec<ReportRow>, processed: Figures, dead_lettered: Vec<DeadLettered>) -> String {
@@ -195,8 +204,9 @@ mod tests {
     fn columns_line_up_and_bars_are_in_proportion() {
         let rows = vec![row("2026-11-20", 10, "1200.00"), row("2026-11-21", 1, "20.09")];
         let processed = row("", 11, "1220.09").figures;
+        let (consumer, reason) = ("order".to_owned(), "malformed".to_owned());
         let dead_lettered =
-            vec![DeadLettered { consumer: "order".to_owned(), reason: "malformed".to_owned(), messages: 3 }];
+            vec![DeadLettered { consumer, reason, messages: 6, unresolved: 3, replayed: 2, discarded: 1 }];
         let expected = "\
 orders and revenue by day, from 2026-11-20 00:00 to 2026-11-22 08:31 UTC
 
@@ -207,8 +217,8 @@ EUR
                   11      22  1220.09
 
 dead-lettered messages
-  CONSUMER  REASON     MESSAGES
-  order     malformed         3
+  CONSUMER  REASON     MESSAGES  UNRESOLVED  REPLAYED  DISCARDED
+  order     malformed         6           3         2          1
 ";
         assert_eq!(text(GroupBy::Day, rows, processed, dead_lettered), expected);
     }
@@ -236,6 +246,7 @@ dead-lettered messages
             cancelled: figures(1),
             prevented: figures(2),
             failed: figures(1),
+            failed_again: 1,
             ..currency("EUR", figures(1), rows)
         };
         let mut out = Vec::new();
@@ -248,7 +259,7 @@ dead-lettered messages
             " 1194.625\n",
             "  1 order worth 5.000 was cancelled and is subtracted\n",
             "  2 orders worth 5.000 were cancelled before they were processed\n",
-            "  1 order worth 5.000 has failed and was not replayed\n",
+            "  1 order worth 5.000 has failed and is not processed\n    of the failed: 1 failed again after a replay\n",
             "  1 order worth 5.000 was processed in this period",
         ] {
             assert!(shown.contains(part), "no {part:?}:\n{shown}");

@@ -289,13 +289,21 @@ fn write_store(store: &DeadLettersStatus, now: Timestamp, out: &mut dyn Write) -
             wrapped(&kept, out)?;
         }
     }
-    if store.open == 0 {
+    let states = [(store.open, "open"), (store.held, "held"), (store.replaying, "replaying")];
+    let states =
+        states.iter().filter(|(messages, _)| *messages > 0).map(|(messages, state)| format!("{messages} {state}"));
+    let states: Vec<_> = states.collect();
+    if states.is_empty() {
         return Ok(());
     }
-    let reasons = store.by_reason.iter().map(|open| format!("{} {}", escaped(&open.reason), open.messages));
-    let mut line = format!("open in the store: {} ({})", store.open, reasons.collect::<Vec<_>>().join(", "));
+    let mut reasons: BTreeMap<_, u64> = BTreeMap::new();
+    for letters in &store.by_reason {
+        *reasons.entry(&letters.reason).or_default() += letters.messages;
+    }
+    let reasons = reasons.iter().map(|(reason, messages)| format!("{} {messages}", escaped(reason)));
+    let mut line = format!("in the store: {} ({})", states.join(", "), reasons.collect::<Vec<_>>().join(", "));
     if let Some(oldest) = store.oldest {
-        line.push_str(&format!(", oldest {} ago", age(oldest, now)));
+        line.push_str(&format!(", oldest open {} ago", age(oldest, now)));
     }
     let money = store.money.iter().map(|(currency, sum)| format!("{} {}", escaped(sum), escaped(currency)));
     let money: Vec<_> = money.collect();

@@ -173,7 +173,12 @@ async fn a_report_covers_its_period_and_no_more(ledger: &dyn Ledger) {
     assert_eq!(rows(&day), ["EUR: Laptop 1 2 400.10; Mouse 1 2 19.99", "USD: Mouse 1 2 0.015"]);
     assert_eq!(
         day.dead_lettered,
-        [DeadLettered { consumer: "order".to_owned(), reason: "malformed".to_owned(), messages: 1 }]
+        [DeadLettered {
+            consumer: "order".to_owned(),
+            reason: "malformed".to_owned(),
+            messages: 1,
+            ..DeadLettered::default()
+        }]
     );
     let minutes = report(ledger, "2m", "now", GroupBy::Status).await;
     assert_eq!(minutes.window.since, moment("2026-11-22T08:28:00Z"));
@@ -200,6 +205,8 @@ async fn the_json_of_a_report_is_a_contract(ledger: &dyn Ledger) {
                           "shipping": "0", "fees": "0", "tax": "0", "discount": "0", "total": "0"},
             "failed": {"orders": 0, "quantity": 0, "revenue": "0",
                        "shipping": "0", "fees": "0", "tax": "0", "discount": "0", "total": "0"},
+            "failed_again": 0,
+            "failed_discarded": 0,
             "rows": [{"key": "2026-11-20T23:00Z", "orders": 1, "quantity": 2, "revenue": "1200.00",
                       "shipping": "0", "fees": "0", "tax": "0", "discount": "0", "total": "1200.00"}],
         }],

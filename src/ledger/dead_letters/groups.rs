@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, HashMap};
 
 use jiff::Timestamp;
 
-use super::new::LetterSource;
-use super::query::{DeadLetterGroup, DeadLetterGroups, MAX_GROUPS, OpenDeadLetters, OpenSum};
+use super::new::{LetterSource, LetterState};
+use super::query::{DeadLetterGroup, DeadLetterGroups, MAX_GROUPS, UnresolvedDeadLetters, UnresolvedSum};
 use crate::domain::ExactSum;
 
 /// Why a message was dead-lettered.
@@ -23,6 +23,7 @@ pub(in crate::ledger) struct Cause {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in crate::ledger) struct Counted {
     pub id: i64,
+    pub state: LetterState,
     pub cause: Cause,
     /// With its currency.
     pub total: Option<(String, ExactSum)>,
@@ -38,7 +39,7 @@ pub(in crate::ledger) struct GroupBuilder {
 
 impl GroupBuilder {
     pub fn add(&mut self, letter: Counted) {
-        let Counted { id, cause, total, failed_at } = letter;
+        let Counted { id, state: _, cause, total, failed_at } = letter;
         self.messages += 1;
         if self.groups.len() >= MAX_GROUPS && !self.groups.contains_key(&cause) {
             return;
@@ -71,24 +72,24 @@ impl GroupBuilder {
     }
 }
 
-/// The sums of open messages so far.
+/// The sums of unresolved messages so far.
 #[derive(Debug, Default)]
-pub(in crate::ledger) struct OpenBuilder {
-    sums: BTreeMap<(LetterSource, String), OpenSum>,
+pub(in crate::ledger) struct UnresolvedBuilder {
+    sums: BTreeMap<(LetterSource, String, LetterState), UnresolvedSum>,
 }
 
-impl OpenBuilder {
+impl UnresolvedBuilder {
     pub fn add(&mut self, letter: Counted) {
-        let Counted { cause: Cause { source, reason, .. }, total, .. } = letter;
-        let new = || OpenSum { source, reason: reason.clone(), messages: 0, money: BTreeMap::new() };
-        let sum = self.sums.entry((source, reason.clone())).or_insert_with(new);
+        let Counted { state, cause: Cause { source, reason, .. }, total, .. } = letter;
+        let new = || UnresolvedSum { source, reason: reason.clone(), state, messages: 0, money: BTreeMap::new() };
+        let sum = self.sums.entry((source, reason.clone(), state)).or_insert_with(new);
         sum.messages += 1;
         add_money(&mut sum.money, total);
     }
 
     /// `oldest`: when the first failed of those that are waiting.
-    pub fn finish(self, oldest: Option<Timestamp>) -> OpenDeadLetters {
-        OpenDeadLetters { sums: self.sums.into_values().collect(), oldest }
+    pub fn finish(self, oldest: Option<Timestamp>) -> UnresolvedDeadLetters {
+        UnresolvedDeadLetters { sums: self.sums.into_values().collect(), oldest }
     }
 }
 
@@ -110,7 +111,7 @@ mod tests {
             code: code.to_owned(),
         };
         let total = total.map(|(currency, total)| (currency.to_owned(), total.parse().unwrap()));
-        Counted { id, cause, total, failed_at: Timestamp::from_second(id).unwrap() }
+        Counted { id, state: LetterState::Open, cause, total, failed_at: Timestamp::from_second(id).unwrap() }
     }
 
     #[test]

@@ -15,7 +15,7 @@ mod query;
 
 pub(super) use new::named;
 
-pub(super) use groups::{Cause, Counted, GroupBuilder, OpenBuilder};
+pub(super) use groups::{Cause, Counted, GroupBuilder, UnresolvedBuilder};
 
 pub use new::{
     Identification, LetterOrder, LetterOrigin, LetterSource, LetterState, MAX_SEARCH_BYTES, NewStoredLetter,
@@ -23,5 +23,5 @@ pub use new::{
 };
 pub use query::{
     DeadLetter, DeadLetterContent, DeadLetterDetail, DeadLetterFilter, DeadLetterGroup, DeadLetterGroups,
-    DeadLetterPage, DeadLetterQuery, LetterAttempt, LetterStep, OpenDeadLetters, OpenSum, WholeDeadLetters,
+    DeadLetterPage, DeadLetterQuery, LetterAttempt, LetterStep, UnresolvedDeadLetters, UnresolvedSum, WholeDeadLetters,
 };

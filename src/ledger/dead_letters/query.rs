@@ -253,13 +253,15 @@ pub struct WholeDeadLetters {
     pub more: bool,
 }
 
-/// Messages that are neither replayed nor discarded, of one source and reason.
+/// Messages that are neither replayed nor discarded, of one source, reason and state.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct OpenSum {
+pub struct UnresolvedSum {
     /// The queue that they were taken from.
     pub source: LetterSource,
     /// Why they were there.
     pub reason: String,
+    /// Open, held or replaying.
+    pub state: LetterState,
     /// How many.
     pub messages: u64,
     /// What the orders cost, by currency.
@@ -268,14 +270,14 @@ pub struct OpenSum {
 
 /// All messages that are neither replayed nor discarded.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct OpenDeadLetters {
-    /// By source and reason, in order.
-    pub sums: Vec<OpenSum>,
+pub struct UnresolvedDeadLetters {
+    /// By source, reason and state, in order.
+    pub sums: Vec<UnresolvedSum>,
     /// When the first of those failed that are in the state `open`: one that is held has been put aside.
     pub oldest: Option<Timestamp>,
 }
 
-impl OpenDeadLetters {
+impl UnresolvedDeadLetters {
     /// What all of the orders cost, by currency.
     pub fn money(&self) -> BTreeMap<String, ExactSum> {
         let mut money: BTreeMap<String, ExactSum> = BTreeMap::new();

@@ -8,8 +8,8 @@ use jiff::Timestamp;
 use super::{Counted, CountedAs, EventKind, MemoryLedger, StoredOrder, Tables};
 use crate::domain::{Amounts, Item, OrderId};
 use crate::ledger::dead_letters::{
-    DeadLetterDetail, DeadLetterFilter, DeadLetterGroups, DeadLetterPage, DeadLetterQuery, OpenDeadLetters,
-    WholeDeadLetters,
+    DeadLetterDetail, DeadLetterFilter, DeadLetterGroups, DeadLetterPage, DeadLetterQuery, LetterState,
+    UnresolvedDeadLetters, WholeDeadLetters,
 };
 use crate::ledger::entry::{NewAttempt, NewDeadLetter};
 use crate::ledger::error::OpenError;
@@ -54,8 +54,8 @@ impl LedgerReader for MemoryLedger {
         ready(Ok(self.tables().letters.detail(id))).boxed()
     }
 
-    fn open_dead_letters(&self) -> BoxFuture<'static, Result<OpenDeadLetters, OpenError>> {
-        ready(Ok(self.tables().letters.open())).boxed()
+    fn unresolved_dead_letters(&self) -> BoxFuture<'static, Result<UnresolvedDeadLetters, OpenError>> {
+        ready(Ok(self.tables().letters.unresolved())).boxed()
     }
 
     fn journal(&self, query: JournalQuery) -> BoxFuture<'static, Result<JournalPage, OpenError>> {
@@ -101,18 +101,23 @@ impl Tables {
         }
         let mut dead_lettered = BTreeMap::new();
         for letter in self.dead_letters.values().filter(|letter| within(letter.at)) {
-            *dead_lettered.entry((letter.attempt.consumer.clone(), letter.reason)).or_default() += 1;
+            let NewAttempt { identity, consumer, .. } = &letter.attempt;
+            let state = self.letters.last_state(identity, consumer);
+            let entry: &mut DeadLettered = dead_lettered.entry((consumer.clone(), letter.reason)).or_default();
+            entry.add(state, 1);
         }
-        let dead_lettered = dead_lettered.into_iter().map(|((consumer, reason), messages)| {
+        let dead_lettered = dead_lettered.into_iter().map(|((consumer, reason), counts)| {
             let reason = reason.to_owned();
-            DeadLettered { consumer, reason, messages }
+            DeadLettered { consumer, reason, ..counts }
         });
         for stored in self.orders.values().filter(|stored| stored.status() == "failed") {
             let id = stored.order.id.as_str();
             let mut letters = self.dead_letters.values().filter(|letter| letter.attempt.identity == id);
             if letters.any(|letter| within(letter.at)) {
                 let amounts = &stored.order.amounts;
-                report.add_failed(amounts.currency.as_str(), OrderFigures::from(amounts));
+                let is_discarded = self.letters.last_state_of_order(id) == Some(LetterState::Discarded);
+                // No replay fails here.
+                report.add_failed(amounts.currency.as_str(), OrderFigures::from(amounts), (false, is_discarded));
             }
         }
         report.finish(dead_lettered.collect())

@@ -30,6 +30,8 @@ enum Key {
 struct CurrencySums {
     orders: OrdersByStatus,
     failed: OrderFigures,
+    failed_again: i64,
+    failed_discarded: i64,
     rows: BTreeMap<Key, OrderFigures>,
 }
 
@@ -75,11 +77,14 @@ impl ReportBuilder {
         }
     }
 
-    /// Adds an order of one currency that was dead-lettered and is not replayed.
-    pub fn add_failed(&mut self, currency: &str, order: OrderFigures) {
+    /// Adds an order of one currency that was dead-lettered and is not processed; whether it was replayed and has failed again, and
+    /// whether its dead letter was discarded.
+    pub fn add_failed(&mut self, currency: &str, order: OrderFigures, (failed_again, discarded): (bool, bool)) {
         let is_by_status = self.by == GroupBy::Status;
         let sums = self.currency(currency);
         sums.failed.add(order);
+        sums.failed_again += i64::from(failed_again);
+        sums.failed_discarded += i64::from(discarded);
         if is_by_status {
             sums.rows.entry(Key::Failed).or_default().add(order);
         }
@@ -125,7 +130,8 @@ fn block(currency: String, sums: CurrencySums) -> CurrencyReport {
         rows.sort_by(|a, b| b.figures.revenue.cmp(&a.figures.revenue).then_with(|| a.key.cmp(&b.key)));
     }
     let OrdersByStatus { accepted: _, processed, cancelled, prevented } = sums.orders;
-    CurrencyReport { currency, processed, cancelled, prevented, failed: sums.failed, rows }
+    let CurrencySums { failed, failed_again, failed_discarded, .. } = sums;
+    CurrencyReport { currency, processed, cancelled, prevented, failed, failed_again, failed_discarded, rows }
 }
 
 /// Charges belong to orders, not to products.

@@ -11,6 +11,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use super::dead_letters::LetterState;
 use super::error::OpenError;
 use super::figures::{ChargeSums, Figures, OrderFigures};
 use crate::domain::ExactSum;
@@ -48,8 +49,12 @@ pub struct CurrencyReport {
     pub cancelled: OrderFigures,
     /// Orders cancelled before they were processed: in this period, they were cancelled or, if later, arrived.
     pub prevented: OrderFigures,
-    /// Orders that were accepted and, in this period, dead-lettered, unless they were replayed or cancelled since.
+    /// Orders that were accepted and, in this period, dead-lettered, and that are neither processed nor cancelled since.
     pub failed: OrderFigures,
+    /// How many of those were replayed and have failed again.
+    pub failed_again: i64,
+    /// How many of those have a dead letter that was discarded.
+    pub failed_discarded: i64,
     /// Sorted by time, by descending revenue (products), or in a fixed order (statuses, priorities).
     pub rows: Vec<ReportRow>,
 }
@@ -91,7 +96,7 @@ struct RowCharges {
 }
 
 /// Messages of one consumer, dead-lettered for one reason.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, ToSchema)]
 pub struct DeadLettered {
     /// The consumer that could not process them; `unknown` if the message does not say.
     pub consumer: String,
@@ -99,6 +104,25 @@ pub struct DeadLettered {
     pub reason: String,
     /// How many. A message that was replayed and dead-lettered again counts once, at its latest dead-lettering.
     pub messages: i64,
+    /// How many of them are in the store and neither replayed nor discarded: open, held or replaying.
+    pub unresolved: i64,
+    /// How many were replayed and not dead-lettered again.
+    pub replayed: i64,
+    /// How many were discarded.
+    pub discarded: i64,
+}
+
+impl DeadLettered {
+    /// Adds messages with this state in the store; `None`: they are not there.
+    pub(super) fn add(&mut self, state: Option<LetterState>, messages: i64) {
+        self.messages += messages;
+        match state {
+            Some(LetterState::Open | LetterState::Held | LetterState::Replaying) => self.unresolved += messages,
+            Some(LetterState::Replayed) => self.replayed += messages,
+            Some(LetterState::Discarded) => self.discarded += messages,
+            None => {}
+        }
+    }
 }
 
 /// Why there is no report.

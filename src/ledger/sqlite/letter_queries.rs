@@ -14,7 +14,7 @@ use super::trace::{time, timestamp};
 use crate::ledger::dead_letters::{
     Cause, Counted, DeadLetter, DeadLetterContent, DeadLetterDetail, DeadLetterFilter, DeadLetterGroups,
     DeadLetterPage, DeadLetterQuery, GroupBuilder, LetterAttempt, LetterOrigin, LetterSource, LetterState, LetterStep,
-    OpenBuilder, OpenDeadLetters, WholeDeadLetters,
+    UnresolvedBuilder, UnresolvedDeadLetters, WholeDeadLetters,
 };
 use crate::ledger::error::OpenError;
 
@@ -23,7 +23,7 @@ const COLUMNS: &str = "id, state, source, origin, reason, code, failure_kind, fa
     user_id, bytes, failed_at, collected_at, note, maybe_duplicate_of, erased_at IS NOT NULL, broker_reason, unread";
 
 /// Groups and sums need only these, all of them in one index.
-const COUNTED: &str = "id, source, reason, consumer, code, currency, total, failed_at";
+const COUNTED: &str = "id, state, source, reason, consumer, code, currency, total, failed_at";
 
 /// A statement with its values.
 struct Statement {
@@ -77,9 +77,9 @@ pub(super) fn groups(directory: &Path, filter: &DeadLetterFilter) -> Result<Dead
     })
 }
 
-pub(super) fn open_letters(directory: &Path) -> Result<OpenDeadLetters, OpenError> {
+pub(super) fn unresolved_letters(directory: &Path) -> Result<UnresolvedDeadLetters, OpenError> {
     read(directory, |connection| {
-        let mut sums = OpenBuilder::default();
+        let mut sums = UnresolvedBuilder::default();
         let states = LetterState::ALL.iter().copied().filter(|state| !state.is_closed()).collect();
         let filter = DeadLetterFilter { states, ..DeadLetterFilter::default() };
         count(connection, &filter, |letter| sums.add(letter))?;
@@ -124,14 +124,15 @@ fn count(connection: &Connection, filter: &DeadLetterFilter, mut add: impl FnMut
     let mut select = connection.prepare(&sql)?;
     let mut rows = select.query(params_from_iter(values))?;
     while let Some(row) = rows.next()? {
-        let currency: Option<String> = row.get(5)?;
+        let currency: Option<String> = row.get(6)?;
         let total = match currency {
-            Some(currency) => Some((currency, read_amount(row, 6)?)),
+            Some(currency) => Some((currency, read_amount(row, 7)?)),
             None => None,
         };
-        let (source, reason) = (named(row, 1, LetterSource::parse)?, row.get(2)?);
-        let cause = Cause { source, reason, consumer: row.get(3)?, code: row.get(4)? };
-        add(Counted { id: row.get(0)?, cause, total, failed_at: time(row, 7)? });
+        let (source, reason) = (named(row, 2, LetterSource::parse)?, row.get(3)?);
+        let cause = Cause { source, reason, consumer: row.get(4)?, code: row.get(5)? };
+        let state = named(row, 1, LetterState::parse)?;
+        add(Counted { id: row.get(0)?, state, cause, total, failed_at: time(row, 8)? });
     }
     Ok(())
 }

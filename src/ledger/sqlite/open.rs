@@ -94,6 +94,9 @@ pub(super) fn for_writing(directory: &Path, tuning: &Tuning) -> Result<(Connecti
         Err(MigrateError::Newer { found, known }) => return Err(OpenError::Newer { location, found, known }),
         Err(MigrateError::Foreign) => return Err(OpenError::Foreign { location }),
         Err(MigrateError::NoTables) => return Err(OpenError::NoTables { location }),
+        Err(MigrateError::OtherSchema { version, missing }) => {
+            return Err(OpenError::OtherSchema { location, version, missing });
+        }
         Err(MigrateError::Sqlite(cause)) => return Err(error(directory, cause)),
     }
     // Only now, because the file of another program is left as it is.

@@ -9,7 +9,7 @@ use tokio::task::spawn_blocking;
 use super::{SqliteLedger, journal, letter_queries, replay_queries, report, totals, trace};
 use crate::ledger::dead_letters::{
     DeadLetterDetail, DeadLetterFilter, DeadLetterGroups, DeadLetterPage, DeadLetterQuery, LetterState,
-    OpenDeadLetters, WholeDeadLetters,
+    UnresolvedDeadLetters, WholeDeadLetters,
 };
 use crate::ledger::error::OpenError;
 use crate::ledger::journal::{JournalHash, JournalPage, JournalQuery, JournalVerification};
@@ -80,9 +80,9 @@ impl LedgerReader for SqliteReader {
         blocking(move || letter_queries::detail(&directory, id))
     }
 
-    fn open_dead_letters(&self) -> BoxFuture<'static, Result<OpenDeadLetters, OpenError>> {
+    fn unresolved_dead_letters(&self) -> BoxFuture<'static, Result<UnresolvedDeadLetters, OpenError>> {
         let directory = self.directory.clone();
-        blocking(move || letter_queries::open_letters(&directory))
+        blocking(move || letter_queries::unresolved_letters(&directory))
     }
 
     fn journal(&self, query: JournalQuery) -> BoxFuture<'static, Result<JournalPage, OpenError>> {
@@ -132,8 +132,8 @@ impl LedgerReader for SqliteLedger {
         self.reader().dead_letter(id)
     }
 
-    fn open_dead_letters(&self) -> BoxFuture<'static, Result<OpenDeadLetters, OpenError>> {
-        self.reader().open_dead_letters()
+    fn unresolved_dead_letters(&self) -> BoxFuture<'static, Result<UnresolvedDeadLetters, OpenError>> {
+        self.reader().unresolved_dead_letters()
     }
 
     fn journal(&self, query: JournalQuery) -> BoxFuture<'static, Result<JournalPage, OpenError>> {

@@ -10,6 +10,7 @@ use rusqlite::Connection;
 
 use super::open::{self, READ_BUSY_TIMEOUT};
 use super::order_sums::{self, COUNTED, sums_columns};
+use crate::ledger::dead_letters::LetterState;
 use crate::ledger::report::{DeadLettered, GroupBy, Report, ReportBuilder, ReportError, ReportQuery, Window};
 
 /// Blocks for some milliseconds of disk I/O, longer if there are many rows.
@@ -67,27 +68,47 @@ fn read_products(snapshot: &Connection, report: &mut ReportBuilder) -> rusqlite:
 /// Orders that are failed now, by the time of their dead letters. The last one of an order counts.
 fn read_failed(snapshot: &Connection, report: &mut ReportBuilder) -> rusqlite::Result<()> {
     let mut query = snapshot.prepare(&format!(
-        "SELECT {COUNTED} FROM orders WHERE status = 'failed'
+        "SELECT {COUNTED},
+                EXISTS (SELECT 1 FROM stored_dead_letters AS letters JOIN replay_letters ON letter_id = letters.id
+                        WHERE letters.order_id = orders.id AND replay_letters.state = 'failed_again') AS failed_again,
+                (SELECT state = 'discarded' FROM stored_dead_letters WHERE order_id = orders.id ORDER BY id DESC LIMIT 1)
+                    AS discarded
+         FROM orders WHERE status = 'failed'
            AND id IN (SELECT identity FROM dead_letters WHERE dead_lettered_at >= ?1 AND dead_lettered_at < ?2)"
     ))?;
     let mut rows = query.query((report.window.since.as_millisecond(), report.window.until.as_millisecond()))?;
     while let Some(row) = rows.next()? {
         let (group, figures) = order_sums::read_group_and_figures(row, 0)?;
-        report.add_failed(group.currency.as_str(), figures);
+        let is_discarded: Option<bool> = row.get("discarded")?;
+        report.add_failed(group.currency.as_str(), figures, (row.get("failed_again")?, is_discarded.unwrap_or(false)));
     }
     Ok(())
 }
 
 fn read_dead_lettered(snapshot: &Connection, window: Window) -> rusqlite::Result<Vec<DeadLettered>> {
     let mut query = snapshot.prepare(
-        "SELECT consumer, reason, count(*) FROM dead_letters WHERE dead_lettered_at >= ?1 AND dead_lettered_at < ?2
-         GROUP BY consumer, reason ORDER BY consumer, reason",
+        "SELECT consumer, reason, stored, count(*) FROM
+             (SELECT consumer, reason,
+                     (SELECT state FROM stored_dead_letters AS letters
+                      WHERE letters.identity = dead_letters.identity AND letters.consumer IN ('', dead_letters.consumer)
+                      ORDER BY id DESC LIMIT 1) AS stored
+              FROM dead_letters WHERE dead_lettered_at >= ?1 AND dead_lettered_at < ?2)
+         GROUP BY consumer, reason, stored ORDER BY consumer, reason",
     )?;
-    let ends = (window.since.as_millisecond(), window.until.as_millisecond());
-    let dead_lettered = query.query_map(ends, |row| {
-        Ok(DeadLettered { consumer: row.get(0)?, reason: row.get(1)?, messages: row.get(2)? })
-    })?;
-    dead_lettered.collect()
+    let mut rows = query.query((window.since.as_millisecond(), window.until.as_millisecond()))?;
+    let mut dead_lettered: Vec<DeadLettered> = Vec::new();
+    while let Some(row) = rows.next()? {
+        let (consumer, reason): (String, String) = (row.get(0)?, row.get(1)?);
+        let stored: Option<String> = row.get(2)?;
+        match dead_lettered.last_mut() {
+            Some(last) if (&last.consumer, &last.reason) == (&consumer, &reason) => {}
+            Some(_) | None => dead_lettered.push(DeadLettered { consumer, reason, ..DeadLettered::default() }),
+        }
+        if let Some(last) = dead_lettered.last_mut() {
+            last.add(stored.as_deref().and_then(LetterState::parse), row.get(3)?);
+        }
+    }
+    Ok(dead_lettered)
 }
 
 /// Every range with its granularity.

@@ -3,6 +3,8 @@
 //! Table and column names are a contract with programs that read the file. Never edit a migration that has been
 //! released: add another.
 
+use std::collections::BTreeSet;
+
 use rusqlite::{Connection, TransactionBehavior};
 
 use super::order_sums;
@@ -177,6 +179,8 @@ pub(super) enum MigrateError {
     Foreign,
     /// The file has content, but no tables.
     NoTables,
+    /// The file lacks columns of its version.
+    OtherSchema { version: i32, missing: String },
     /// SQLite refused.
     Sqlite(rusqlite::Error),
 }
@@ -233,7 +237,9 @@ fn migrate_each(
         if found == 0 && !is_new() {
             return Err(MigrateError::NoTables);
         }
-        let Some(migration) = usize::try_from(found).ok().and_then(|done| migrations.get(done)) else { return Ok(()) };
+        let Some(migration) = usize::try_from(found).ok().and_then(|done| migrations.get(done)) else {
+            return check_columns(&transaction, migrations);
+        };
         transaction.execute_batch(migration.tables)?;
         if let Some(fill) = migration.fill {
             fill(&transaction)?;
@@ -242,6 +248,32 @@ fn migrate_each(
         transaction.pragma_update(None, "user_version", found + 1)?;
         transaction.commit()?;
     }
+}
+
+/// Named in an error.
+const MAX_MISSING: usize = 3;
+
+/// A version that is not released yet may change, but its number does not. Without a column, each record of its kind would fail.
+fn check_columns(connection: &Connection, migrations: &[Migration]) -> Result<(), MigrateError> {
+    let expected = Connection::open_in_memory()?;
+    for migration in migrations {
+        expected.execute_batch(migration.tables)?;
+    }
+    let (expected, found) = (columns(&expected)?, columns(connection)?);
+    let missing: Vec<&str> = expected.difference(&found).take(MAX_MISSING).map(String::as_str).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    Err(MigrateError::OtherSchema { version: version(connection)?, missing: missing.join(", ") })
+}
+
+/// All columns, with their tables.
+fn columns(connection: &Connection) -> rusqlite::Result<BTreeSet<String>> {
+    let mut select = connection.prepare(
+        "SELECT tables.name || '.' || columns.name FROM sqlite_schema AS tables, pragma_table_info(tables.name) AS columns
+         WHERE tables.type = 'table'",
+    )?;
+    select.query_map([], |row| row.get(0))?.collect()
 }
 
 /// Whether the file is a ledger, of any version.

@@ -8,7 +8,7 @@ use super::other;
 use crate::ledger::Recorded::{Duplicate, Unfinished};
 use crate::ledger::conformance::{accept, at, order};
 use crate::ledger::report::{GroupBy, PointInTime, ReportQuery};
-use crate::ledger::{LedgerMaintenance, LedgerReader, LedgerWriter, NewOrder};
+use crate::ledger::{LedgerMaintenance, LedgerReader, LedgerWriter, NewOrder, OpenError};
 
 /// Creates a file of version 2, as the release with that version wrote it.
 fn version_2(directory: &tempfile::TempDir) -> Connection {
@@ -92,4 +92,32 @@ async fn a_migration_leaves_no_copies_of_customer_ids_in_free_pages() {
     let bytes = std::fs::read(directory.path().join(FILE_NAME)).unwrap();
     let count = bytes.windows(customer.len()).filter(|bytes| *bytes == customer.as_bytes()).count();
     assert_eq!(count, 200, "one for each row");
+}
+
+#[tokio::test]
+async fn a_ledger_of_a_development_version_that_lacks_a_column_is_refused_at_the_start_and_left_as_it_is() {
+    for (change, lacks) in [
+        ("ALTER TABLE replay_letters DROP COLUMN marked_at", "replay_letters.marked_at"),
+        ("DROP TABLE letter_readings", "letter_readings.began_at"),
+    ] {
+        let directory = tempfile::tempdir().unwrap();
+        SqliteLedger::open(directory.path()).unwrap().close().await;
+        other(&directory).execute_batch(change).unwrap();
+        let before = std::fs::read(directory.path().join(FILE_NAME)).unwrap();
+        let error = SqliteLedger::open(directory.path()).unwrap_err();
+        assert!(
+            matches!(&error, OpenError::OtherSchema { version: 4, missing, .. } if missing.starts_with(lacks)),
+            "{error:?}"
+        );
+        assert!(error.is_configuration());
+        assert_eq!(std::fs::read(directory.path().join(FILE_NAME)).unwrap(), before);
+    }
+}
+
+#[tokio::test]
+async fn tables_and_columns_that_other_programs_have_added_are_no_fault() {
+    let directory = tempfile::tempdir().unwrap();
+    SqliteLedger::open(directory.path()).unwrap().close().await;
+    other(&directory).execute_batch("CREATE TABLE other (x); ALTER TABLE orders ADD COLUMN other TEXT").unwrap();
+    SqliteLedger::open(directory.path()).unwrap().close().await;
 }

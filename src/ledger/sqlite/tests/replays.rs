@@ -3,11 +3,13 @@
 use jiff::Timestamp;
 
 use super::super::SqliteLedger;
-use crate::ledger::conformance::stored_letter;
+use crate::ledger::conformance::{accept, attempt, finish, order, stored_letter};
+use crate::ledger::report::{DeadLettered, GroupBy, PointInTime, ReportQuery};
 use crate::ledger::{
     BeginAnswer, ChangeAnswer, ClaimedReplay, DeskAnswer, DeskChange, DeskWriter, LedgerEntry, LedgerReader,
-    LedgerWriter, LetterChange, LetterProgress, LetterSelection, LetterState, LetterWriter, NewReplay, NewStoredLetter,
-    PublishAnswer, Recorded, ReplayOptions, ReplayOutcome, ReplayReader, ReplayState, StoreAnswer, ToPublish,
+    LedgerWriter, LetterChange, LetterProgress, LetterSelection, LetterState, LetterWriter, NewDeadLetter, NewReplay,
+    NewStoredLetter, PublishAnswer, Recorded, ReplayOptions, ReplayOutcome, ReplayReader, ReplayState, StoreAnswer,
+    ToPublish,
 };
 
 fn at(second: i64) -> Timestamp {
@@ -132,4 +134,47 @@ async fn a_stopped_replay_gives_back_what_it_has_not_published_and_keeps_the_res
         (state(&ledger, 1).await, count(&ledger, LetterProgress::FailedAgain).await),
         (LetterState::Replayed, 1)
     );
+}
+
+#[tokio::test]
+async fn a_report_says_which_failed_orders_failed_again_or_were_discarded_and_what_became_of_their_dead_letters() {
+    let directory = tempfile::tempdir().unwrap();
+    let ledger = SqliteLedger::open(directory.path()).unwrap();
+    for id in ["ord-1", "ord-2", "ord-3"] {
+        ledger.record(accept(order(id))).await.unwrap();
+        let attempt = attempt(id, "order", 0);
+        let (order, origin_queue) = (Some(Box::new(order(id))), None);
+        let letter = NewDeadLetter { attempt, order, reason: "permanent", origin_queue, at: at(7) };
+        ledger.record(LedgerEntry::DeadLetter(Box::new(letter))).await.unwrap();
+    }
+    let report = async || {
+        let (since, until) = (PointInTime::At(at(0)), PointInTime::At(at(100_000)));
+        ledger.report(ReportQuery { since, until, by: GroupBy::Status }, at(100_000)).await.unwrap()
+    };
+    let figures = async || {
+        let report = report().await;
+        let currency = &report.currencies[0];
+        (currency.failed.figures.orders, currency.failed_again, currency.failed_discarded)
+    };
+    assert_eq!(figures().await, (3, 0, 0));
+    let letters = async || {
+        let DeadLettered { messages, unresolved, replayed, discarded, .. } = report().await.dead_lettered[0];
+        (messages, unresolved, replayed, discarded)
+    };
+    assert_eq!(letters().await, (3, 0, 0, 0), "they are still in their queue");
+    selected(&ledger).await;
+    assert_eq!(letters().await, (3, 3, 0, 0));
+    let change_to = LetterChange::Discard { reason: "test".to_owned() };
+    change(&ledger, DeskChange::Letters { ids: vec![3], change: change_to, by: "ada".to_owned(), at: at(1) }).await;
+    let PublishAnswer::Publish { key: first, .. } = publish(&ledger, "a", 1, 1).await else {
+        panic!("it is published")
+    };
+    let PublishAnswer::Publish { key, .. } = publish(&ledger, "a", 2, 1).await else { panic!("it is published") };
+    outcome(&ledger, &first, ReplayOutcome::FailedAgain).await;
+    let again = NewStoredLetter { replay_key: Some(first), ..stored_letter("ord-1", 11) };
+    assert_eq!(ledger.store_letter(again).await.unwrap(), StoreAnswer::Stored(4));
+    ledger.record(finish("ord-2")).await.unwrap();
+    outcome(&ledger, &key, ReplayOutcome::Processed).await;
+    assert_eq!(figures().await, (2, 1, 1), "one is processed");
+    assert_eq!(letters().await, (3, 1, 1, 1));
 }
