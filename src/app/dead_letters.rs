@@ -18,8 +18,8 @@ use crate::amqp::Connector;
 use crate::chain::chain;
 use crate::config::{Config, Consumer};
 use crate::dead_letters::{
-    Blocked, Collector, CollectorDeps, Desk, DeskHandle, KnownConsumer, KnownConsumers, LetterReader, ReplayDeps,
-    Replayer,
+    Blocked, Collector, CollectorDeps, Desk, DeskHandle, KnownConsumer, KnownConsumers, LetterReader, ReadAgain,
+    ReplayDeps, Replayer,
 };
 use crate::ledger::{Ledger, LedgerReader, LetterSource, LetterWriter};
 use crate::metrics::HoldCause;
@@ -51,6 +51,7 @@ pub(super) struct DeadLetters {
     replays: AbortOnDropHandle<()>,
     _sums: AbortOnDropHandle<()>,
     _hold: AbortOnDropHandle<()>,
+    _read_again: AbortOnDropHandle<()>,
 }
 
 /// What the collectors are built from, besides the configuration.
@@ -81,11 +82,17 @@ impl DeadLetters {
             hold: hold.subscribe(),
             shutdown: shutdown.clone(),
         }));
-        let reader = LetterReader {
+        let reader = Arc::new(LetterReader {
             names: Arc::new(config.names()),
             users: Arc::clone(connector.users()),
             max_body: config.broker.max_body,
             consumers: consumers.subscribe(),
+        });
+        let read_again = ReadAgain {
+            ledger: Arc::clone(&ledger),
+            reader: Arc::clone(&reader),
+            hold: hold.subscribe(),
+            version: env!("CARGO_PKG_VERSION"),
         };
         let sums = sum_up(config.ledger.location().reader(), Arc::clone(&status_registry), shutdown.clone());
         let deps = CollectorDeps {
@@ -93,7 +100,7 @@ impl DeadLetters {
             hold: hold.subscribe(),
             ledger_state: ledger.state(),
             ledger: ledger as Arc<dyn LetterWriter>,
-            reader: Arc::new(reader),
+            reader,
             reconnect_max: config.broker.reconnect_max,
             shutdown,
         };
@@ -116,6 +123,7 @@ impl DeadLetters {
             replays: AbortOnDropHandle::new(tokio::spawn(replays)),
             _sums: AbortOnDropHandle::new(tokio::spawn(sums)),
             _hold: AbortOnDropHandle::new(tokio::spawn(watching.run(hold))),
+            _read_again: AbortOnDropHandle::new(tokio::spawn(read_again.run())),
         };
         this.apply_consumers(&config.consumers);
         desk.open(Desk::new(replayer));

@@ -6,6 +6,7 @@
 //!                          fingerprint    what makes it the same message
 //!                          message_json   properties and headers as JSON, with types
 //! whole_letter               a stored message as JSON
+//! read_again                 what an earlier version could not read
 //! ```
 //! A message is acked only once all of it is stored. One that cannot be stored stays in its queue. What becomes of a stored message is
 //! decided by persons, and carried out in `replay`.
@@ -15,11 +16,13 @@ mod fingerprint;
 mod letter_reader;
 mod message_json;
 mod order;
+mod read_again;
 mod replay;
 mod whole_letter;
 
 pub use collector::{Collector, CollectorDeps};
 pub use letter_reader::{BodyAccess, KnownConsumer, KnownConsumers, LetterReader};
+pub use read_again::ReadAgain;
 pub use replay::{
     Blocked, ChangedLetters, Desk, DeskError, DeskHandle, EditRequest, LetterRequest, ReplayDeps, ReplayPlan,
     ReplayReport, ReplayRequest, Replayer,

@@ -58,9 +58,9 @@ pub use alerts::{AlertAnswer, AlertBook, AlertRecord};
 pub use backup::{BackupError, BackupProgress, BackupSummary};
 pub use dead_letters::{
     DeadLetter, DeadLetterContent, DeadLetterDetail, DeadLetterFilter, DeadLetterGroup, DeadLetterGroups,
-    DeadLetterPage, DeadLetterQuery, Identification, LetterAttempt, LetterOrder, LetterOrigin, LetterSource,
-    LetterState, LetterStep, MAX_SEARCH_BYTES, NewStoredLetter, StoreAnswer, UnresolvedDeadLetters, UnresolvedSum,
-    WholeDeadLetters, session_id,
+    DeadLetterPage, DeadLetterQuery, EndedReading, FoundInLetter, Identification, LetterAttempt, LetterOrder,
+    LetterOrigin, LetterSource, LetterState, LetterStep, MAX_SEARCH_BYTES, NewStoredLetter, StoreAnswer,
+    UnresolvedDeadLetters, UnresolvedSum, WholeDeadLetters, session_id,
 };
 pub use entry::{
     CancelAnswer, CancelledOrder, FailedDelivery, LedgerEntry, NewAnalytics, NewAttempt, NewCancellation,

@@ -9,8 +9,8 @@ use tokio::sync::watch;
 
 use super::alerts::{AlertAnswer, AlertBook};
 use super::dead_letters::{
-    DeadLetterDetail, DeadLetterFilter, DeadLetterGroups, DeadLetterPage, DeadLetterQuery, NewStoredLetter,
-    StoreAnswer, UnresolvedDeadLetters, WholeDeadLetters,
+    DeadLetterDetail, DeadLetterFilter, DeadLetterGroups, DeadLetterPage, DeadLetterQuery, EndedReading,
+    NewStoredLetter, StoreAnswer, UnresolvedDeadLetters, WholeDeadLetters,
 };
 use super::entry::{CancelAnswer, LedgerEntry, NewCancellation, Recorded};
 use super::error::{LedgerError, OpenError};
@@ -88,6 +88,20 @@ pub trait LetterWriter: Send + Sync + 'static {
     /// # Errors
     /// As for [`LedgerWriter::record`].
     fn end_reading(&self, fingerprint: [u8; 32]) -> BoxFuture<'static, Result<(), LedgerError>>;
+
+    /// Chooses a stored message that was not read, because that has ended another version of orderd, and records that this version is
+    /// about to read it. Answers `None` if there is none, or if this version has begun to read one and not ended that: it may have been
+    /// ended by it.
+    ///
+    /// # Errors
+    /// As for [`LedgerWriter::record`].
+    fn begin_reading_again(&self, version: String) -> BoxFuture<'static, Result<Option<i64>, LedgerError>>;
+
+    /// Records what such a message says.
+    ///
+    /// # Errors
+    /// As for [`LedgerWriter::record`].
+    fn end_reading_again(&self, ended: EndedReading) -> BoxFuture<'static, Result<(), LedgerError>>;
 }
 
 /// Records what people and programs do with orderd.

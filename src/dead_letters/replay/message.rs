@@ -56,7 +56,7 @@ pub(super) fn target<'c>(
 }
 
 /// The message as it was delivered to the collector, with its present content.
-pub(super) fn stored_delivery(detail: DeadLetterDetail) -> Option<(DeadLetter, Delivery)> {
+pub(in crate::dead_letters) fn stored_delivery(detail: DeadLetterDetail) -> Option<(DeadLetter, Delivery)> {
     let DeadLetterDetail { letter, content, .. } = detail;
     let message = Message {
         properties: properties_from(&content.properties)?,

@@ -24,3 +24,4 @@ pub use desk::{
     ChangedLetters, Desk, DeskError, DeskHandle, EditRequest, LetterRequest, ReplayPlan, ReplayReport, ReplayRequest,
 };
 pub use executor::{Blocked, ReplayDeps, Replayer};
+pub(super) use message::stored_delivery;

@@ -18,8 +18,8 @@ pub(super) use new::named;
 pub(super) use groups::{Cause, Counted, GroupBuilder, UnresolvedBuilder};
 
 pub use new::{
-    Identification, LetterOrder, LetterOrigin, LetterSource, LetterState, MAX_SEARCH_BYTES, NewStoredLetter,
-    StoreAnswer, session_id,
+    EndedReading, FoundInLetter, Identification, LetterOrder, LetterOrigin, LetterSource, LetterState,
+    MAX_SEARCH_BYTES, NewStoredLetter, StoreAnswer, session_id,
 };
 pub use query::{
     DeadLetter, DeadLetterContent, DeadLetterDetail, DeadLetterFilter, DeadLetterGroup, DeadLetterGroups,

@@ -194,6 +194,39 @@ impl NewStoredLetter {
     }
 }
 
+/// A stored message whose reading had ended another version of orderd, and was read again.
+#[derive(Debug, Clone)]
+pub struct EndedReading {
+    /// The message.
+    pub letter: i64,
+    /// The version that has read it.
+    pub version: String,
+    /// What it says; `None` if it could not be read.
+    pub found: Option<FoundInLetter>,
+}
+
+/// What the body of a stored message says.
+#[derive(Debug, Clone)]
+pub struct FoundInLetter {
+    /// The order.
+    pub order: LetterOrder,
+    /// The message's identity, if it says which message it is.
+    pub identity: Option<String>,
+    /// What a search for text finds.
+    pub search: String,
+}
+
+impl EndedReading {
+    /// About how much memory it takes, in bytes.
+    pub(in crate::ledger) fn bytes(&self) -> usize {
+        let found = self
+            .found
+            .as_ref()
+            .map_or(0, |found| found.search.len() + found.order.products.iter().map(String::len).sum::<usize>());
+        size_of::<Self>() + found
+    }
+}
+
 /// The ledger's answer to a message that was to be stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StoreAnswer {

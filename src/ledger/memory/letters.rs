@@ -1,9 +1,9 @@
 //! Stores dead letters and journal entries in the tables in memory.
 
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, FutureExt, ready};
 
 use super::MemoryLedger;
-use crate::ledger::dead_letters::{NewStoredLetter, StoreAnswer};
+use crate::ledger::dead_letters::{EndedReading, NewStoredLetter, StoreAnswer};
 use crate::ledger::error::LedgerError;
 use crate::ledger::journal::{JournalHead, NewJournalEntry};
 use crate::ledger::traits::{JournalWriter, LetterWriter};
@@ -22,6 +22,15 @@ impl LetterWriter for MemoryLedger {
             tables.letters.end_reading(&fingerprint);
             Ok(())
         })
+    }
+
+    /// Tested with the other ledgers.
+    fn begin_reading_again(&self, _version: String) -> BoxFuture<'static, Result<Option<i64>, LedgerError>> {
+        ready(Ok(None)).boxed()
+    }
+
+    fn end_reading_again(&self, _ended: EndedReading) -> BoxFuture<'static, Result<(), LedgerError>> {
+        ready(Ok(())).boxed()
     }
 }
 

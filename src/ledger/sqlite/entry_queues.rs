@@ -38,9 +38,11 @@ impl WriterEntry {
             | WriterEntry::Run(_)
             | WriterEntry::Alerts(_)
             | WriterEntry::Journal(_) => Precedence::Orders,
-            WriterEntry::Letter(_) | WriterEntry::BeginReading { .. } | WriterEntry::EndReading { .. } => {
-                Precedence::Letters
-            }
+            WriterEntry::Letter(_)
+            | WriterEntry::BeginReading { .. }
+            | WriterEntry::EndReading { .. }
+            | WriterEntry::BeginReadingAgain { .. }
+            | WriterEntry::EndReadingAgain(_) => Precedence::Letters,
             WriterEntry::Desk(_) => Precedence::Desk,
         }
     }

@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::journal;
 use super::order_items::{Compared, SELECT_STORED, compare};
-use crate::ledger::dead_letters::LetterState;
+use crate::ledger::dead_letters::{LetterOrder, LetterState};
 use crate::ledger::journal::{JournalAction, NewJournalEntry, text_hash};
 use crate::ledger::replays::{ChangeAnswer, LetterChange, LetterEdit};
 
@@ -121,32 +121,39 @@ pub(super) fn edit(connection: &Connection, edit: &LetterEdit) -> rusqlite::Resu
              WHERE letter_id = ?1 AND revision = ?2",
         )?
         .execute(params![id, edit.base, &edit.body[..]])?;
-    describe(connection, edit)?;
+    connection
+        .prepare_cached("UPDATE stored_dead_letters SET bytes = ?2 WHERE id = ?1")?
+        .execute((id, i64::try_from(edit.body.len()).unwrap_or(i64::MAX)))?;
+    describe(connection, id, &edit.order, edit.identity.as_deref(), &edit.search)?;
     let (subject, result) = (json!({"ids": [id]}), json!({"revision": edit.base + 1}));
     let entry = NewJournalEntry::new(edit.at, &edit.by, JournalAction::Edit, &subject, &result);
     journal::append(connection, &entry)?;
     Ok(ChangeAnswer::Changed)
 }
 
-/// The letter is found by what it now contains.
-fn describe(connection: &Connection, edit: &LetterEdit) -> rusqlite::Result<()> {
-    let (id, order) = (edit.letter, &edit.order);
+/// The letter is found by what it contains, which was read.
+pub(super) fn describe(
+    connection: &Connection,
+    id: i64,
+    order: &LetterOrder,
+    identity: Option<&str>,
+    search: &str,
+) -> rusqlite::Result<()> {
     let (total, currency) = order.total.as_ref().map(|(total, currency)| (total, currency)).unzip();
     connection
         .prepare_cached(
-            "UPDATE stored_dead_letters SET bytes = ?2, order_id = ?3, customer_id = ?4, product = ?5, products = ?6,
-                    total = ?7, currency = ?8, identity = coalesce(?9, identity) WHERE id = ?1",
+            "UPDATE stored_dead_letters SET order_id = ?2, customer_id = ?3, product = ?4, products = ?5, total = ?6,
+                    currency = ?7, identity = coalesce(?8, identity), unread_by = NULL WHERE id = ?1",
         )?
         .execute(params![
             id,
-            i64::try_from(edit.body.len()).unwrap_or(i64::MAX),
             order.id,
             order.customer_id,
             order.products.first(),
             i64::try_from(order.products.len()).unwrap_or(i64::MAX),
             total,
             currency,
-            edit.identity,
+            identity,
         ])?;
     connection.prepare_cached("DELETE FROM stored_products WHERE letter_id = ?1")?.execute([id])?;
     let mut product = connection
@@ -154,8 +161,5 @@ fn describe(connection: &Connection, edit: &LetterEdit) -> rusqlite::Result<()> 
     for name in &order.products {
         product.execute((name, id))?;
     }
-    connection
-        .prepare_cached("UPDATE stored_texts SET text = ?2 WHERE letter_id = ?1")?
-        .execute((id, &edit.search))
-        .map(drop)
+    connection.prepare_cached("UPDATE stored_texts SET text = ?2 WHERE letter_id = ?1")?.execute((id, search)).map(drop)
 }

@@ -20,7 +20,8 @@ use crate::ledger::error::OpenError;
 
 const COLUMNS: &str = "id, state, source, origin, reason, code, failure_kind, failure_reason, consumer, retry_count,
     identity, order_id, customer_id, product, products, total, currency, origin_queue, exchange, routing_key, message_id,
-    user_id, bytes, failed_at, collected_at, note, maybe_duplicate_of, erased_at IS NOT NULL, broker_reason, unread";
+    user_id, bytes, failed_at, collected_at, note, maybe_duplicate_of, erased_at IS NOT NULL, broker_reason,
+    unread_by IS NOT NULL";
 
 /// Groups and sums need only these, all of them in one index.
 const COUNTED: &str = "id, state, source, reason, consumer, code, currency, total, failed_at";

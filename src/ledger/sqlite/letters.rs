@@ -5,9 +5,12 @@
 use jiff::SignedDuration;
 use rusqlite::{Connection, OptionalExtension, params};
 
+use super::letter_changes::describe;
 use super::replay_outcomes;
 use super::step_texts::securely;
-use crate::ledger::dead_letters::{Identification, LetterOrigin, LetterState, NewStoredLetter, StoreAnswer};
+use crate::ledger::dead_letters::{
+    EndedReading, Identification, LetterOrigin, LetterState, NewStoredLetter, StoreAnswer,
+};
 
 /// How far the record of a dead-lettering and the broker's time of it, in whole seconds of its own clock, may be apart.
 const RECORDED_WITHIN: SignedDuration = SignedDuration::from_mins(10);
@@ -106,6 +109,42 @@ pub(super) fn end_reading(connection: &Connection, fingerprint: &[u8; 32]) -> ru
     connection.prepare_cached("DELETE FROM letter_readings WHERE fingerprint = ?1")?.execute([fingerprint]).map(drop)
 }
 
+/// What marks a message that this version is reading again.
+fn read_again_by(version: &str) -> String {
+    format!("{version}+")
+}
+
+/// Chooses a message whose reading has ended another version, and records that this version is about to read it. `None` if there is
+/// none, or if this version has begun to read one and not ended that.
+pub(super) fn begin_reading_again(connection: &Connection, version: &str) -> rusqlite::Result<Option<i64>> {
+    connection
+        .prepare_cached(
+            "UPDATE stored_dead_letters SET unread_by = ?2 WHERE id =
+                 (SELECT id FROM stored_dead_letters
+                  WHERE unread_by IS NOT NULL AND unread_by NOT IN (?1, ?2) AND erased_at IS NULL ORDER BY id LIMIT 1)
+             AND NOT EXISTS (SELECT 1 FROM stored_dead_letters WHERE unread_by = ?2) RETURNING id",
+        )?
+        .query_row((version, read_again_by(version)), |row| row.get(0))
+        .optional()
+}
+
+/// Records what such a message says, unless it was edited or erased meanwhile.
+pub(super) fn end_reading_again(connection: &Connection, ended: &EndedReading) -> rusqlite::Result<()> {
+    let EndedReading { letter, version, found } = ended;
+    let left = connection
+        .prepare_cached(
+            "UPDATE stored_dead_letters SET unread_by = ?3 WHERE id = ?1 AND unread_by = ?2 RETURNING erased_at IS NOT NULL",
+        )?
+        .query_row((letter, read_again_by(version), version), |row| row.get(0))
+        .optional()?;
+    match found {
+        Some(found) if left == Some(false) => {
+            describe(connection, *letter, &found.order, found.identity.as_deref(), &found.search)
+        }
+        Some(_) | None => Ok(()),
+    }
+}
+
 /// What the ledger has recorded about a dead-lettering.
 struct RecordedFailure {
     consumer: String,
@@ -168,7 +207,7 @@ fn insert(
         "INSERT INTO stored_dead_letters
              (state, source, origin, reason, broker_reason, code, failure_kind, failure_reason, consumer, retry_count, identity, order_id,
               customer_id, product, products, total, currency, origin_queue, exchange, routing_key, message_id, user_id,
-              bytes, failed_at, collected_at, fingerprint, session, maybe_duplicate_of, unread)
+              bytes, failed_at, collected_at, fingerprint, session, maybe_duplicate_of, unread_by)
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22, ?23,
                  ?24, ?25, ?26, ?27, ?28, ?29)",
     )?;
@@ -201,7 +240,7 @@ fn insert(
         letter.fingerprint,
         letter.session,
         possible_original(connection, letter)?,
-        letter.unread,
+        letter.unread.then_some(env!("CARGO_PKG_VERSION")),
     ])?;
     Ok(connection.last_insert_rowid())
 }

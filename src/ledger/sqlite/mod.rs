@@ -56,7 +56,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use super::alerts::{AlertAnswer, AlertBook};
-use super::dead_letters::{NewStoredLetter, StoreAnswer};
+use super::dead_letters::{EndedReading, NewStoredLetter, StoreAnswer};
 use super::entry::{CancelAnswer, LedgerEntry, NewCancellation, Recorded};
 use super::error::{LedgerError, OpenError};
 use super::journal::{JournalHead, NewJournalEntry};
@@ -332,6 +332,17 @@ impl LetterWriter for SqliteLedger {
 
     fn end_reading(&self, fingerprint: [u8; 32]) -> BoxFuture<'static, Result<(), LedgerError>> {
         let answered = self.enqueue(WriterEntry::EndReading { fingerprint }, MIN_ENTRY_BYTES);
+        answer!(answered, ReadingEnded)
+    }
+
+    fn begin_reading_again(&self, version: String) -> BoxFuture<'static, Result<Option<i64>, LedgerError>> {
+        let answered = self.enqueue(WriterEntry::BeginReadingAgain { version }, MIN_ENTRY_BYTES);
+        answer!(answered, ReadAgain)
+    }
+
+    fn end_reading_again(&self, ended: EndedReading) -> BoxFuture<'static, Result<(), LedgerError>> {
+        let bytes = ended.bytes();
+        let answered = self.enqueue(WriterEntry::EndReadingAgain(Box::new(ended)), bytes);
         answer!(answered, ReadingEnded)
     }
 }

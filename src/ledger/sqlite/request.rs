@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use crate::ledger::alerts::{AlertAnswer, AlertBook};
-use crate::ledger::dead_letters::{NewStoredLetter, StoreAnswer};
+use crate::ledger::dead_letters::{EndedReading, NewStoredLetter, StoreAnswer};
 use crate::ledger::entry::{CancelAnswer, LedgerEntry, NewCancellation, Recorded};
 use crate::ledger::error::LedgerError;
 use crate::ledger::journal::{JournalHead, NewJournalEntry};
@@ -28,6 +28,8 @@ pub(super) enum WriterEntry {
     Letter(Box<NewStoredLetter>),
     BeginReading { fingerprint: [u8; 32], process: String },
     EndReading { fingerprint: [u8; 32] },
+    BeginReadingAgain { version: String },
+    EndReadingAgain(Box<EndedReading>),
     Journal(Box<NewJournalEntry>),
     Desk(Box<DeskChange>),
 }
@@ -43,6 +45,7 @@ pub(super) enum WriterAnswer {
     Letter(StoreAnswer),
     Reading(bool),
     ReadingEnded(()),
+    ReadAgain(Option<i64>),
     Journal(JournalHead),
     Desk(DeskAnswer),
 }

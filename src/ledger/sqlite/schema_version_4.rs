@@ -166,7 +166,7 @@ pub(super) const VERSION_4: &str = "
         session        TEXT NOT NULL,     -- the subscription that received it
         maybe_duplicate_of INTEGER,       -- the stored one with this content that it may be
         erased_at      INTEGER,           -- when its content was erased
-        unread         INTEGER NOT NULL DEFAULT 0  -- 1: reading the body has ended a process
+        unread_by      TEXT               -- the version of orderd that reading the body has ended, with + if it read it again; NULL: it was read
     ) STRICT;
     CREATE INDEX stored_by_state ON stored_dead_letters (state);
     CREATE INDEX stored_by_reason ON stored_dead_letters (state, reason);
@@ -178,6 +178,7 @@ pub(super) const VERSION_4: &str = "
     CREATE INDEX stored_by_order ON stored_dead_letters (order_id) WHERE order_id IS NOT NULL;
     CREATE INDEX stored_by_identity ON stored_dead_letters (identity) WHERE identity IS NOT NULL;
     CREATE INDEX stored_by_fingerprint ON stored_dead_letters (fingerprint);
+    CREATE INDEX stored_by_unread ON stored_dead_letters (unread_by) WHERE unread_by IS NOT NULL;
     CREATE INDEX stored_by_end ON stored_dead_letters (closed_at) WHERE closed_at IS NOT NULL;
     -- Groups and sums are read from this index alone.
     CREATE INDEX stored_by_cause

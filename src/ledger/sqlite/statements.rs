@@ -245,6 +245,14 @@ impl<'c> Statements<'c> {
                 let ended = letters::end_reading(self.connection, fingerprint);
                 ended.map(WriterAnswer::ReadingEnded).map_err(RecordError::Batch)
             }
+            WriterEntry::BeginReadingAgain { version } => {
+                let began = letters::begin_reading_again(self.connection, version);
+                began.map(WriterAnswer::ReadAgain).map_err(RecordError::Batch)
+            }
+            WriterEntry::EndReadingAgain(ended) => {
+                let ended = letters::end_reading_again(self.connection, ended);
+                ended.map(WriterAnswer::ReadingEnded).map_err(RecordError::Batch)
+            }
             WriterEntry::Journal(entry) => {
                 journal::append(self.connection, entry).map(WriterAnswer::Journal).map_err(RecordError::Batch)
             }

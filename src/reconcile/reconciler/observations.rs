@@ -68,7 +68,7 @@ pub(super) fn not_collected(queue: &str, collector: &CollectorReading) -> Option
         }
         (_, 0) => {
             "they are larger than broker.max_body, or than 64 MiB, so they cannot be stored: raise the former and restart orderd, \
-             or take them out"
+             or take them out; thousands of them use up broker.max_unsettled_bytes, and keep those behind them in the queue"
                 .to_owned()
         }
         (0, _) => "the ledger refuses them: the log of level debug has the errors; report it".to_owned(),
