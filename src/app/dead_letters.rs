@@ -19,7 +19,7 @@ use crate::chain::chain;
 use crate::config::{Config, Consumer};
 use crate::dead_letters::{
     Blocked, Collector, CollectorDeps, Desk, DeskHandle, KnownConsumer, KnownConsumers, LetterReader, ReadAgain,
-    ReplayDeps, Replayer,
+    ReplayDeps, Replayer, WaitCause, Waiting,
 };
 use crate::ledger::{Ledger, LedgerReader, LetterSource, LetterWriter};
 use crate::metrics::HoldCause;
@@ -221,15 +221,16 @@ fn blocked(status_registry: &Arc<StatusRegistry>) -> Blocked {
     Arc::new(move |queue| {
         let consumers = registry.consumers();
         let consumer = consumers.iter().find(|consumer| consumer.queue == queue)?;
+        let waiting = |cause, text| Some(Waiting { cause, text });
         if consumer.paused_since.is_some() {
-            return Some(format!("consumer {} is paused", consumer.name));
+            return waiting(WaitCause::Paused, format!("consumer {} is paused", consumer.name));
         }
         if consumer.workers == 0 || consumer.counters.pool().active_subscriptions == 0 {
-            return Some(format!("consumer {} has no subscription", consumer.name));
+            return waiting(WaitCause::NoSubscription, format!("consumer {} has no subscription", consumer.name));
         }
         let service = format!("{}/", consumer.name);
         let unavailable = registry.breakers().unavailable().into_iter().find(|name| name.starts_with(&service))?;
-        Some(format!("the circuit breaker of {unavailable} is not closed"))
+        waiting(WaitCause::CircuitBreaker, format!("the circuit breaker of {unavailable} is not closed"))
     })
 }
 

@@ -30,7 +30,7 @@ impl Config {
         let workers = self.consumers.iter().filter(|(_, consumer)| !consumer.handles_failures());
         permissions.extend(workers.map(|(name, _)| publish(&names.orders, &ExchangeNames::failed_key(name))));
         permissions.extend(EVENTS.map(|key| publish(&names.orders, key)));
-        permissions.extend([publish(&names.retry, ""), publish(&names.dead_letter, "")]);
+        permissions.extend([&names.retry, &names.requeue, &names.dead_letter].map(|exchange| publish(exchange, "")));
         permissions
     }
 

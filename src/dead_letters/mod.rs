@@ -25,6 +25,6 @@ pub use letter_reader::{BodyAccess, KnownConsumer, KnownConsumers, LetterReader}
 pub use read_again::ReadAgain;
 pub use replay::{
     Blocked, ChangedLetters, Desk, DeskError, DeskHandle, EditRequest, LetterRequest, ReplayDeps, ReplayPlan,
-    ReplayReport, ReplayRequest, Replayer,
+    ReplayReport, ReplayRequest, Replayer, RunningReplay, WaitCause, Waiting,
 };
 pub use whole_letter::WholeLetter;

@@ -381,6 +381,8 @@ pub enum Recorded {
     Cancelled,
     /// Another instance has claimed the notification.
     Held,
+    /// The ledger has not replayed the dead letter: an instance with another ledger has, or the record is removed.
+    UnknownReplay,
     /// The same order was accepted before, and the consumer of another queue calls its steps: it is not processed without them.
     InProgress,
     /// An order with this id but other content (a line, a charge, the currency or the customer) is recorded.

@@ -77,8 +77,8 @@ pub use location::LedgerLocation;
 pub use replay_outcome::ReplayOutcome;
 pub use replays::{
     BeginAnswer, ChangeAnswer, ClaimedReplay, DeskAnswer, DeskChange, DeskWriter, LetterChange, LetterEdit,
-    LetterProgress, LetterSelection, MAX_SELECTED_IDS, MAYBE_DUPLICATE, NewReplay, PublishAnswer, Replay,
-    ReplayCandidate, ReplayLetter, ReplayOptions, ReplayReader, ReplayState, ToPublish,
+    LetterProgress, LetterSelection, MAX_ACTIVE_REPLAYS, MAX_SELECTED_IDS, MAYBE_DUPLICATE, NewReplay, PublishAnswer,
+    Replay, ReplayCandidate, ReplayGroup, ReplayLetter, ReplayOptions, ReplayReader, ReplayState, ToPublish, ToSelect,
 };
 pub use retention::Pruned;
 pub use state::{LedgerState, Outage, OutageCause};

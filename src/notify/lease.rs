@@ -63,6 +63,7 @@ impl Lease {
                 | Recorded::Undone
                 | Recorded::Cancelled
                 | Recorded::InProgress
+                | Recorded::UnknownReplay
                 | Recorded::Conflict(_) => return Ok(None),
             }
             let left = services.max_hold().saturating_sub(begun.elapsed());
@@ -89,6 +90,7 @@ impl Lease {
                 | Recorded::Undone
                 | Recorded::Cancelled
                 | Recorded::InProgress
+                | Recorded::UnknownReplay
                 | Recorded::Conflict(_) => return Ok(false),
             }
         }

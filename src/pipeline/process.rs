@@ -182,10 +182,34 @@ async fn record_replay(
         // It is still on its way.
         HandlerOutcome::Returned => return DeliveryOutcome::Handled(handled),
     };
-    let code = delivery.message.headers.get(names::FAILURE_CODE).and_then(HeaderValue::as_text);
-    let code = code.filter(|_| outcome != ReplayOutcome::Processed).map(str::to_owned);
+    let code = match &handled {
+        // That of the dead letter, which may be about another failure than the last one.
+        HandlerOutcome::DeadLettered { letter, .. } | HandlerOutcome::DeadLetteredByBroker { letter, .. } => {
+            Some(letter.code.clone())
+        }
+        HandlerOutcome::Retried { .. } => {
+            delivery.message.headers.get(names::FAILURE_CODE).and_then(HeaderValue::as_text).map(str::to_owned)
+        }
+        HandlerOutcome::Completed
+        | HandlerOutcome::Duplicate
+        | HandlerOutcome::Cancelled
+        | HandlerOutcome::Prevented
+        | HandlerOutcome::Skipped
+        | HandlerOutcome::Returned => None,
+    };
     let entry = LedgerEntry::ReplayOutcome { key: key.to_owned(), outcome, code, at: now };
     match context.ledger.record(entry).await.map_err(HandlerError::from) {
+        Ok(Recorded::UnknownReplay) => {
+            if let Some(due) = REPEATED.occurred((&context.consumer, "unknown_replay", "")) {
+                let (repeated, replay) = (due.repeated, key.split('-').next());
+                warn!(
+                    consumer = %context.consumer, replay, repeated,
+                    "a dead letter was replayed by an instance with another ledger, which does not see its outcome: instances that \
+                     consume the same queues must share the ledger, or leave dead letters to one of them (dead_letters.collect)"
+                );
+            }
+            DeliveryOutcome::Handled(handled)
+        }
         Ok(_) => DeliveryOutcome::Handled(handled),
         // A defect, which must not cost the message.
         Err(HandlerError::Failed(failure)) => {
@@ -236,7 +260,8 @@ async fn attempt(services: DeliveryServices<'_>, delivery: &Delivery, provenance
                 | Recorded::Cancelled
                 | Recorded::Conflict(_)
                 | Recorded::InProgress
-                | Recorded::Held,
+                | Recorded::Held
+                | Recorded::UnknownReplay,
             ) => {}
             Err(error) => return HandlerError::from(error).into(),
         }

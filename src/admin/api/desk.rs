@@ -64,7 +64,7 @@ enum ReplayAnswer {
     /// With `dry_run`.
     Plan(ReplayPlan),
     /// Without.
-    Report(ReplayReport),
+    Report(Box<ReplayReport>),
 }
 
 /// An edited dead letter.

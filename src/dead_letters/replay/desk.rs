@@ -16,8 +16,8 @@ use super::message::{NO_QUEUE, target};
 use crate::chain::chain;
 use crate::ledger::{
     BeginAnswer, ChangeAnswer, DeskAnswer, DeskChange, LedgerError, LetterChange, LetterEdit, LetterProgress,
-    LetterSelection, LetterState, MAX_SELECTED_IDS, MAYBE_DUPLICATE, NewReplay, OpenError, Replay, ReplayLetter,
-    ReplayOptions,
+    LetterSelection, LetterState, MAX_ACTIVE_REPLAYS, MAX_SELECTED_IDS, MAYBE_DUPLICATE, NewReplay, OpenError, Replay,
+    ReplayLetter, ReplayOptions,
 };
 
 /// The most letters a second.
@@ -202,7 +202,7 @@ impl Desk {
         {
             plan.skipped.insert("missing".to_owned(), (ids.len() - found) as u64);
         }
-        let blocked = |queue: &String| Some((queue.clone(), (self.0.deps.blocked)(queue)?));
+        let blocked = |queue: &String| Some((queue.clone(), (self.0.deps.blocked)(queue)?.text));
         plan.waiting = plan.queues.keys().filter_map(blocked).collect();
         Ok(plan)
     }
@@ -216,7 +216,9 @@ impl Desk {
         let selection = self.bounded(request.selection).await?;
         let new = NewReplay { by, selection, options: request.options, at: Timestamp::now() };
         let DeskAnswer::Begun(BeginAnswer { replay }) = self.change(DeskChange::Begin(Box::new(new))).await? else {
-            unreachable!("a begin is answered by its number")
+            return Err(DeskError::Conflict(format!(
+                "{MAX_ACTIVE_REPLAYS} replays have not ended: wait for one of them, or stop one"
+            )));
         };
         self.0.wake();
         self.replay(replay).await
@@ -262,11 +264,10 @@ impl Desk {
     /// # Errors
     /// [`DeskError`].
     pub async fn replay(&self, id: i64) -> Result<ReplayReport, DeskError> {
-        const FAILED: &[LetterProgress] = &[LetterProgress::FailedAgain];
         let ledger = &self.0.deps.ledger;
         let replay = ledger.replay(id, Timestamp::now()).await?;
         let replay = replay.ok_or_else(|| DeskError::Missing(format!("replay {id}")))?;
-        let failed_again = ledger.replay_letters(id, FAILED, MAX_NAMED).await?;
+        let failed_again = ledger.replay_letters(id, LetterProgress::FailedAgain, None, MAX_NAMED).await?;
         Ok(ReplayReport { waiting: self.0.waits_for(id), replay, failed_again })
     }
 
@@ -284,7 +285,7 @@ impl Desk {
     /// [`DeskError`].
     pub async fn stop(&self, id: i64, by: String) -> Result<ReplayReport, DeskError> {
         let at = Timestamp::now();
-        self.change(DeskChange::Stop { replay: id, by: Some(by), reason: "requested", at }).await?;
+        self.change(DeskChange::Stop { replay: id, by: Some(by), reason: "requested", detail: None, at }).await?;
         self.0.wake();
         self.replay(id).await
     }

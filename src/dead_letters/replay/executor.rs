@@ -3,7 +3,7 @@
 //!
 //! It never decides on an outcome: the pipeline records those.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -14,27 +14,23 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::super::letter_reader::KnownConsumers;
-use super::message::ReplayContext;
-use super::step::{Step, next_step};
+use super::message::{ReplayContext, target};
+use super::pace::{Pace, TICK};
+use super::step::{Step, Traffic, Turn, next_step};
+use super::waiting::{WaitCause, Waiting};
 use crate::chain::chain;
 use crate::instance;
 use crate::ledger::{
     ClaimedReplay, DeskAnswer, DeskChange, Ledger, LedgerError, LetterProgress, LetterSelection, LetterState,
-    OpenError, Replay, ReplayState,
+    MAX_ACTIVE_REPLAYS, OpenError, Replay, ReplayCandidate, ReplayGroup, ReplayState, ToSelect,
 };
 use crate::message::{ExchangeNames, Publisher, TrustedUsers};
 use crate::metrics::HoldCause;
 use crate::shutdown::Shutdown;
 use crate::telemetry::RepeatedLog;
 
-/// Replays that are carried out at a time.
-const MAX_REPLAYS: usize = 16;
 /// Letters that are selected, or given back, in one transaction.
 const SELECT_BATCH: usize = 100;
-/// Letters that are published at a time.
-pub(super) const PUBLISH_BATCH: u64 = 32;
-/// How often a replay looks for outcomes.
-const TICK: Duration = Duration::from_millis(100);
 /// How often replays of other processes that have ended are looked for.
 const IDLE_TICK: Duration = Duration::from_secs(5);
 /// The wait after a change of a replay was not recorded.
@@ -46,7 +42,16 @@ pub(super) const LEASE: Duration = Duration::from_secs(10);
 static FAILURES: RepeatedLog = RepeatedLog::new();
 
 /// Why nothing is to be published to a queue now; `None` if it may be.
-pub type Blocked = Arc<dyn Fn(&str) -> Option<String> + Send + Sync>;
+pub type Blocked = Arc<dyn Fn(&str) -> Option<Waiting> + Send + Sync>;
+
+/// A replay that has not ended.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RunningReplay {
+    /// The replay.
+    pub replay: Replay,
+    /// Why it waits, if this process carries it out.
+    pub waiting: Option<Waiting>,
+}
 
 /// What replays need.
 pub struct ReplayDeps {
@@ -75,7 +80,8 @@ pub struct Replayer {
     pub(super) deps: ReplayDeps,
     wake: Notify,
     /// Why a replay waits, by its number.
-    waiting: Mutex<BTreeMap<i64, String>>,
+    waiting: Mutex<BTreeMap<i64, Waiting>>,
+    running: watch::Sender<Vec<RunningReplay>>,
 }
 
 /// Why a replay could not be continued.
@@ -89,43 +95,10 @@ pub(super) enum StepError {
     Closed,
 }
 
-/// How fast a replay may publish, and until when it is claimed.
-pub(super) struct Pace {
-    claimed_until: Instant,
-    /// Nothing is published before.
-    pub not_before: Instant,
-    allowed: f64,
-    at: Instant,
-}
-
-impl Pace {
-    fn new() -> Self {
-        let now = Instant::now();
-        Pace { claimed_until: now, not_before: now, allowed: f64::INFINITY, at: now }
-    }
-
-    /// How many letters may be published now.
-    pub fn allowed(&mut self, rate: u32) -> u64 {
-        let (now, rate) = (Instant::now(), f64::from(rate));
-        // What was not used is kept for two ticks only.
-        let most = (rate * TICK.as_secs_f64() * 2.0).max(1.0);
-        self.allowed = (self.allowed + rate * (now - self.at).as_secs_f64()).min(most);
-        self.at = now;
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it is small and not negative")]
-        let whole = self.allowed.max(0.0) as u64;
-        whole
-    }
-
-    #[expect(clippy::cast_precision_loss, reason = "batches are small")]
-    pub fn used(&mut self, letters: u64) {
-        self.allowed -= letters as f64;
-    }
-}
-
 impl Replayer {
     /// It does nothing until it runs.
     pub fn new(deps: ReplayDeps) -> Self {
-        Replayer { deps, wake: Notify::new(), waiting: Mutex::default() }
+        Replayer { deps, wake: Notify::new(), waiting: Mutex::default(), running: watch::Sender::default() }
     }
 
     /// Looks for replays at once.
@@ -140,7 +113,25 @@ impl Replayer {
 
     /// Why a replay waits, if this process carries it out.
     pub(super) fn waits_for(&self, replay: i64) -> Option<String> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).get(&replay).cloned()
+        self.lock_waiting().get(&replay).map(|waiting| waiting.text.clone())
+    }
+
+    /// The replays that have not ended, as they were when they were last continued.
+    pub fn running(&self) -> watch::Receiver<Vec<RunningReplay>> {
+        self.running.subscribe()
+    }
+
+    fn show(&self, replays: &[Replay]) {
+        let waiting = self.lock_waiting().clone();
+        let running: Vec<RunningReplay> = replays
+            .iter()
+            .map(|replay| RunningReplay { replay: replay.clone(), waiting: waiting.get(&replay.id).cloned() })
+            .collect();
+        self.running.send_if_modified(|shown| {
+            let is_new = *shown != running;
+            *shown = running;
+            is_new
+        });
     }
 
     /// Carries out replays until a shutdown begins.
@@ -168,25 +159,27 @@ impl Replayer {
     /// Continues all replays, and returns how long to wait.
     async fn continue_all(&self, paces: &mut BTreeMap<i64, Pace>) -> Duration {
         let began = Instant::now();
-        let replays = match self.deps.ledger.replays(true, MAX_REPLAYS, Timestamp::now()).await {
-            Ok(replays) => replays,
+        if self.is_short_of_disk() {
+            self.wait_for_disk().await;
+            return IDLE_TICK;
+        }
+        let (mut replays, claimed) = match self.claim_all(paces).await {
+            Ok(claimed) => claimed,
             Err(error) => {
-                log_failure(&error.into());
+                log_failure(&error);
                 return IDLE_TICK;
             }
         };
-        paces.retain(|id, _| replays.iter().any(|replay| replay.id == *id));
-        self.lock_waiting().retain(|id, _| paces.contains_key(id));
         if replays.is_empty() {
+            self.show(&replays);
             return IDLE_TICK;
         }
-        for replay in &replays {
-            let pace = paces.entry(replay.id).or_insert_with(Pace::new);
-            if self.is_short_of_disk() {
-                self.set_waiting(replay.id, Some("the ledger's disk is nearly full".to_owned()));
-                continue;
-            }
-            match self.advance(replay, pace).await {
+        let blocked = self.blocked_queues(&replays);
+        without_overdue(&mut replays, &blocked);
+        let mut traffic = Traffic::of(&replays);
+        for replay in replays.iter().filter(|replay| claimed.contains(&replay.id)) {
+            let Some(pace) = paces.get_mut(&replay.id) else { continue };
+            match self.advance(replay, pace, (&mut traffic, &blocked)).await {
                 Ok(()) => drop(FAILURES.ended("step")),
                 Err(error) => {
                     pace.not_before = Instant::now() + FAILURE_PAUSE;
@@ -194,73 +187,118 @@ impl Replayer {
                 }
             }
         }
-        // Of many letters, counting takes its time.
+        self.show(&replays);
         TICK.max(began.elapsed())
     }
 
-    async fn advance(&self, replay: &Replay, pace: &mut Pace) -> Result<(), StepError> {
-        let id = replay.id;
-        let mut fresh = None;
-        match self.claim(id, pace).await? {
-            Claim::Refused => return Ok(()),
-            Claim::Held => {}
-            // Another process may have carried it out until now.
-            Claim::New => fresh = self.deps.ledger.replay(id, Timestamp::now()).await?,
-        }
-        let replay = fresh.as_ref().unwrap_or(replay);
-        match replay.state {
-            ReplayState::Selecting => self.select(id, pace).await?,
-            ReplayState::Running => match next_step(&self.without_overdue(replay)) {
-                Step::Again if pace.not_before > Instant::now() => {}
-                Step::Again => drop(self.publish(replay, &[LetterProgress::Publishing], PUBLISH_BATCH, pace).await?),
-                Step::Publish(room) => self.publish_some(replay, room, pace).await?,
-                Step::Wait => self.set_waiting(id, None),
-                Step::Stop => {
-                    warn!(replay = id, "a replay stops: too many of its dead letters have failed again");
-                    let reason = "too_many_failed";
-                    self.change(DeskChange::Stop { replay: id, by: None, reason, at: Timestamp::now() }).await?;
-                    self.wake();
+    /// Nothing about replays is recorded now.
+    async fn wait_for_disk(&self) {
+        match self.deps.ledger.replays(true, MAX_ACTIVE_REPLAYS, Timestamp::now()).await {
+            Ok(replays) => {
+                for replay in &replays {
+                    let text = "the ledger's disk is nearly full".to_owned();
+                    self.set_waiting(replay.id, Some(Waiting { cause: WaitCause::DiskSpace, text }));
                 }
-                Step::Finish => self.finish(id).await?,
-            },
-            ReplayState::Stopping => self.stop(replay, pace).await?,
+                self.show(&replays);
+            }
+            Err(error) => log_failure(&error.into()),
+        }
+    }
+
+    /// Those that have not ended, and the numbers of those that this process may carry out.
+    async fn claim_all(&self, paces: &mut BTreeMap<i64, Pace>) -> Result<(Vec<Replay>, BTreeSet<i64>), StepError> {
+        let active = || self.deps.ledger.replays(true, MAX_ACTIVE_REPLAYS, Timestamp::now());
+        let replays = active().await?;
+        paces.retain(|id, _| replays.iter().any(|replay| replay.id == *id));
+        self.lock_waiting().retain(|id, _| paces.contains_key(id));
+        let (mut claimed, mut any_is_new) = (BTreeSet::new(), false);
+        for Replay { id, .. } in &replays {
+            let claim = self.claim(*id, paces.entry(*id).or_insert_with(Pace::new)).await?;
+            any_is_new |= claim == Claim::New;
+            if claim != Claim::Refused {
+                claimed.insert(*id);
+            }
+        }
+        // Another process may have carried it out until now.
+        let replays = if any_is_new { active().await? } else { replays };
+        Ok((replays, claimed))
+    }
+
+    /// The queues that nothing is to be published to now, and why.
+    fn blocked_queues(&self, replays: &[Replay]) -> BTreeMap<String, Waiting> {
+        let queues: BTreeSet<&String> =
+            replays.iter().flat_map(|replay| replay.groups.iter().map(|group| &group.queue)).collect();
+        queues.into_iter().filter_map(|queue| Some((queue.clone(), (self.deps.blocked)(queue)?))).collect()
+    }
+
+    async fn advance(
+        &self,
+        replay: &Replay,
+        pace: &mut Pace,
+        (traffic, blocked): (&mut Traffic, &BTreeMap<String, Waiting>),
+    ) -> Result<(), StepError> {
+        let id = replay.id;
+        match replay.state {
+            ReplayState::Selecting => self.select(replay, pace).await?,
+            ReplayState::Running => {
+                let step =
+                    next_step(replay, traffic, &|queue| blocked.contains_key(queue) || pace.refusal(queue).is_some());
+                self.set_waiting(id, waiting_for(replay, &step, (pace, blocked)));
+                match step {
+                    Step::Publish(_) if pace.not_before > Instant::now() => {}
+                    Step::Publish(turns) => self.publish_turns(replay, turns, pace, traffic).await?,
+                    Step::Wait => {}
+                    Step::Stop => {
+                        warn!(replay = id, "a replay stops: too many of its dead letters have failed again");
+                        self.stop_for(id, "too_many_failed", None).await?;
+                    }
+                    Step::Finish => self.finish(id).await?,
+                }
+            }
+            ReplayState::Stopping => self.stop(replay, pace, blocked).await?,
             ReplayState::Finished | ReplayState::Stopped => {}
         }
         Ok(())
     }
 
-    /// While a consumer does not process anything, an outcome is not late.
-    fn without_overdue(&self, replay: &Replay) -> Replay {
-        let mut replay = replay.clone();
-        if replay.overdue > 0 {
-            let consumers = self.deps.consumers.borrow();
-            let mut queues = consumers.keys().filter(|queue| replay.options.to.as_ref().is_none_or(|to| to == *queue));
-            if let Some(reason) = queues.find_map(|queue| (self.deps.blocked)(queue)) {
-                replay.overdue = 0;
-                self.set_waiting(replay.id, Some(reason));
-            }
-        }
-        replay
+    /// Stops a replay that cannot be continued.
+    pub(super) async fn stop_for(
+        &self,
+        replay: i64,
+        reason: &'static str,
+        detail: Option<String>,
+    ) -> Result<(), StepError> {
+        self.change(DeskChange::Stop { replay, by: None, reason, detail, at: Timestamp::now() }).await?;
+        self.wake();
+        Ok(())
     }
 
     /// Claims the letters of the selection.
-    async fn select(&self, id: i64, pace: &mut Pace) -> Result<(), StepError> {
+    async fn select(&self, replay: &Replay, pace: &mut Pace) -> Result<(), StepError> {
         const OPEN: &[LetterState] = &[LetterState::Open];
+        let id = replay.id;
         loop {
             let Some((selection, after)) = self.deps.ledger.replay_selection(id).await? else { return Ok(()) };
-            let (ids, is_named) = match &selection {
-                LetterSelection::Ids(ids) => {
-                    let ids = ids.iter().copied().filter(|id| *id > after).take(SELECT_BATCH);
-                    (ids.collect::<Vec<_>>(), true)
-                }
-                LetterSelection::Filter { .. } => {
-                    let page = self.deps.ledger.replay_candidates(selection, OPEN, after, SELECT_BATCH).await?;
-                    (page.iter().map(|candidate| candidate.id).collect(), false)
-                }
+            let found = self.deps.ledger.replay_candidates(selection.clone(), OPEN, after, SELECT_BATCH).await?;
+            let consumers = self.deps.consumers.borrow().clone();
+            let to = replay.options.to.as_deref();
+            let queue = |candidate: &ReplayCandidate| {
+                target(&consumers, to, candidate.origin_queue.as_deref(), Some(&candidate.consumer))
+                    .map_or_else(String::new, |(queue, _)| queue.clone())
             };
-            let is_last = ids.len() < SELECT_BATCH;
+            let found: BTreeMap<i64, String> = found.iter().map(|candidate| (candidate.id, queue(candidate))).collect();
+            let (ids, is_named): (Vec<i64>, bool) = match selection {
+                LetterSelection::Ids(ids) => {
+                    (ids.into_iter().filter(|id| *id > after).take(SELECT_BATCH).collect(), true)
+                }
+                LetterSelection::Filter { .. } => (found.keys().copied().collect(), false),
+            };
+            let queue = |id: &i64| found.get(id).cloned().unwrap_or_default();
+            let letters: Vec<ToSelect> =
+                ids.iter().map(|letter| ToSelect { letter: *letter, queue: queue(letter) }).collect();
+            let is_last = letters.len() < SELECT_BATCH;
             let (replay, at) = (claimed(id), Timestamp::now());
-            let selected = self.change(DeskChange::Select { replay, ids, is_named, is_last, at }).await?;
+            let selected = self.change(DeskChange::Select { replay, letters, is_named, is_last, at }).await?;
             if is_last || selected != DeskAnswer::Done(true) || self.claim(id, pace).await? == Claim::Refused {
                 self.wake();
                 return Ok(());
@@ -269,7 +307,12 @@ impl Replayer {
     }
 
     /// Gives back what was not published. What may have been is published again, so that it has an outcome.
-    async fn stop(&self, replay: &Replay, pace: &mut Pace) -> Result<(), StepError> {
+    async fn stop(
+        &self,
+        replay: &Replay,
+        pace: &mut Pace,
+        blocked: &BTreeMap<String, Waiting>,
+    ) -> Result<(), StepError> {
         let id = replay.id;
         loop {
             let give_back = DeskChange::GiveBack { replay: claimed(id), limit: SELECT_BATCH, at: Timestamp::now() };
@@ -283,10 +326,13 @@ impl Replayer {
         if replay.count(LetterProgress::Publishing) == 0 {
             return self.finish(id).await;
         }
-        if pace.not_before <= Instant::now() {
-            self.publish(replay, &[LetterProgress::Publishing], PUBLISH_BATCH, pace).await?;
-        }
-        Ok(())
+        let waits = |queue: &str| blocked.get(queue).cloned().or_else(|| refusal(pace, queue));
+        let left = |group: &&ReplayGroup| group.count(&[LetterProgress::Publishing]) > 0;
+        let waiting = replay.groups.iter().filter(left).find_map(|group| waits(&group.queue));
+        let ready = replay.groups.iter().filter(left).filter(|group| waits(&group.queue).is_none());
+        let turns: Vec<Turn> = ready.map(Turn::again).collect();
+        self.set_waiting(id, waiting);
+        self.publish_turns(replay, turns, pace, &mut Traffic::default()).await
     }
 
     /// Whether this process may carry it out.
@@ -311,7 +357,6 @@ impl Replayer {
         {
             return Ok(());
         }
-        self.set_waiting(replay, None);
         info!(replay, "a replay of dead letters has ended");
         Ok(())
     }
@@ -320,14 +365,14 @@ impl Replayer {
         Ok(self.deps.ledger.change_desk(change).await?)
     }
 
-    pub(super) fn set_waiting(&self, replay: i64, reason: Option<String>) {
+    fn set_waiting(&self, replay: i64, reason: Option<Waiting>) {
         match reason {
             Some(reason) => drop(self.lock_waiting().insert(replay, reason)),
             None => drop(self.lock_waiting().remove(&replay)),
         }
     }
 
-    fn lock_waiting(&self) -> std::sync::MutexGuard<'_, BTreeMap<i64, String>> {
+    fn lock_waiting(&self) -> std::sync::MutexGuard<'_, BTreeMap<i64, Waiting>> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -336,6 +381,43 @@ impl ReplayDeps {
     pub(super) fn read<'a>(&'a self, consumers: &'a KnownConsumers) -> ReplayContext<'a> {
         ReplayContext { consumers, users: &self.users, names: &self.names, max_body: self.max_body }
     }
+}
+
+/// While a consumer does not process anything, an outcome is not late.
+fn without_overdue(replays: &mut [Replay], blocked: &BTreeMap<String, Waiting>) {
+    for replay in replays {
+        for group in replay.groups.iter_mut().filter(|group| blocked.contains_key(&group.queue)) {
+            replay.overdue -= group.overdue;
+            group.overdue = 0;
+        }
+    }
+}
+
+fn refusal(pace: &Pace, queue: &str) -> Option<Waiting> {
+    pace.refusal(queue).map(|text| Waiting { cause: WaitCause::Refused, text: text.to_owned() })
+}
+
+/// Why a running replay waits, or some of its letters do.
+fn waiting_for(replay: &Replay, step: &Step, (pace, blocked): (&Pace, &BTreeMap<String, Waiting>)) -> Option<Waiting> {
+    use LetterProgress::{Publishing, Selected};
+    let waits = |queue: &str| blocked.get(queue).cloned().or_else(|| refusal(pace, queue));
+    // First the queues of what is to be published, then those of what is on its way.
+    for states in [&[Selected, Publishing][..], LetterProgress::IN_FLIGHT] {
+        let mut groups = replay.groups.iter().filter(|group| group.count(states) > 0);
+        if let Some(waiting) = groups.find_map(|group| waits(&group.queue)) {
+            return Some(waiting);
+        }
+    }
+    if replay.slow > 0 {
+        let text = format!(
+            "no outcome is seen yet of {} published more than a minute ago: their queue has a backlog, or an instance with another \
+             ledger has processed them",
+            replay.slow
+        );
+        return Some(Waiting { cause: WaitCause::Outcome, text });
+    }
+    let text = || "another replay publishes to the same queue".to_owned();
+    (*step == Step::Wait && replay.in_flight() == 0).then(|| Waiting { cause: WaitCause::OtherReplay, text: text() })
 }
 
 /// Whether this process may carry a replay out.

@@ -4,7 +4,9 @@
 //! desk       what the admin API calls: checks a request and records it
 //! executor   carries out replays, one step after the other, and continues after a crash: what is done is in the ledger
 //! publish    some letters of a replay, read and published
+//! pace       how fast a replay may publish, and which queues the broker refuses
 //! step       what a replay does next (pure)
+//! waiting    why a replay waits (values)
 //! message    from a stored letter to its publication (pure)
 //! edit       what a new body says (pure)
 //! ```
@@ -15,13 +17,16 @@ mod desk;
 mod edit;
 mod executor;
 mod message;
+mod pace;
 mod publish;
 mod step;
 #[cfg(test)]
 mod tests;
+mod waiting;
 
 pub use desk::{
     ChangedLetters, Desk, DeskError, DeskHandle, EditRequest, LetterRequest, ReplayPlan, ReplayReport, ReplayRequest,
 };
-pub use executor::{Blocked, ReplayDeps, Replayer};
+pub use executor::{Blocked, ReplayDeps, Replayer, RunningReplay};
 pub(super) use message::stored_delivery;
+pub use waiting::{WaitCause, Waiting};

@@ -3,69 +3,74 @@
 //!
 //! It never decides how many.
 
+use std::cmp::Reverse;
 use std::sync::Arc;
-use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use tokio::task::spawn_blocking;
-use tokio::time::Instant;
+use tracing::error;
 
-use super::executor::{Claim, LEASE, PUBLISH_BATCH, Pace, Replayer, StepError, claimed};
+use super::executor::{Claim, LEASE, Replayer, StepError, claimed};
 use super::message::{Prepared, ReplayContext, UNREADABLE};
+use super::pace::Pace;
+use super::step::{Traffic, Turn};
 use crate::ledger::{DeskAnswer, DeskChange, LetterProgress, PublishAnswer, Replay, ToPublish};
 use crate::message::{Publication, PublishError};
 
+/// Letters that are published at a time.
+const PUBLISH_BATCH: u64 = 32;
 /// How many bytes the bodies have that are published at a time, without the last.
 const PUBLISH_BYTES: usize = 4 << 20;
 /// How long after its publication the outcome of a letter is expected, if it is not retried.
 const OUTCOME_TIME: SignedDuration = SignedDuration::from_hours(1);
-/// The wait after the broker did not accept a letter.
-const REFUSED_PAUSE: Duration = Duration::from_secs(10);
 /// A letter that so many processes were reading when they ended is not read again: it may be what ends them.
 const READ_TRIES: u32 = 2;
-/// The wait while the consumer of the next letter does not process anything.
-const BLOCKED_PAUSE: Duration = Duration::from_secs(1);
 
 impl Replayer {
-    /// Publishes as many letters as the rate allows.
-    pub(super) async fn publish_some(&self, replay: &Replay, room: u64, pace: &mut Pace) -> Result<(), StepError> {
-        if pace.not_before > Instant::now() {
-            return Ok(());
-        }
-        let mut left = room.min(pace.allowed(replay.options.rate));
-        while left > 0 {
-            let published = self.publish(replay, &[LetterProgress::Selected], left.min(PUBLISH_BATCH), pace).await?;
-            pace.used(published);
-            if published == 0 || pace.not_before > Instant::now() {
-                break;
-            }
-            left -= published.min(left);
-        }
-        Ok(())
-    }
-
-    /// Publishes the next letters that are so far, and returns how many it has dealt with; 0 as well if the replay is not this process's.
-    pub(super) async fn publish(
+    /// Publishes the letters of these turns, as many as the rate allows, some of each queue at a time.
+    pub(super) async fn publish_turns(
         &self,
         replay: &Replay,
-        progress: &'static [LetterProgress],
-        limit: u64,
+        mut turns: Vec<Turn>,
         pace: &mut Pace,
-    ) -> Result<u64, StepError> {
-        if self.claim(replay.id, pace).await? == Claim::Refused {
-            return Ok(0);
+        traffic: &mut Traffic,
+    ) -> Result<(), StepError> {
+        let mut allowed = pace.allowed(replay.options.rate);
+        loop {
+            if self.claim(replay.id, pace).await? == Claim::Refused {
+                return Ok(());
+            }
+            let mut batch = Batch::default();
+            for turn in &mut turns {
+                let is_new = turn.progress == LetterProgress::Selected;
+                let limit = turn.room.min(if is_new { allowed } else { u64::MAX }).min(batch.room());
+                if limit == 0 || pace.refusal(&turn.queue).is_some() {
+                    continue;
+                }
+                let Some(dealt_with) = self.prepare(replay, turn, limit, &mut batch).await? else { return Ok(()) };
+                turn.room -= dealt_with;
+                if is_new {
+                    pace.used(dealt_with);
+                    traffic.published(turn, dealt_with);
+                    allowed -= dealt_with;
+                }
+            }
+            if batch.prepared.is_empty() {
+                return Ok(());
+            }
+            self.publish_batch(replay, batch.prepared, pace).await?;
         }
-        let Some(Batch { prepared, skipped }) = self.prepare(replay, progress, limit, pace).await? else {
-            return Ok(0);
-        };
-        if prepared.is_empty() {
-            return Ok(skipped);
-        }
+    }
+
+    async fn publish_batch(&self, replay: &Replay, prepared: Vec<Prepared>, pace: &mut Pace) -> Result<(), StepError> {
         let (id, at) = (replay.id, Timestamp::now());
-        let letters =
-            prepared.iter().map(|letter| ToPublish { letter: letter.id(), order: letter.order.clone() }).collect();
+        let to_publish = |letter: &Prepared| {
+            let (queue, order) = (letter.queue.clone(), letter.order.clone());
+            ToPublish { letter: letter.id(), queue, order }
+        };
+        let letters = prepared.iter().map(to_publish).collect();
         let begin = DeskChange::BeginPublishing { replay: claimed(id), letters, at };
-        let DeskAnswer::Publishing(answers) = self.change(begin).await? else { return Ok(0) };
+        let DeskAnswer::Publishing(answers) = self.change(begin).await? else { return Ok(()) };
         let consumers = self.deps.consumers.borrow().clone();
         let context = self.deps.read(&consumers);
         let (mut letters, mut publications): (Vec<i64>, Vec<Publication>) = (Vec::new(), Vec::new());
@@ -77,24 +82,23 @@ impl Replayer {
                 }
                 PublishAnswer::Closed => {}
                 PublishAnswer::NotSelected => self.skip(id, prepared.id(), "closed").await?,
-                PublishAnswer::NotClaimed => return Ok(0),
+                PublishAnswer::NotClaimed => return Ok(()),
             }
         }
-        self.publish_all(id, letters, publications, pace).await?;
-        Ok(skipped + prepared.len() as u64)
+        self.publish_all(id, letters, publications.into(), pace).await
     }
 
     async fn publish_all(
         &self,
         replay: i64,
         mut letters: Vec<i64>,
-        publications: Vec<Publication>,
+        publications: Arc<[Publication]>,
         pace: &mut Pace,
     ) -> Result<(), StepError> {
         if letters.is_empty() {
             return Ok(());
         }
-        let mut publishing = self.deps.publisher.publish(publications.into());
+        let mut publishing = self.deps.publisher.publish(Arc::clone(&publications));
         // Without an answer of the broker, the claim is renewed: another process would publish the same.
         let published = loop {
             // Cancel-safe: `publishing` is only borrowed.
@@ -103,76 +107,93 @@ impl Replayer {
                 () = tokio::time::sleep(LEASE / 4) => drop(self.claim(replay, pace).await?),
             }
         };
-        let mut refused = None;
+        let mut refused: Vec<(i64, usize, PublishError)> = Vec::new();
         if let Err(unpublished) = published {
-            for (index, error) in unpublished.failures.iter().rev() {
+            let mut failures = unpublished.failures;
+            failures.sort_by_key(|(index, _)| Reverse(*index));
+            for (index, error) in failures {
                 match error {
                     PublishError::Closed => return Err(StepError::Closed),
                     PublishError::Invalid { .. } => {
                         // Nothing is known of the others: they are published again.
-                        return self.skip(replay, letters[*index], "cannot_publish").await;
+                        return self.skip(replay, letters[index], "cannot_publish").await;
                     }
                     PublishError::Unroutable { .. } | PublishError::Nacked { .. } | PublishError::Refused { .. } => {
-                        refused = Some(error.to_string());
-                        letters.remove(*index);
+                        refused.push((letters.remove(index), index, error));
                     }
                 }
             }
         }
+        let is_refused = |index: usize| refused.iter().any(|(_, refused, _)| *refused == index);
+        for (_, accepted) in publications.iter().enumerate().filter(|(index, _)| !is_refused(*index)) {
+            pace.accepted(&accepted.routing_key);
+        }
         let at = Timestamp::now();
         let due = at.saturating_add(OUTCOME_TIME).unwrap_or(Timestamp::MAX);
         self.change(DeskChange::Published { replay, letters, at, due }).await?;
-        if refused.is_some() {
-            pace.not_before = Instant::now() + REFUSED_PAUSE;
-        }
-        self.set_waiting(replay, refused);
-        Ok(())
+        self.handle_refused(replay, refused, &publications, pace).await
     }
 
-    /// Reads the next letters. `None` if the queue of the next one is blocked.
+    /// Nothing more is published to a queue that the broker refuses, for a while. Too often: the replay stops. It is not known whether
+    /// the broker has accepted the letters before it refused them, as when it has not confirmed them and the connection was lost.
+    async fn handle_refused(
+        &self,
+        replay: i64,
+        refused: Vec<(i64, usize, PublishError)>,
+        publications: &[Publication],
+        pace: &mut Pace,
+    ) -> Result<(), StepError> {
+        let Some((_, index, error)) = refused.first() else { return Ok(()) };
+        let (queue, text) = (&publications[*index].routing_key, error.to_string());
+        // A queue that is full may have room again.
+        let lasts = !matches!(error, PublishError::Nacked { .. });
+        if !pace.refused(queue, text.clone(), lasts) {
+            return Ok(());
+        }
+        for (letter, _, _) in &refused {
+            self.skip(replay, *letter, "refused").await?;
+        }
+        error!(replay, error = %text, "a replay stops: the broker does not accept its dead letters");
+        self.stop_for(replay, "refused", Some(text)).await
+    }
+
+    /// Reads the next letters of a turn, and returns how many it has dealt with. `None` if the replay is not this process's.
     async fn prepare(
         &self,
         replay: &Replay,
-        progress: &'static [LetterProgress],
+        turn: &Turn,
         limit: u64,
-        pace: &mut Pace,
-    ) -> Result<Option<Batch>, StepError> {
+        batch: &mut Batch,
+    ) -> Result<Option<u64>, StepError> {
         let limit = usize::try_from(limit).unwrap_or(usize::MAX);
-        let next = self.deps.ledger.replay_letters(replay.id, progress, limit).await?;
-        let (mut batch, mut bytes) = (Batch { prepared: Vec::new(), skipped: 0 }, 0);
+        let group = (turn.queue.clone(), turn.cause.clone());
+        let next = self.deps.ledger.replay_letters(replay.id, turn.progress, Some(group), limit).await?;
         let ids: Vec<i64> = next.iter().map(|letter| letter.id).collect();
         let DeskAnswer::Reading(tries) = self.reading(replay.id, ids.clone(), false).await? else { return Ok(None) };
-        let (mut done, mut is_blocked) = (0, false);
+        let mut done = 0;
         for (letter, tries) in next.into_iter().zip(tries) {
             // Alone: of several, it is not known which one has ended the process.
             if tries > 0 && !batch.prepared.is_empty() {
                 break;
             }
             let prepared = if tries >= READ_TRIES { Err(UNREADABLE) } else { self.read(replay, letter.id).await };
-            let prepared = match prepared {
-                Ok(prepared) => prepared,
-                Err(code) => {
-                    self.skip(replay.id, letter.id, code).await?;
-                    (done, batch.skipped) = (done + 1, batch.skipped + 1);
-                    continue;
+            done += 1;
+            match prepared {
+                Ok(prepared) => {
+                    batch.bytes += prepared.bytes();
+                    batch.is_full = batch.bytes >= PUBLISH_BYTES || tries > 0;
+                    batch.prepared.push(prepared);
                 }
-            };
-            if let Some(reason) = (self.deps.blocked)(&prepared.queue) {
-                self.set_waiting(replay.id, Some(reason));
-                pace.not_before = Instant::now() + BLOCKED_PAUSE;
-                is_blocked = batch.prepared.is_empty();
-                break;
+                Err(code) => self.skip(replay.id, letter.id, code).await?,
             }
-            (done, bytes) = (done + 1, bytes + prepared.bytes());
-            batch.prepared.push(prepared);
-            if bytes >= PUBLISH_BYTES || tries > 0 {
+            if batch.is_full {
                 break;
             }
         }
         if done < ids.len() {
             self.reading(replay.id, ids[done..].to_vec(), true).await?;
         }
-        Ok(if is_blocked && batch.skipped == 0 { None } else { Some(batch) })
+        Ok(Some(done as u64))
     }
 
     async fn reading(&self, replay: i64, letters: Vec<i64>, has_ended: bool) -> Result<DeskAnswer, StepError> {
@@ -200,8 +221,16 @@ impl Replayer {
 }
 
 /// Letters that are about to be published.
+#[derive(Default)]
 struct Batch {
     prepared: Vec<Prepared>,
-    /// Those that are left out.
-    skipped: u64,
+    bytes: usize,
+    is_full: bool,
+}
+
+impl Batch {
+    /// How many more there may be.
+    fn room(&self) -> u64 {
+        if self.is_full { 0 } else { PUBLISH_BATCH.saturating_sub(self.prepared.len() as u64) }
+    }
 }

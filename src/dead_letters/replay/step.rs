@@ -1,22 +1,26 @@
 //! What a replay does next. Pure.
+//!
+//! The letters of one queue that had failed for one cause are a group. Of each group, one letter is published first, then ten. After
+//! that, no more are in flight to a queue than may fail. Both count the letters of all replays that are active, since they share the
+//! service behind the queue.
 
-use crate::ledger::{LetterProgress, Replay};
+use std::collections::BTreeMap;
+
+use crate::ledger::{LetterProgress, Replay, ReplayGroup};
 
 /// The sizes of a canary: so many letters have been published, and have their outcome, before more are.
 const CANARY: [u64; 2] = [1, 11];
-/// The most letters that are published and have no outcome yet.
+/// The most letters that are published to a queue and have no outcome yet.
 const MAX_IN_FLIGHT: u64 = 1_000;
 /// As many may fail at least before a replay stops.
 const MIN_FAILURES: u64 = 10;
 
 /// What a running replay does next.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Step {
-    /// Those that may have been published before a crash are published again.
-    Again,
-    /// Up to so many further letters may be published.
-    Publish(u64),
-    /// Outcomes are awaited.
+    /// These may be published, in this order.
+    Publish(Vec<Turn>),
+    /// Outcomes are awaited, or queues.
     Wait,
     /// Too many have failed again.
     Stop,
@@ -24,45 +28,150 @@ pub(super) enum Step {
     Finish,
 }
 
-/// Decides.
-pub(super) fn next_step(replay: &Replay) -> Step {
-    let (published, in_flight) = (replay.published(), replay.in_flight());
-    let is_canary = replay.options.canary && published <= CANARY[1];
-    // Of a canary, all outcomes are awaited.
-    if has_failed(replay) && !(is_canary && in_flight > 0 && replay.count(LetterProgress::Publishing) == 0) {
-        return Step::Stop;
-    }
-    if replay.count(LetterProgress::Publishing) > 0 {
-        return Step::Again;
-    }
-    if replay.count(LetterProgress::Selected) == 0 {
-        return if in_flight == 0 { Step::Finish } else { Step::Wait };
-    }
-    let room = match CANARY.into_iter().find(|size| published < *size) {
-        Some(size) if replay.options.canary => {
-            if in_flight > 0 {
-                0
-            } else {
-                size - published
-            }
-        }
-        None if is_canary && in_flight > 0 => 0,
-        None if replay.options.canary => may_fail(replay).saturating_sub(in_flight),
-        Some(_) | None => MAX_IN_FLIGHT.saturating_sub(in_flight),
-    };
-    if room == 0 { Step::Wait } else { Step::Publish(room) }
+/// Letters of one group that may be published.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Turn {
+    /// The group's queue.
+    pub queue: String,
+    /// Its cause.
+    pub cause: String,
+    /// `Selected`; or `Publishing`: those may have been published before a crash, and are published again.
+    pub progress: LetterProgress,
+    /// How many.
+    pub room: u64,
 }
 
-/// How many of those in flight may fail without the share becoming too large; a few in any case.
-fn may_fail(replay: &Replay) -> u64 {
-    use LetterProgress::{Cancelled, FailedAgain, Processed, Undone};
-    let failed = replay.count(FailedAgain);
-    let ended: u64 = [Processed, Cancelled, Undone, FailedAgain].into_iter().map(|state| replay.count(state)).sum();
+impl Turn {
+    fn new(group: &ReplayGroup, progress: LetterProgress, room: u64) -> Self {
+        Turn { queue: group.queue.clone(), cause: group.cause.clone(), progress, room }
+    }
+
+    /// Those of a group that may have been published.
+    pub fn again(group: &ReplayGroup) -> Self {
+        Turn::new(group, LetterProgress::Publishing, group.count(&[LetterProgress::Publishing]))
+    }
+}
+
+#[derive(Debug, Default, Clone, Copy)]
+struct Counts {
+    published: u64,
+    in_flight: u64,
+    ended: u64,
+    failed: u64,
+}
+
+/// The letters of all active replays, by queue and by group.
+#[derive(Debug, Default)]
+pub(super) struct Traffic {
+    queues: BTreeMap<String, Counts>,
+    groups: BTreeMap<(String, String), Counts>,
+}
+
+impl Traffic {
+    /// That of these replays.
+    pub fn of(replays: &[Replay]) -> Self {
+        use LetterProgress::{Cancelled, FailedAgain, Processed, Undone, Unknown};
+        let mut traffic = Traffic::default();
+        for group in replays.iter().flat_map(|replay| &replay.groups) {
+            let failed = group.count(&[FailedAgain]);
+            let ended = group.count(&[Processed, Cancelled, Undone]) + failed;
+            let published = ended + group.count(&[Unknown]) + group.count(LetterProgress::IN_FLIGHT);
+            traffic.add(&group.queue, &group.cause, Counts { published, in_flight: group.in_flight(), ended, failed });
+        }
+        traffic
+    }
+
+    /// So many of a group are published now.
+    pub fn published(&mut self, turn: &Turn, letters: u64) {
+        let counts = Counts { published: letters, in_flight: letters, ..Counts::default() };
+        self.add(&turn.queue, &turn.cause, counts);
+    }
+
+    fn add(&mut self, queue: &str, cause: &str, more: Counts) {
+        let of_queue = self.queues.entry(queue.to_owned()).or_default();
+        let of_group = self.groups.entry((queue.to_owned(), cause.to_owned())).or_default();
+        for counts in [of_queue, of_group] {
+            counts.published += more.published;
+            counts.in_flight += more.in_flight;
+            counts.ended += more.ended;
+            counts.failed += more.failed;
+        }
+    }
+
+    fn of_group(&self, group: &ReplayGroup) -> Counts {
+        self.groups.get(&(group.queue.clone(), group.cause.clone())).copied().unwrap_or_default()
+    }
+}
+
+/// Decides. `waits`: whether nothing may be published to a queue now.
+pub(super) fn next_step(replay: &Replay, traffic: &Traffic, waits: &dyn Fn(&str) -> bool) -> Step {
+    use LetterProgress::{Publishing, Selected};
+    if has_failed(replay) {
+        // Of a canary, all outcomes are awaited.
+        let waits = replay.count(Publishing) == 0 && awaits_canary(replay, traffic);
+        return if waits { Step::Wait } else { Step::Stop };
+    }
+    if replay.count(Selected) + replay.in_flight() == 0 {
+        return Step::Finish;
+    }
+    let ready = || replay.groups.iter().filter(|group| !waits(&group.queue));
+    let again = ready().map(Turn::again);
+    let mut turns: Vec<Turn> = again.filter(|turn| turn.room > 0).collect();
+    if turns.is_empty() {
+        turns = new_turns(replay, traffic, ready());
+    }
+    if turns.is_empty() { Step::Wait } else { Step::Publish(turns) }
+}
+
+/// What may be published for the first time: of groups in the canary first.
+fn new_turns<'g>(replay: &Replay, traffic: &Traffic, groups: impl Iterator<Item = &'g ReplayGroup>) -> Vec<Turn> {
+    let mut groups: Vec<(&ReplayGroup, u64)> = groups
+        .filter(|group| group.count(&[LetterProgress::Selected]) > 0)
+        .map(|group| (group, if replay.options.canary { canary_room(traffic.of_group(group)) } else { MAX_IN_FLIGHT }))
+        .filter(|(_, room)| *room > 0)
+        .collect();
+    groups.sort_by_key(|(_, room)| *room);
+    let mut rooms: BTreeMap<&str, u64> = BTreeMap::new();
+    let mut turns = Vec::new();
+    for (group, room) in groups {
+        let counts = traffic.queues.get(&group.queue).copied().unwrap_or_default();
+        let of_queue = rooms.entry(&group.queue).or_insert_with(|| queue_room(replay, counts));
+        let room = room.min(*of_queue).min(group.count(&[LetterProgress::Selected]));
+        *of_queue -= room;
+        if room > 0 {
+            turns.push(Turn::new(group, LetterProgress::Selected, room));
+        }
+    }
+    turns
+}
+
+/// How many of a group may be published because of its canary.
+fn canary_room(group: Counts) -> u64 {
+    match CANARY.into_iter().find(|size| group.published < *size) {
+        Some(size) if group.in_flight == 0 => size - group.published,
+        Some(_) => 0,
+        None if group.published == CANARY[1] && group.in_flight > 0 => 0,
+        None => MAX_IN_FLIGHT,
+    }
+}
+
+/// How many more may be in flight to a queue: of all that are, not more may fail than a replay bears; a few in any case.
+fn queue_room(replay: &Replay, queue: Counts) -> u64 {
+    if !replay.options.canary {
+        return MAX_IN_FLIGHT.saturating_sub(queue.in_flight);
+    }
     #[expect(clippy::cast_precision_loss, reason = "far fewer letters than an f64 can count")]
-    let share = ended as f64 * replay.options.stop_at;
+    let share = queue.ended as f64 * replay.options.stop_at;
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it is not negative")]
-    let allowed = share as u64;
-    allowed.max(MIN_FAILURES).saturating_sub(failed).min(MAX_IN_FLIGHT)
+    let may_fail = (share as u64).max(MIN_FAILURES).saturating_sub(queue.failed);
+    // Those that failed long ago do not count when it is decided whether to stop, so it must not wait for ever.
+    may_fail.clamp(1, MAX_IN_FLIGHT).saturating_sub(queue.in_flight)
+}
+
+/// Whether outcomes of a canary are missing.
+fn awaits_canary(replay: &Replay, traffic: &Traffic) -> bool {
+    let is_canary = |group: &&ReplayGroup| traffic.of_group(group).published <= CANARY[1];
+    replay.options.canary && replay.groups.iter().filter(is_canary).any(|group| group.in_flight() > 0)
 }
 
 /// Whether the share of the latest outcomes that are failures is too large. One of which nothing was seen in time counts as failed.
@@ -76,16 +185,28 @@ fn has_failed(replay: &Replay) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use jiff::Timestamp;
 
     use super::*;
     use crate::ledger::LetterProgress::{FailedAgain, Processed, Published, Publishing, Retrying, Selected, Unknown};
     use crate::ledger::{ReplayOptions, ReplayState};
 
-    fn replay(letters: &[(LetterProgress, u64)]) -> Replay {
-        let letters: BTreeMap<LetterProgress, u64> = letters.iter().copied().collect();
+    type Group<'a> = (&'a str, &'a str, &'a [(LetterProgress, u64)]);
+
+    fn replay_of(groups: &[Group<'_>]) -> Replay {
+        let groups: Vec<ReplayGroup> = groups
+            .iter()
+            .map(|(queue, cause, letters)| ReplayGroup {
+                queue: (*queue).to_owned(),
+                cause: (*cause).to_owned(),
+                letters: letters.iter().copied().collect(),
+                overdue: 0,
+            })
+            .collect();
+        let mut letters = BTreeMap::new();
+        for (progress, count) in groups.iter().flat_map(|group| &group.letters) {
+            *letters.entry(*progress).or_default() += count;
+        }
         let count = |progress| letters.get(&progress).copied().unwrap_or(0);
         Replay {
             id: 1,
@@ -95,34 +216,110 @@ mod tests {
             began_at: Timestamp::UNIX_EPOCH,
             ended_at: None,
             end_reason: None,
+            end_detail: None,
             skipped: BTreeMap::new(),
             overdue: 0,
+            slow: 0,
             recent: (count(Processed) + count(FailedAgain)).min(100),
             recent_failed: count(FailedAgain).min(100),
             letters,
+            groups,
         }
     }
 
+    fn replay(letters: &[(LetterProgress, u64)]) -> Replay {
+        replay_of(&[("orders", "http_402", letters)])
+    }
+
+    fn decide(replay: &Replay) -> Step {
+        next_step(replay, &Traffic::of(std::slice::from_ref(replay)), &|_| false)
+    }
+
     fn step(letters: &[(LetterProgress, u64)]) -> Step {
-        next_step(&replay(letters))
+        decide(&replay(letters))
+    }
+
+    fn turn(queue: &str, cause: &str, progress: LetterProgress, room: u64) -> Turn {
+        Turn { queue: queue.to_owned(), cause: cause.to_owned(), progress, room }
+    }
+
+    fn new(room: u64) -> Step {
+        Step::Publish(vec![turn("orders", "http_402", Selected, room)])
     }
 
     #[test]
     fn one_letter_then_ten_are_published_and_awaited_before_the_rest() {
-        assert_eq!(step(&[(Selected, 10_000)]), Step::Publish(1));
+        assert_eq!(step(&[(Selected, 10_000)]), new(1));
         assert_eq!(step(&[(Selected, 9_999), (Published, 1)]), Step::Wait);
         assert_eq!(step(&[(Selected, 9_999), (Retrying, 1)]), Step::Wait);
-        assert_eq!(step(&[(Selected, 9_999), (Processed, 1)]), Step::Publish(10));
+        assert_eq!(step(&[(Selected, 9_999), (Processed, 1)]), new(10));
+        assert_eq!(step(&[(Selected, 4), (Processed, 1)]), new(4));
         assert_eq!(step(&[(Selected, 9_989), (Processed, 4), (Published, 7)]), Step::Wait);
         // Then no more are in flight than may fail.
-        assert_eq!(step(&[(Selected, 9_989), (Processed, 11)]), Step::Publish(10));
-        assert_eq!(step(&[(Selected, 9_978), (Processed, 14), (Published, 8)]), Step::Publish(2));
-        assert_eq!(step(&[(Selected, 5_000), (Processed, 4_600), (Published, 400)]), Step::Publish(60));
+        assert_eq!(step(&[(Selected, 9_989), (Processed, 11)]), new(10));
+        assert_eq!(step(&[(Selected, 9_978), (Processed, 14), (Published, 8)]), new(2));
+        assert_eq!(step(&[(Selected, 5_000), (Processed, 4_600), (Published, 400)]), new(60));
         assert_eq!(step(&[(Processed, 10_000)]), Step::Finish);
         assert_eq!(step(&[(Processed, 9_999), (Published, 1)]), Step::Wait);
         let mut all_at_once = replay(&[(Selected, 10_000)]);
         all_at_once.options.canary = false;
-        assert_eq!(next_step(&all_at_once), Step::Publish(1_000));
+        assert_eq!(decide(&all_at_once), new(1_000));
+    }
+
+    #[test]
+    fn of_each_cause_and_each_queue_one_letter_is_published_before_more_of_it() {
+        let all = [
+            ("orders", "http_402", &[(Selected, 9_989)][..]),
+            ("orders", "processed_meanwhile", &[(Selected, 50), (Processed, 11)][..]),
+            ("carts", "http_402", &[(Selected, 5), (Processed, 1)][..]),
+        ];
+        let expected = vec![
+            turn("orders", "http_402", Selected, 1),
+            turn("carts", "http_402", Selected, 5),
+            turn("orders", "processed_meanwhile", Selected, 9),
+        ];
+        assert_eq!(decide(&replay_of(&all)), Step::Publish(expected), "ten may fail in all of the queue");
+        let waiting = [("orders", "a", &[(Selected, 9), (Published, 1)][..]), ("orders", "b", &[(Selected, 3)][..])];
+        assert_eq!(decide(&replay_of(&waiting)), Step::Publish(vec![turn("orders", "b", Selected, 1)]));
+        let many: Vec<String> = (0..20).map(|n| n.to_string()).collect();
+        let many: Vec<Group<'_>> = many.iter().map(|cause| ("orders", &**cause, &[(Selected, 9)][..])).collect();
+        let Step::Publish(turns) = decide(&replay_of(&many)) else { panic!("they are published") };
+        assert_eq!(turns.iter().map(|turn| turn.room).sum::<u64>(), MIN_FAILURES);
+    }
+
+    #[test]
+    fn several_replays_at_once_have_one_canary_for_a_service_and_no_more_in_flight_than_one() {
+        let waits = |_: &str| false;
+        let new_one = || replay(&[(Selected, 100)]);
+        let mut traffic = Traffic::of(&[new_one(), new_one(), new_one()]);
+        let first = next_step(&new_one(), &traffic, &waits);
+        let Step::Publish(turns) = &first else { panic!("{first:?}") };
+        assert_eq!(first, new(1));
+        traffic.published(&turns[0], 1);
+        assert_eq!(next_step(&new_one(), &traffic, &waits), Step::Wait);
+
+        let old_one = replay(&[(Selected, 100), (Processed, 50), (Published, 4)]);
+        let traffic = Traffic::of(&[old_one, new_one()]);
+        assert_eq!(next_step(&new_one(), &traffic, &waits), new(6), "the cause is known to be repaired");
+        // One that bears failures does not stop the others for ever.
+        let bears = replay(&[(Processed, 11), (FailedAgain, 500)]);
+        assert_eq!(next_step(&new_one(), &Traffic::of(&[bears, new_one()]), &waits), new(1));
+    }
+
+    #[test]
+    fn a_queue_that_nothing_is_published_to_does_not_keep_up_the_letters_of_others() {
+        let both = [
+            ("orders", "a", &[(Selected, 100), (Publishing, 2)][..]),
+            ("carts", "a", &[(Selected, 100), (Publishing, 1)][..]),
+            ("carts", "b", &[(Selected, 100)][..]),
+        ];
+        let (replay, waits) = (replay_of(&both), |queue: &str| queue == "orders");
+        let traffic = Traffic::of(std::slice::from_ref(&replay));
+        assert_eq!(next_step(&replay, &traffic, &waits), Step::Publish(vec![turn("carts", "a", Publishing, 1)]));
+        let (replay, waits) = (replay_of(&[both[0], both[2]]), |queue: &str| queue == "orders");
+        let traffic = Traffic::of(std::slice::from_ref(&replay));
+        assert_eq!(next_step(&replay, &traffic, &waits), Step::Publish(vec![turn("carts", "b", Selected, 1)]));
+        assert_eq!(next_step(&replay, &traffic, &|_| true), Step::Wait);
     }
 
     #[test]
@@ -130,26 +327,36 @@ mod tests {
         assert_eq!(step(&[(Selected, 9_999), (FailedAgain, 1)]), Step::Stop);
         assert_eq!(step(&[(Selected, 9_989), (Processed, 1), (FailedAgain, 9), (Published, 1)]), Step::Wait);
         assert_eq!(step(&[(Selected, 9_989), (Processed, 1), (FailedAgain, 10)]), Step::Stop);
-        assert_eq!(
-            step(&[(Selected, 9_989), (Processed, 10), (FailedAgain, 1)]),
-            Step::Publish(9),
-            "one in eleven may"
-        );
+        assert_eq!(step(&[(Selected, 9_989), (Processed, 10), (FailedAgain, 1)]), new(9), "one in eleven may");
         assert_eq!(step(&[(Selected, 9_979), (Processed, 11), (FailedAgain, 2), (Published, 8)]), Step::Stop);
         assert_eq!(step(&[(Selected, 9_999), (Unknown, 1)]), Step::Stop, "nothing was seen of it");
         let mut broken_again = replay(&[(Selected, 1_000), (Processed, 5_000), (FailedAgain, 11)]);
         (broken_again.recent, broken_again.recent_failed) = (100, 11);
-        assert_eq!(next_step(&broken_again), Step::Stop, "the latest outcomes count");
+        assert_eq!(decide(&broken_again), Step::Stop, "the latest outcomes count");
         let mut overdue = replay(&[(Selected, 9_999), (Published, 1)]);
-        overdue.overdue = 1;
-        assert_eq!(next_step(&overdue), Step::Stop);
+        (overdue.overdue, overdue.groups[0].overdue) = (1, 1);
+        assert_eq!(decide(&overdue), Step::Stop);
         overdue.options.stop_at = 1.0;
-        assert_eq!(next_step(&overdue), Step::Publish(10), "it does not wait for ever");
+        assert_eq!(decide(&overdue), new(10), "it does not wait for ever");
+        overdue.letters.remove(&Selected);
+        overdue.groups[0].letters.remove(&Selected);
+        assert_eq!(decide(&overdue), Step::Finish);
+    }
+
+    #[test]
+    fn a_replay_that_bears_failures_goes_on_after_many_of_them() {
+        let mut bears = replay(&[(Selected, 1_000), (Processed, 900), (FailedAgain, 100)]);
+        bears.recent_failed = 10;
+        assert_eq!(decide(&bears), new(1), "exactly as many as may have failed, long ago");
+        let mut all = replay(&[(Selected, 1_000), (FailedAgain, 20)]);
+        all.options.stop_at = 1.0;
+        assert_eq!(decide(&all), new(1));
     }
 
     #[test]
     fn what_a_crash_left_half_published_comes_first_unless_too_many_have_failed() {
-        assert_eq!(step(&[(Selected, 9_999), (Publishing, 3)]), Step::Again);
+        let again = Step::Publish(vec![turn("orders", "http_402", Publishing, 3)]);
+        assert_eq!(step(&[(Selected, 9_999), (Publishing, 3)]), again);
         assert_eq!(step(&[(Selected, 9_999), (Publishing, 3), (FailedAgain, 5)]), Step::Stop);
     }
 }

@@ -196,7 +196,9 @@ impl OrderHandler {
                 let emit = self.notification_of_prevention(&order, &amounts, now);
                 return Ok(HandlerOutput { emit, ..HandlerOutput::finished(HandlerOutcome::Prevented) });
             }
-            Recorded::Duplicate | Recorded::Held => return Ok(HandlerOutput::finished(HandlerOutcome::Duplicate)),
+            Recorded::Duplicate | Recorded::Held | Recorded::UnknownReplay => {
+                return Ok(HandlerOutput::finished(HandlerOutcome::Duplicate));
+            }
             Recorded::Conflict(other) if self.on_conflict == OnConflict::Ignore && may_be_ignored(other, input) => {
                 return Ok(HandlerOutput::finished(HandlerOutcome::Duplicate));
             }

@@ -34,7 +34,8 @@ impl ReplayReader for MemoryLedger {
     fn replay_letters(
         &self,
         _replay: i64,
-        _progress: &'static [LetterProgress],
+        _progress: LetterProgress,
+        _group: Option<(String, String)>,
         _limit: usize,
     ) -> BoxFuture<'static, Result<Vec<ReplayLetter>, OpenError>> {
         ready(Ok(Vec::new())).boxed()

@@ -20,11 +20,22 @@ pub struct NewReplay {
     pub at: Timestamp,
 }
 
+/// A letter that is to be selected.
+#[derive(Debug, Clone)]
+pub struct ToSelect {
+    /// Its number.
+    pub letter: i64,
+    /// The queue that it will go to; empty if that is not known.
+    pub queue: String,
+}
+
 /// A letter that is about to be published.
 #[derive(Debug, Clone)]
 pub struct ToPublish {
     /// Its number.
     pub letter: i64,
+    /// The queue that it goes to.
+    pub queue: String,
     /// The order that it is, if it is a valid one.
     pub order: Option<Box<NewOrder>>,
 }
@@ -98,8 +109,8 @@ pub enum DeskChange {
     Select {
         /// The replay, and who carries it out.
         replay: ClaimedReplay,
-        /// Their numbers.
-        ids: Vec<i64>,
+        /// The letters.
+        letters: Vec<ToSelect>,
         /// Whether they are named: then those that are left out are recorded, too.
         is_named: bool,
         /// Whether there are no more.
@@ -157,6 +168,8 @@ pub enum DeskChange {
         by: Option<String>,
         /// Why: a stable code.
         reason: &'static str,
+        /// What the broker said, if it is the reason.
+        detail: Option<String>,
         /// When.
         at: Timestamp,
     },
@@ -200,11 +213,14 @@ impl DeskChange {
                 LetterSelection::Filter { .. } => 0,
             },
             DeskChange::BeginPublishing { letters, .. } => {
-                let orders = letters.iter().map(|letter| letter.order.as_ref().map_or(0, |order| order.bytes()));
-                size_of_val(&letters[..]) + orders.sum::<usize>()
+                let order = |letter: &ToPublish| letter.order.as_ref().map_or(0, |order| order.bytes());
+                let bytes = letters.iter().map(|letter| letter.queue.len() + order(letter));
+                size_of_val(&letters[..]) + bytes.sum::<usize>()
             }
             DeskChange::Published { letters, .. } | DeskChange::Reading { letters, .. } => size_of_val(&letters[..]),
-            DeskChange::Select { ids, .. } => size_of_val(&ids[..]),
+            DeskChange::Select { letters, .. } => {
+                size_of_val(&letters[..]) + letters.iter().map(|letter| letter.queue.len()).sum::<usize>()
+            }
             DeskChange::Letters { ids, .. } => size_of_val(&ids[..]),
             DeskChange::Edit(edit) => edit.body.len() + edit.search.len(),
             DeskChange::Claim { .. }
@@ -266,6 +282,8 @@ pub enum ChangeAnswer {
 pub enum DeskAnswer {
     /// To [`DeskChange::Begin`].
     Begun(BeginAnswer),
+    /// To [`DeskChange::Begin`]: [`super::MAX_ACTIVE_REPLAYS`] have not ended.
+    TooManyReplays,
     /// Whether the change was made: the replay is claimed, was stopped, has ended.
     Done(bool),
     /// Whether there is more to do.

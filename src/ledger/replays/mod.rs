@@ -24,11 +24,17 @@ use super::error::{LedgerError, OpenError};
 
 pub use change::{
     BeginAnswer, ChangeAnswer, ClaimedReplay, DeskAnswer, DeskChange, LetterChange, LetterEdit, NewReplay,
-    PublishAnswer, ToPublish,
+    PublishAnswer, ToPublish, ToSelect,
 };
 
 /// The most letters that a replay, or another action, may name by their numbers.
 pub const MAX_SELECTED_IDS: usize = 10_000;
+
+/// The most replays that have not ended.
+pub const MAX_ACTIVE_REPLAYS: usize = 16;
+
+/// How many causes of one replay are told apart. Services choose the codes of their failures.
+pub(in crate::ledger) const MAX_CAUSES: usize = 64;
 
 /// Why a letter is skipped that a filter has found: it may be another letter, delivered again. It is replayed if it is named.
 pub const MAYBE_DUPLICATE: &str = "maybe_duplicate";
@@ -139,8 +145,10 @@ pub struct Replay {
     /// When it ended.
     #[schema(value_type = Option<String>, format = DateTime)]
     pub ended_at: Option<Timestamp>,
-    /// Why it was stopped: `requested` or `too_many_failed`.
+    /// Why it was stopped: `requested`, `too_many_failed` or `refused` (by the broker).
     pub end_reason: Option<String>,
+    /// What the broker said, if it refused what was published.
+    pub end_detail: Option<String>,
     /// Its letters, by how far they are.
     #[schema(value_type = BTreeMap<String, u64>)]
     pub letters: BTreeMap<LetterProgress, u64>,
@@ -148,10 +156,46 @@ pub struct Replay {
     pub skipped: BTreeMap<String, u64>,
     /// Those that were published longer ago than an outcome takes.
     pub overdue: u64,
+    /// Those that were published more than a minute ago, and of which nothing was seen since.
+    pub slow: u64,
     /// The latest outcomes, at most 100.
     pub recent: u64,
     /// How many of those are that it failed again.
     pub recent_failed: u64,
+    /// Its letters, by where they go and why they had failed.
+    #[serde(skip)]
+    pub groups: Vec<ReplayGroup>,
+}
+
+/// The letters of a replay that go to one queue and had failed for one cause.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ReplayGroup {
+    /// The queue; empty: not known yet.
+    pub queue: String,
+    /// The code with which they had failed; empty: one of many.
+    pub cause: String,
+    /// How many, by how far they are.
+    pub letters: BTreeMap<LetterProgress, u64>,
+    /// Those that were published longer ago than an outcome takes.
+    pub overdue: u64,
+}
+
+impl ReplayGroup {
+    /// How many of its letters are in one of these states.
+    pub fn count(&self, progress: &[LetterProgress]) -> u64 {
+        progress.iter().map(|progress| self.letters.get(progress).copied().unwrap_or(0)).sum()
+    }
+
+    /// How many were published and have no outcome yet, although it is not too late for one.
+    pub fn in_flight(&self) -> u64 {
+        self.count(LetterProgress::IN_FLIGHT).saturating_sub(self.overdue)
+    }
+}
+
+impl LetterProgress {
+    /// Those that were published, or may have been, and have no outcome yet.
+    pub const IN_FLIGHT: &[LetterProgress] =
+        &[LetterProgress::Publishing, LetterProgress::Published, LetterProgress::Retrying];
 }
 
 impl Replay {
@@ -165,19 +209,9 @@ impl Replay {
         self.letters.values().sum()
     }
 
-    /// How many were published, or may have been.
-    pub fn published(&self) -> u64 {
-        use LetterProgress::{Cancelled, FailedAgain, Processed, Published, Publishing, Retrying, Undone, Unknown};
-        [Publishing, Published, Retrying, Processed, Cancelled, Undone, FailedAgain, Unknown]
-            .into_iter()
-            .map(|progress| self.count(progress))
-            .sum()
-    }
-
     /// How many were published and have no outcome yet, although it is not too late for one.
     pub fn in_flight(&self) -> u64 {
-        use LetterProgress::{Published, Publishing, Retrying};
-        let without = [Publishing, Published, Retrying].into_iter().map(|progress| self.count(progress)).sum::<u64>();
+        let without = LetterProgress::IN_FLIGHT.iter().map(|progress| self.count(*progress)).sum::<u64>();
         without.saturating_sub(self.overdue)
     }
 }
@@ -238,14 +272,15 @@ pub trait ReplayReader: Send + Sync + 'static {
     fn replays(&self, active: bool, limit: usize, now: Timestamp)
     -> BoxFuture<'static, Result<Vec<Replay>, OpenError>>;
 
-    /// Letters of a replay with one of these states, by number.
+    /// Letters of a replay in this state, by number. `group`: only those with this queue and this cause.
     ///
     /// # Errors
     /// The ledger cannot be read.
     fn replay_letters(
         &self,
         replay: i64,
-        progress: &'static [LetterProgress],
+        progress: LetterProgress,
+        group: Option<(String, String)>,
         limit: usize,
     ) -> BoxFuture<'static, Result<Vec<ReplayLetter>, OpenError>>;
 

@@ -254,14 +254,16 @@ const PRUNED_LETTERS: usize = 32;
 /// And the bytes of their bodies: those, and one more. Each page of a body is read and overwritten.
 const PRUNED_BYTES: i64 = 8 << 20;
 
-/// Removes one batch of messages that were replayed or discarded before `before`, in milliseconds since 1970, and returns how many.
-/// What they contained is overwritten, since `orderd erase` finds nothing that is removed.
-pub(super) fn prune(connection: &Connection, before: i64) -> rusqlite::Result<usize> {
+/// Removes one batch of messages that were replayed or discarded before `before`, in milliseconds since 1970, and returns how many, and whether
+/// there is more to remove. What they contained is overwritten, since `orderd erase` finds nothing that is removed.
+pub(super) fn prune(connection: &Connection, before: i64) -> rusqlite::Result<(usize, bool)> {
     let mut ids: Vec<i64> = Vec::new();
     {
         let sql = format!(
-            "SELECT id, {CONTENT_BYTES} FROM stored_dead_letters WHERE closed_at < ?1 ORDER BY closed_at
-             LIMIT {PRUNED_LETTERS}"
+            "SELECT id, {CONTENT_BYTES} FROM stored_dead_letters WHERE closed_at < ?1
+             AND NOT EXISTS (SELECT 1 FROM replay_letters JOIN replays ON replays.id = replay_id
+                             WHERE letter_id = stored_dead_letters.id AND replays.state NOT IN ('finished', 'stopped'))
+             ORDER BY closed_at LIMIT {PRUNED_LETTERS}"
         );
         let mut select = connection.prepare(&sql)?;
         let (mut rows, mut bytes) = (select.query([before])?, 0);
@@ -273,13 +275,9 @@ pub(super) fn prune(connection: &Connection, before: i64) -> rusqlite::Result<us
             }
         }
     }
-    connection.execute(
-        "DELETE FROM replays WHERE ended_at < ?1
-         AND NOT EXISTS (SELECT 1 FROM replay_letters WHERE replay_id = replays.id)",
-        [before],
-    )?;
+    let replays = prune_replays(connection, before)?;
     if ids.is_empty() {
-        return Ok(0);
+        return Ok((0, replays > 0));
     }
     securely(connection, || {
         for (table, key) in [
@@ -294,6 +292,30 @@ pub(super) fn prune(connection: &Connection, before: i64) -> rusqlite::Result<us
                 remove.execute([id])?;
             }
         }
-        Ok(ids.len())
+        Ok((ids.len(), true))
     })
+}
+
+/// Rows of replays removed in one transaction.
+const PRUNED_REPLAY_ROWS: usize = 256;
+
+/// Removes what is left of replays that ended before `before`: what was not published, as the letters may be open for ever, and the
+/// replays of whose letters nothing is left. Returns how many rows that were.
+fn prune_replays(connection: &Connection, before: i64) -> rusqlite::Result<usize> {
+    let mut rows = connection.execute(
+        &format!(
+            "DELETE FROM replay_letters WHERE (replay_id, letter_id) IN
+                 (SELECT replay_id, letter_id FROM replays CROSS JOIN replay_letters
+                  ON replay_id = replays.id AND replay_letters.state IN ('skipped', 'returned')
+                  WHERE replays.ended_at < ?1 LIMIT {PRUNED_REPLAY_ROWS})"
+        ),
+        [before],
+    )?;
+    let nothing_left = "NOT EXISTS (SELECT 1 FROM replay_letters WHERE replay_id = replays.id)";
+    let counts = format!(
+        "DELETE FROM replay_counts WHERE replay_id IN (SELECT id FROM replays WHERE ended_at < ?1 AND {nothing_left})"
+    );
+    rows += connection.execute(&counts, [before])?;
+    rows += connection.execute(&format!("DELETE FROM replays WHERE ended_at < ?1 AND {nothing_left}"), [before])?;
+    Ok(rows)
 }

@@ -137,7 +137,7 @@ impl Pruner {
             );
             minutes += connection.execute(&remove, [before])?;
         }
-        let letters = letters::prune(connection, before)?;
+        let (letters, more_letters) = letters::prune(connection, before)?;
         Ok(Pruned {
             orders,
             events,
@@ -152,7 +152,7 @@ impl Pruner {
                 || more_deliveries
                 || more_runs
                 || minutes > 0
-                || letters > 0,
+                || more_letters,
         })
     }
 

@@ -167,11 +167,12 @@ impl ReplayReader for SqliteReader {
     fn replay_letters(
         &self,
         replay: i64,
-        progress: &'static [LetterProgress],
+        progress: LetterProgress,
+        group: Option<(String, String)>,
         limit: usize,
     ) -> BoxFuture<'static, Result<Vec<ReplayLetter>, OpenError>> {
         let directory = self.directory.clone();
-        blocking(move || replay_queries::letters(&directory, replay, progress, limit))
+        blocking(move || replay_queries::letters(&directory, replay, progress, group, limit))
     }
 
     fn replay_selection(&self, id: i64) -> BoxFuture<'static, Result<Option<(LetterSelection, i64)>, OpenError>> {
@@ -213,10 +214,11 @@ impl ReplayReader for SqliteLedger {
     fn replay_letters(
         &self,
         replay: i64,
-        progress: &'static [LetterProgress],
+        progress: LetterProgress,
+        group: Option<(String, String)>,
         limit: usize,
     ) -> BoxFuture<'static, Result<Vec<ReplayLetter>, OpenError>> {
-        self.reader().replay_letters(replay, progress, limit)
+        self.reader().replay_letters(replay, progress, group, limit)
     }
 
     fn replay_selection(&self, id: i64) -> BoxFuture<'static, Result<Option<(LetterSelection, i64)>, OpenError>> {

@@ -10,7 +10,7 @@ use crate::ledger::entry::Recorded;
 use crate::ledger::replay_outcome::ReplayOutcome;
 use crate::ledger::replays::LetterProgress;
 
-/// Records an outcome. A letter that has one keeps it.
+/// Records an outcome. A letter that has one keeps it. [`Recorded::UnknownReplay`] if this ledger has no such replay.
 pub(super) fn record(
     connection: &Connection,
     key: &str,
@@ -33,7 +33,9 @@ pub(super) fn record(
     if rows == 1 && progress != LetterProgress::Retrying {
         close(connection, key, at)?;
     }
-    Ok(recorded(rows))
+    let is_known =
+        rows == 1 || connection.prepare_cached("SELECT 1 FROM replay_letters WHERE key = ?1")?.exists([key])?;
+    Ok(if is_known { recorded(rows) } else { Recorded::UnknownReplay })
 }
 
 /// The letter is not needed any more, unless another replay has claimed it since.

@@ -13,10 +13,13 @@ use super::trace::{time, timestamp};
 use crate::ledger::dead_letters::{DeadLetterFilter, LetterState};
 use crate::ledger::error::OpenError;
 use crate::ledger::replays::{
-    LetterProgress, LetterSelection, Replay, ReplayCandidate, ReplayLetter, ReplayOptions, ReplayState,
+    LetterProgress, LetterSelection, Replay, ReplayCandidate, ReplayGroup, ReplayLetter, ReplayOptions, ReplayState,
 };
 
-const COLUMNS: &str = "id, state, actor, options, began_at, ended_at, end_reason";
+const COLUMNS: &str = "id, state, actor, options, began_at, ended_at, end_reason, end_detail";
+
+/// Letters of which nothing was seen so long after their publication are slow, although an outcome may take longer.
+const SLOW_MILLIS: i64 = 60_000;
 
 /// Blocks, as do the others.
 pub(super) fn replay(directory: &Path, id: i64, now: Timestamp) -> Result<Option<Replay>, OpenError> {
@@ -42,30 +45,27 @@ pub(super) fn replays(directory: &Path, active: bool, limit: usize, now: Timesta
 pub(super) fn letters(
     directory: &Path,
     replay: i64,
-    progress: &[LetterProgress],
+    progress: LetterProgress,
+    group: Option<(String, String)>,
     limit: usize,
 ) -> Result<Vec<ReplayLetter>, OpenError> {
     read(directory, |connection| {
-        let mut letters = Vec::new();
-        let mut select = connection.prepare(
-            "SELECT letter_id, state, code, came_back_as FROM replay_letters WHERE replay_id = ?1 AND state = ?2
-             ORDER BY letter_id LIMIT ?3",
-        )?;
-        for progress in progress {
-            let left = i64::try_from(limit - letters.len()).unwrap_or(i64::MAX);
-            let found = select.query_map((replay, progress.as_str(), left), |row| {
-                Ok(ReplayLetter {
-                    id: row.get(0)?,
-                    progress: named(row, 1, LetterProgress::parse)?,
-                    code: row.get(2)?,
-                    came_back_as: row.get(3)?,
-                })
-            })?;
-            for letter in found {
-                letters.push(letter?);
-            }
-        }
-        Ok(letters)
+        let of_group = if group.is_some() { "AND queue = ?4 AND cause = ?5" } else { "AND ?4 IS NULL AND ?5 IS NULL" };
+        let mut select = connection.prepare(&format!(
+            "SELECT letter_id, state, code, came_back_as FROM replay_letters
+             WHERE replay_id = ?1 AND state = ?2 {of_group} ORDER BY letter_id LIMIT ?3"
+        ))?;
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let (queue, cause) = group.unzip();
+        let found = select.query_map((replay, progress.as_str(), limit, queue, cause), |row| {
+            Ok(ReplayLetter {
+                id: row.get(0)?,
+                progress: named(row, 1, LetterProgress::parse)?,
+                code: row.get(2)?,
+                came_back_as: row.get(3)?,
+            })
+        })?;
+        found.collect()
     })
 }
 
@@ -150,33 +150,40 @@ fn read_replay(row: &Row<'_>) -> rusqlite::Result<Replay> {
         began_at: time(row, 4)?,
         ended_at: row.get::<_, Option<i64>>(5)?.map(timestamp),
         end_reason: row.get(6)?,
+        end_detail: row.get(7)?,
         letters: BTreeMap::new(),
         skipped: BTreeMap::new(),
         overdue: 0,
+        slow: 0,
         recent: 0,
         recent_failed: 0,
+        groups: Vec::new(),
     })
 }
 
 /// Adds up its letters.
 fn count(connection: &Connection, mut replay: Replay, now: Timestamp) -> rusqlite::Result<Replay> {
-    let mut select =
-        connection.prepare_cached("SELECT state, count(*) FROM replay_letters WHERE replay_id = ?1 GROUP BY state")?;
-    let counts = select.query_map([replay.id], |row| Ok((named(row, 0, LetterProgress::parse)?, count_of(row, 1)?)))?;
-    replay.letters = counts.collect::<rusqlite::Result<_>>()?;
-    if replay.count(LetterProgress::Skipped) > 0 {
-        let mut select = connection.prepare_cached(
-            "SELECT coalesce(code, ''), count(*) FROM replay_letters WHERE replay_id = ?1 AND state = 'skipped' GROUP BY code",
-        )?;
-        let counts = select.query_map([replay.id], |row| Ok((row.get(0)?, count_of(row, 1)?)))?;
-        replay.skipped = counts.collect::<rusqlite::Result<_>>()?;
+    let mut select = connection.prepare_cached(
+        "SELECT queue, cause, state, skip_code, letters FROM replay_counts WHERE replay_id = ?1 AND letters > 0
+         ORDER BY queue, cause",
+    )?;
+    let mut rows = select.query([replay.id])?;
+    while let Some(row) = rows.next()? {
+        let (queue, cause): (String, String) = (row.get(0)?, row.get(1)?);
+        let (progress, letters) = (named(row, 2, LetterProgress::parse)?, count_of(row, 4)?);
+        *replay.letters.entry(progress).or_default() += letters;
+        if progress == LetterProgress::Skipped {
+            *replay.skipped.entry(row.get(3)?).or_default() += letters;
+        }
+        if replay.groups.last().is_none_or(|last| last.queue != queue || last.cause != cause) {
+            replay.groups.push(ReplayGroup { queue, cause, ..ReplayGroup::default() });
+        }
+        if let Some(group) = replay.groups.last_mut() {
+            *group.letters.entry(progress).or_default() += letters;
+        }
     }
-    if replay.count(LetterProgress::Published) + replay.count(LetterProgress::Retrying) > 0 {
-        let mut select = connection.prepare_cached(
-            "SELECT count(*) FROM replay_letters
-             WHERE replay_id = ?1 AND state IN ('published', 'retrying') AND due_at < ?2",
-        )?;
-        replay.overdue = select.query_row((replay.id, now.as_millisecond()), |row| count_of(row, 0))?;
+    if replay.in_flight() > 0 {
+        count_late(connection, &mut replay, now)?;
     }
     let mut select = connection.prepare_cached(
         "SELECT count(*), coalesce(sum(state = 'failed_again'), 0) FROM
@@ -185,6 +192,26 @@ fn count(connection: &Connection, mut replay: Replay, now: Timestamp) -> rusqlit
     (replay.recent, replay.recent_failed) =
         select.query_row([replay.id], |row| Ok((count_of(row, 0)?, count_of(row, 1)?)))?;
     Ok(replay)
+}
+
+/// Those that were published so long ago that an outcome is missed. Few are in flight at a time.
+fn count_late(connection: &Connection, replay: &mut Replay, now: Timestamp) -> rusqlite::Result<()> {
+    let mut select = connection.prepare_cached(
+        "SELECT queue, cause, sum(due_at < ?2), sum(state = 'published' AND changed_at < ?3) FROM replay_letters
+         WHERE replay_id = ?1 AND state IN ('published', 'retrying') GROUP BY queue, cause",
+    )?;
+    let now = now.as_millisecond();
+    let mut rows = select.query((replay.id, now, now.saturating_sub(SLOW_MILLIS)))?;
+    while let Some(row) = rows.next()? {
+        let (queue, cause): (String, String) = (row.get(0)?, row.get(1)?);
+        let overdue = count_of(row, 2)?;
+        (replay.overdue, replay.slow) = (replay.overdue + overdue, replay.slow + count_of(row, 3)?);
+        let mut groups = replay.groups.iter_mut();
+        if let Some(group) = groups.find(|group| group.queue == queue && group.cause == cause) {
+            group.overdue = overdue;
+        }
+    }
+    Ok(())
 }
 
 fn count_of(row: &Row<'_>, column: usize) -> rusqlite::Result<u64> {

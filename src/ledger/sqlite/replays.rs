@@ -3,6 +3,8 @@
 //! A letter changes its state only from the state that is expected, so of two who want it only one gets it. It never publishes, and
 //! never decides on the pace.
 
+use std::collections::BTreeSet;
+
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, params};
 use serde_json::{Value, json};
@@ -15,8 +17,8 @@ use super::trace::timestamp;
 use crate::ledger::entry::NewOrder;
 use crate::ledger::journal::{JournalAction, NewJournalEntry, text_hash};
 use crate::ledger::replays::{
-    BeginAnswer, ClaimedReplay, DeskAnswer, DeskChange, LetterProgress, LetterSelection, MAYBE_DUPLICATE, NewReplay,
-    PublishAnswer, ToPublish,
+    BeginAnswer, ClaimedReplay, DeskAnswer, DeskChange, LetterProgress, LetterSelection, MAX_ACTIVE_REPLAYS,
+    MAX_CAUSES, MAYBE_DUPLICATE, NewReplay, PublishAnswer, ToPublish, ToSelect,
 };
 
 /// Bytes of a key's hash.
@@ -26,14 +28,14 @@ const KEY_BYTES: usize = 16;
 /// done for another one.
 pub(super) fn change(connection: &Connection, change: &DeskChange) -> rusqlite::Result<DeskAnswer> {
     Ok(match change {
-        DeskChange::Begin(replay) => DeskAnswer::Begun(begin(connection, replay)?),
+        DeskChange::Begin(replay) => begin(connection, replay)?.map_or(DeskAnswer::TooManyReplays, DeskAnswer::Begun),
         DeskChange::Claim { replay, owner, at, until } => {
             DeskAnswer::Done(claim(connection, *replay, owner, *at, *until)?)
         }
-        DeskChange::Select { replay, ids, is_named, is_last, at } => {
+        DeskChange::Select { replay, letters, is_named, is_last, at } => {
             let is_selecting = state_of(connection, replay, *at)?.as_deref() == Some("selecting");
             if is_selecting {
-                select(connection, replay.id, ids, (*is_named, *is_last), *at)?;
+                select(connection, replay.id, letters, (*is_named, *is_last), *at)?;
             }
             DeskAnswer::Done(is_selecting)
         }
@@ -63,8 +65,8 @@ pub(super) fn change(connection: &Connection, change: &DeskChange) -> rusqlite::
             let is_claimed = state_of(connection, replay, *at)?.is_some();
             DeskAnswer::Done(is_claimed && skip(connection, (replay.id, *letter), code, *at)?)
         }
-        DeskChange::Stop { replay, by, reason, at } => {
-            DeskAnswer::Done(stop(connection, *replay, by.as_deref(), reason, *at)?)
+        DeskChange::Stop { replay, by, reason, detail, at } => {
+            DeskAnswer::Done(stop(connection, *replay, by.as_deref(), (reason, detail.as_deref()), *at)?)
         }
         DeskChange::GiveBack { replay, limit, at } => {
             let is_claimed = state_of(connection, replay, *at)?.is_some();
@@ -112,7 +114,14 @@ fn note(
     journal::append(connection, &NewJournalEntry::new(at, by, action, subject, result)).map(drop)
 }
 
-fn begin(connection: &Connection, replay: &NewReplay) -> rusqlite::Result<BeginAnswer> {
+/// `None`: too many have not ended.
+fn begin(connection: &Connection, replay: &NewReplay) -> rusqlite::Result<Option<BeginAnswer>> {
+    let active: i64 = connection
+        .prepare_cached("SELECT count(*) FROM replays WHERE state IN ('selecting', 'running', 'stopping')")?
+        .query_row([], |row| row.get(0))?;
+    if usize::try_from(active).unwrap_or(0) >= MAX_ACTIVE_REPLAYS {
+        return Ok(None);
+    }
     let (selection, options) = (json!(replay.selection).to_string(), json!(replay.options).to_string());
     let mut token = [0; KEY_BYTES];
     fastrand::fill(&mut token);
@@ -125,16 +134,19 @@ fn begin(connection: &Connection, replay: &NewReplay) -> rusqlite::Result<BeginA
     let id = connection.last_insert_rowid();
     let subject = json!({"replay": id, "options": replay.options, "selection": journaled(&replay.selection)});
     note(connection, (&replay.by, replay.at), JournalAction::Replay, (&subject, &json!({"state": "selecting"})))?;
-    Ok(BeginAnswer { replay: id })
+    Ok(Some(BeginAnswer { replay: id }))
 }
 
 /// A lease that seems to last longer than this was written before the clock was set back.
 const MAX_LEASE_MILLIS: i64 = 60_000;
 
+/// One process carries all replays out, since they share the queues' consumers and what is in flight there.
 fn claim(connection: &Connection, replay: i64, owner: &str, at: Timestamp, until: Timestamp) -> rusqlite::Result<bool> {
     let mut update = connection.prepare_cached(
         "UPDATE replays SET owner = ?2, leased_until = ?4 WHERE id = ?1 AND state IN ('selecting', 'running', 'stopping')
-         AND (owner IS NULL OR owner = ?2 OR leased_until <= ?3 OR leased_until > ?3 + ?5)",
+         AND NOT EXISTS (SELECT 1 FROM replays AS claimed
+                         WHERE claimed.state IN ('selecting', 'running', 'stopping') AND claimed.owner <> ?2
+                           AND claimed.leased_until > ?3 AND claimed.leased_until <= ?3 + ?5)",
     )?;
     let (at, until) = (at.as_millisecond(), until.as_millisecond());
     Ok(update.execute((replay, owner, at, until, MAX_LEASE_MILLIS))? == 1)
@@ -144,18 +156,22 @@ fn claim(connection: &Connection, replay: i64, owner: &str, at: Timestamp, until
 fn select(
     connection: &Connection,
     replay: i64,
-    ids: &[i64],
+    letters: &[ToSelect],
     (is_named, is_last): (bool, bool),
     at: Timestamp,
 ) -> rusqlite::Result<()> {
     let token =
         connection.prepare_cached("SELECT token FROM replays WHERE id = ?1")?.query_row([replay], |row| row.get(0))?;
-    for id in ids {
-        select_one(connection, (replay, &token), *id, is_named, at)?;
+    let mut causes: BTreeSet<String> = connection
+        .prepare_cached("SELECT DISTINCT cause FROM replay_counts WHERE replay_id = ?1")?
+        .query_map([replay], |row| row.get(0))?
+        .collect::<rusqlite::Result<_>>()?;
+    for letter in letters {
+        select_one(connection, (replay, &token), (letter, &mut causes), is_named, at)?;
     }
     connection
         .prepare_cached("UPDATE replays SET selected_to = coalesce(?2, selected_to), state = ?3 WHERE id = ?1")?
-        .execute((replay, ids.last(), if is_last { "running" } else { "selecting" }))
+        .execute((replay, letters.last().map(|letter| letter.letter), if is_last { "running" } else { "selecting" }))
         .map(drop)
 }
 
@@ -174,34 +190,41 @@ fn reading(connection: &Connection, (replay, letter): (i64, i64), reader: Option
 fn select_one(
     connection: &Connection,
     (replay, token): (i64, &[u8; KEY_BYTES]),
-    id: i64,
+    (letter, causes): (&ToSelect, &mut BTreeSet<String>),
     is_named: bool,
     at: Timestamp,
 ) -> rusqlite::Result<()> {
+    let id = letter.letter;
     let claimed = connection
         .prepare_cached(
             "UPDATE stored_dead_letters SET state = 'replaying'
-             WHERE id = ?1 AND state = 'open' AND (?2 OR maybe_duplicate_of IS NULL) RETURNING fingerprint",
+             WHERE id = ?1 AND state = 'open' AND (?2 OR maybe_duplicate_of IS NULL) RETURNING fingerprint, code",
         )?
-        .query_row((id, is_named), |row| row.get(0))
+        .query_row((id, is_named), |row| Ok((row.get(0)?, row.get::<_, String>(1)?)))
         .optional()?;
     let mut insert = connection.prepare_cached(
-        "INSERT INTO replay_letters (replay_id, letter_id, key, state, code, changed_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
+        "INSERT INTO replay_letters (replay_id, letter_id, key, state, code, changed_at, queue, cause)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)
          ON CONFLICT (replay_id, letter_id) DO NOTHING",
     )?;
     let at = at.as_millisecond();
-    let Some(fingerprint) = claimed else {
+    let Some((fingerprint, mut cause)) = claimed else {
         // A filter finds open ones only.
         let state: Option<String> = connection
             .prepare_cached("SELECT state FROM stored_dead_letters WHERE id = ?1")?
             .query_row([id], |row| row.get(0))
             .optional()?;
         let code = if is_named { state.unwrap_or_else(|| "missing".to_owned()) } else { MAYBE_DUPLICATE.to_owned() };
-        insert.execute((replay, id, None::<&str>, LetterProgress::Skipped.as_str(), Some(code), at))?;
+        insert.execute((replay, id, None::<&str>, LetterProgress::Skipped.as_str(), Some(code), at, "", ""))?;
         return Ok(());
     };
     let key = key(connection, replay, token, &fingerprint)?;
-    insert.execute((replay, id, key, LetterProgress::Selected.as_str(), None::<&str>, at))?;
+    if !causes.contains(&cause) && causes.len() >= MAX_CAUSES {
+        cause.clear();
+    }
+    let selected = LetterProgress::Selected.as_str();
+    insert.execute((replay, id, key, selected, None::<&str>, at, &letter.queue, &cause))?;
+    causes.insert(cause);
     Ok(())
 }
 
@@ -263,11 +286,11 @@ fn begin_publishing(
     set_progress(connection, (replay, letter), "selected", LetterProgress::Publishing, None, at)?;
     let marked_at = connection
         .prepare_cached(
-            "UPDATE replay_letters SET marked_at = coalesce(marked_at, ?3), tries = 0, reader = NULL
+            "UPDATE replay_letters SET marked_at = coalesce(marked_at, ?3), queue = ?4, tries = 0, reader = NULL
              WHERE replay_id = ?1 AND letter_id = ?2
              RETURNING marked_at",
         )?
-        .query_row((replay, letter, at.as_millisecond()), |row| row.get(0))?;
+        .query_row((replay, letter, at.as_millisecond(), &to_publish.queue), |row| row.get(0))?;
     Ok(PublishAnswer::Publish { key, fingerprint, marked_at: timestamp(marked_at) })
 }
 
@@ -327,12 +350,18 @@ fn skip(connection: &Connection, of: (i64, i64), code: &str, at: Timestamp) -> r
     set_progress(connection, of, "publishing", LetterProgress::Unknown, Some(code), at)
 }
 
-fn stop(connection: &Connection, replay: i64, by: Option<&str>, reason: &str, at: Timestamp) -> rusqlite::Result<bool> {
+fn stop(
+    connection: &Connection,
+    replay: i64,
+    by: Option<&str>,
+    (reason, detail): (&str, Option<&str>),
+    at: Timestamp,
+) -> rusqlite::Result<bool> {
     let mut update = connection.prepare_cached(
-        "UPDATE replays SET state = 'stopping', end_reason = ?2 WHERE id = ?1 AND state IN ('selecting', 'running')
-         RETURNING actor",
+        "UPDATE replays SET state = 'stopping', end_reason = ?2, end_detail = ?3
+         WHERE id = ?1 AND state IN ('selecting', 'running') RETURNING actor",
     )?;
-    let actor: Option<String> = update.query_row((replay, reason), |row| row.get(0)).optional()?;
+    let actor: Option<String> = update.query_row((replay, reason, detail), |row| row.get(0)).optional()?;
     let Some(actor) = actor else {
         return if by.is_some() { give_up_half_published(connection, replay, at) } else { Ok(false) };
     };
@@ -352,9 +381,8 @@ fn give_up_half_published(connection: &Connection, replay: i64, at: Timestamp) -
 }
 
 fn give_back(connection: &Connection, replay: i64, limit: usize, at: Timestamp) -> rusqlite::Result<bool> {
-    let mut select = connection.prepare_cached(
-        "SELECT letter_id FROM replay_letters WHERE replay_id = ?1 AND state = 'selected' ORDER BY letter_id LIMIT ?2",
-    )?;
+    let mut select = connection
+        .prepare_cached("SELECT letter_id FROM replay_letters WHERE replay_id = ?1 AND state = 'selected' LIMIT ?2")?;
     let ids = select.query_map(params![replay, i64::try_from(limit).unwrap_or(i64::MAX)], |row| row.get(0))?;
     let ids: Vec<i64> = ids.collect::<rusqlite::Result<_>>()?;
     for id in &ids {
@@ -382,8 +410,9 @@ fn finish(connection: &Connection, replay: i64, at: Timestamp) -> rusqlite::Resu
             )?
             .execute((replay, at.as_millisecond()))?;
     }
-    let mut select =
-        connection.prepare_cached("SELECT state, count(*) FROM replay_letters WHERE replay_id = ?1 GROUP BY state")?;
+    let mut select = connection.prepare_cached(
+        "SELECT state, sum(letters) FROM replay_counts WHERE replay_id = ?1 AND letters > 0 GROUP BY state",
+    )?;
     let counts =
         select.query_map([replay], |row| Ok((row.get::<_, String>(0)?, Value::from(row.get::<_, i64>(1)?))))?;
     let counts: serde_json::Map<String, Value> = counts.collect::<rusqlite::Result<_>>()?;

@@ -241,7 +241,8 @@ pub(super) const VERSION_4: &str = "
         selected_to  INTEGER NOT NULL,  -- letters up to this number are selected
         began_at     INTEGER NOT NULL,
         ended_at     INTEGER,
-        end_reason   TEXT,              -- why it was stopped
+        end_reason   TEXT,              -- why it was stopped: a stable code
+        end_detail   TEXT,              -- the broker's text, if the broker refused what was published
         owner        TEXT,              -- the process that carries it out
         leased_until INTEGER
     ) STRICT;
@@ -251,6 +252,8 @@ pub(super) const VERSION_4: &str = "
         replay_id    INTEGER NOT NULL,
         letter_id    INTEGER NOT NULL,
         key          TEXT,              -- the value of x-replay-id; NULL: it was never selected
+        queue        TEXT NOT NULL DEFAULT '',  -- where it is published; empty: not known yet
+        cause        TEXT NOT NULL DEFAULT '',  -- the code with which it had failed; empty: one of many
         state        TEXT NOT NULL,     -- selected | publishing | published | retrying | processed | cancelled
                                         -- | undone | failed_again | skipped | returned | unknown
         code         TEXT,              -- why it was skipped, or has failed
@@ -264,7 +267,33 @@ pub(super) const VERSION_4: &str = "
         PRIMARY KEY (replay_id, letter_id)
     ) STRICT, WITHOUT ROWID;
     CREATE UNIQUE INDEX replay_letters_by_key ON replay_letters (key) WHERE key IS NOT NULL;
-    CREATE INDEX replay_letters_by_state ON replay_letters (replay_id, state, letter_id);
+    CREATE INDEX replay_letters_by_state ON replay_letters (replay_id, state, queue, cause, letter_id);
     CREATE INDEX replay_letters_by_end ON replay_letters (replay_id, ended_at) WHERE ended_at IS NOT NULL;
     CREATE INDEX replay_letters_by_letter ON replay_letters (letter_id);
+
+    -- How many of a replay's letters are in each state, so that they need not be counted. Removing a row of replay_letters does
+    -- not change it.
+    CREATE TABLE replay_counts (
+        replay_id INTEGER NOT NULL,
+        queue     TEXT NOT NULL,
+        cause     TEXT NOT NULL,
+        state     TEXT NOT NULL,
+        skip_code TEXT NOT NULL,        -- why they were skipped; empty in other states
+        letters   INTEGER NOT NULL,
+        PRIMARY KEY (replay_id, queue, cause, state, skip_code)
+    ) STRICT, WITHOUT ROWID;
+    CREATE TRIGGER replay_letters_added AFTER INSERT ON replay_letters BEGIN
+        INSERT INTO replay_counts VALUES (new.replay_id, new.queue, new.cause, new.state,
+                                          iif(new.state = 'skipped', coalesce(new.code, ''), ''), 1)
+        ON CONFLICT (replay_id, queue, cause, state, skip_code) DO UPDATE SET letters = letters + 1;
+    END;
+    CREATE TRIGGER replay_letters_moved AFTER UPDATE OF state, queue ON replay_letters
+    WHEN new.state <> old.state OR new.queue <> old.queue BEGIN
+        UPDATE replay_counts SET letters = letters - 1
+        WHERE replay_id = old.replay_id AND queue = old.queue AND cause = old.cause AND state = old.state
+              AND skip_code = iif(old.state = 'skipped', coalesce(old.code, ''), '');
+        INSERT INTO replay_counts VALUES (new.replay_id, new.queue, new.cause, new.state,
+                                          iif(new.state = 'skipped', coalesce(new.code, ''), ''), 1)
+        ON CONFLICT (replay_id, queue, cause, state, skip_code) DO UPDATE SET letters = letters + 1;
+    END;
 ";

@@ -217,6 +217,7 @@ impl<'c> Statements<'c> {
                         | Recorded::InProgress
                         | Recorded::Undone
                         | Recorded::Cancelled
+                        | Recorded::UnknownReplay
                         | Recorded::Held) => {
                             return Ok(WriterAnswer::Claim(ClaimAnswer::NotAccepted(answer)));
                         }

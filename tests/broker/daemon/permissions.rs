@@ -376,6 +376,60 @@ fn a_permission_to_publish_withdrawn_for_a_while_closes_few_channels_and_everyth
     assert_eq!(orderd.stop(), 0);
 }
 
+#[test]
+fn a_replay_that_the_broker_refuses_stops_with_its_text_and_orders_are_processed_meanwhile() {
+    let node = Node::shared();
+    let mut own = Restricted::new(&node);
+    own.env.change("dead_letters.collect", "true");
+    let needed = own.needed();
+    own.grant(&needed);
+    let mut orderd = own.env.start();
+    let ledger = own.env.ledger();
+    let orders = |key: &str, ids: std::ops::Range<u32>| {
+        let orders = ids.map(|n| (key.to_owned(), order(&format!("ord-{n}"))));
+        own.env.raw().publish_all("orders", orders);
+    };
+    orders("oder.normal.created", 0..5);
+    wait_until("they are stored", || ledger.number("SELECT count(*) FROM stored_dead_letters") == 5);
+
+    let mut less = needed.clone();
+    less["write"] = json!(needed["write"].as_str().unwrap().replace(r"|orders\.requeue", ""));
+    assert_ne!(less, needed);
+    own.grant(&less);
+    // The broker remembers permissions for each channel.
+    own.env.vhost.close_connections();
+    let mut check = own.env.command(&["check", "--connect"]);
+    assert_eq!(check.wait_for_exit(), CONFIG);
+    assert!(check.output().contains("orders.requeue"), "{}", check.output());
+    let address = orderd.admin_address().to_string();
+    let replay = ["dead-letters", "replay", "--all", "--to", "order_queue", "--yes", "--format", "json", "--address"];
+    let replay = [&replay[..], &[&address]].concat();
+    let mut command = own.env.command(&replay);
+    wait_until("it says why it waits", || command.output().contains("403"));
+    orders("order.normal.created", 100..150);
+    ledger.await_settled(50);
+    assert_eq!(command.wait_for_exit(), 1, "{}", command.output());
+    let stopped: Value = serde_json::from_str(&command.stdout()).unwrap();
+    assert_eq!((&stopped["end_reason"], &stopped["state"]), (&json!("refused"), &json!("stopped")), "{stopped}");
+    assert!(stopped["end_detail"].as_str().unwrap().contains("403"), "{stopped}");
+    // Of the one that was published, the broker may have accepted a copy before.
+    assert_eq!(stopped["letters"], json!({"unknown": 1, "returned": 4}));
+    let states = "SELECT state, count(*) FROM stored_dead_letters GROUP BY state ORDER BY state";
+    assert_eq!(ledger.rows(states), ["open|4", "replaying|1"]);
+
+    own.grant(&needed);
+    own.env.vhost.close_connections();
+    // Else orderd tries what was refused ever more rarely.
+    assert_eq!(orderd.reload()["outcome"], "unchanged");
+    let unknown = ledger.rows("SELECT id FROM stored_dead_letters WHERE state = 'replaying'").concat();
+    let mut release = own.env.command(&["dead-letters", "release", &unknown, "--address", &address]);
+    assert_eq!(release.wait_for_exit(), 0, "{}", release.output());
+    let mut command = own.env.command(&replay);
+    assert_eq!(command.wait_for_exit(), 0, "{}", command.output());
+    ledger.await_settled(55);
+    assert_eq!(orderd.stop(), 0);
+}
+
 /// The details of all failing checks.
 fn failing_checks(orderd: &OrderdProcess) -> String {
     let status = http::json(orderd.admin_address(), "/api/v1/status");

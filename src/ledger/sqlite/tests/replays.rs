@@ -6,10 +6,10 @@ use super::super::SqliteLedger;
 use crate::ledger::conformance::{accept, attempt, finish, order, stored_letter};
 use crate::ledger::report::{DeadLettered, GroupBy, PointInTime, ReportQuery};
 use crate::ledger::{
-    BeginAnswer, ChangeAnswer, ClaimedReplay, DeskAnswer, DeskChange, DeskWriter, LedgerEntry, LedgerReader,
-    LedgerWriter, LetterChange, LetterProgress, LetterSelection, LetterState, LetterWriter, NewDeadLetter, NewReplay,
-    NewStoredLetter, PublishAnswer, Recorded, ReplayOptions, ReplayOutcome, ReplayReader, ReplayState, StoreAnswer,
-    ToPublish,
+    BeginAnswer, ChangeAnswer, ClaimedReplay, DeskAnswer, DeskChange, DeskWriter, LedgerEntry, LedgerMaintenance,
+    LedgerReader, LedgerWriter, LetterChange, LetterProgress, LetterSelection, LetterState, LetterWriter,
+    MAX_ACTIVE_REPLAYS, NewDeadLetter, NewReplay, NewStoredLetter, PublishAnswer, Recorded, ReplayOptions,
+    ReplayOutcome, ReplayReader, ReplayState, StoreAnswer, ToPublish, ToSelect,
 };
 
 fn at(second: i64) -> Timestamp {
@@ -34,8 +34,14 @@ async fn selected(ledger: &SqliteLedger) {
     let begun = change(ledger, DeskChange::Begin(Box::new(new))).await;
     assert_eq!(begun, DeskAnswer::Begun(BeginAnswer { replay: 1 }));
     assert_eq!(claim(ledger, "a", 0).await, DeskAnswer::Done(true));
-    let select = DeskChange::Select { replay: by("a"), ids: vec![1, 2], is_named: true, is_last: true, at: at(0) };
+    let select = select(&[1, 2]);
     assert_eq!(change(ledger, select).await, DeskAnswer::Done(true));
+}
+
+fn select(letters: &[i64]) -> DeskChange {
+    let to_select = |letter: &i64| ToSelect { letter: *letter, queue: "order_queue".to_owned() };
+    let letters = letters.iter().map(to_select).collect();
+    DeskChange::Select { replay: by("a"), letters, is_named: true, is_last: true, at: at(0) }
 }
 
 async fn claim(ledger: &SqliteLedger, owner: &str, second: i64) -> DeskAnswer {
@@ -44,7 +50,7 @@ async fn claim(ledger: &SqliteLedger, owner: &str, second: i64) -> DeskAnswer {
 }
 
 async fn publish(ledger: &SqliteLedger, owner: &str, letter: i64, second: i64) -> PublishAnswer {
-    let letters = vec![ToPublish { letter, order: None }];
+    let letters = vec![ToPublish { letter, queue: "order_queue".to_owned(), order: None }];
     let begin = DeskChange::BeginPublishing { replay: by(owner), letters, at: at(second) };
     let DeskAnswer::Publishing(mut answers) = change(ledger, begin).await else { panic!("an answer for each") };
     answers.remove(0)
@@ -114,7 +120,8 @@ async fn a_stopped_replay_gives_back_what_it_has_not_published_and_keeps_the_res
     let ledger = SqliteLedger::open(directory.path()).unwrap();
     selected(&ledger).await;
     let PublishAnswer::Publish { key, .. } = publish(&ledger, "a", 1, 1).await else { panic!("it is published") };
-    let stop = || DeskChange::Stop { replay: 1, by: Some("bob".to_owned()), reason: "requested", at: at(2) };
+    let stop =
+        || DeskChange::Stop { replay: 1, by: Some("bob".to_owned()), reason: "requested", detail: None, at: at(2) };
     assert_eq!(change(&ledger, stop()).await, DeskAnswer::Done(true));
     assert_eq!(publish(&ledger, "a", 2, 3).await, PublishAnswer::NotSelected, "only what may be on its way");
     assert!(matches!(publish(&ledger, "a", 1, 3).await, PublishAnswer::Publish { .. }));
@@ -177,4 +184,89 @@ async fn a_report_says_which_failed_orders_failed_again_or_were_discarded_and_wh
     outcome(&ledger, &key, ReplayOutcome::Processed).await;
     assert_eq!(figures().await, (2, 1, 1), "one is processed");
     assert_eq!(letters().await, (3, 1, 1, 1));
+}
+
+#[tokio::test]
+async fn letters_are_counted_by_queue_and_cause_in_each_state_without_counting_them_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let ledger = SqliteLedger::open(directory.path()).unwrap();
+    selected(&ledger).await;
+    change(&ledger, DeskChange::Skip { replay: by("a"), letter: 2, code: "no_queue", at: at(2) }).await;
+    let PublishAnswer::Publish { key, .. } = publish(&ledger, "a", 1, 1).await else { panic!("it is published") };
+    let published = DeskChange::Published { replay: 1, letters: vec![1], at: at(2), due: at(100) };
+    change(&ledger, published).await;
+    let retrying = ReplayOutcome::Retrying { due: at(200) };
+    for _ in 0..2 {
+        outcome(&ledger, &key, retrying.clone()).await;
+    }
+    let replay = ledger.replay(1, at(300)).await.unwrap().unwrap();
+    assert_eq!(replay.letters, [(LetterProgress::Skipped, 1), (LetterProgress::Retrying, 1)].into());
+    assert_eq!(replay.skipped, [("no_queue".to_owned(), 1)].into());
+    assert_eq!((replay.overdue, replay.groups[0].overdue, replay.in_flight()), (1, 1, 0));
+    assert_eq!((&*replay.groups[0].queue, replay.groups.len()), ("order_queue", 1), "one cause");
+    let group = |cause: &str| Some(("order_queue".to_owned(), cause.to_owned()));
+    let letters = |group| ledger.replay_letters(1, LetterProgress::Retrying, group, 10);
+    assert_eq!(letters(group(&replay.groups[0].cause)).await.unwrap().len(), 1);
+    assert_eq!(letters(group("another")).await.unwrap(), []);
+    outcome(&ledger, &key, ReplayOutcome::Processed).await;
+    // Nothing of a replay is removed before it has ended, and then all, although a letter is still open.
+    ledger.prune(at(60)).await.unwrap();
+    assert_eq!((state(&ledger, 1).await, state(&ledger, 2).await), (LetterState::Replayed, LetterState::Open));
+    change(&ledger, DeskChange::Finish { replay: by("a"), at: at(5) }).await;
+    while ledger.prune(at(60)).await.unwrap().more {}
+    assert_eq!((ledger.replay(1, at(60)).await.unwrap(), state(&ledger, 2).await), (None, LetterState::Open));
+}
+
+#[tokio::test]
+async fn of_two_processes_one_carries_out_all_replays_and_no_more_begin_than_are_carried_out() {
+    let directory = tempfile::tempdir().unwrap();
+    let ledger = SqliteLedger::open(directory.path()).unwrap();
+    selected(&ledger).await;
+    let begin = || {
+        let (selection, options) = (LetterSelection::Ids(vec![3]), ReplayOptions::default());
+        DeskChange::Begin(Box::new(NewReplay { by: "ada".to_owned(), selection, options, at: at(0) }))
+    };
+    let claim = |replay, owner: &str, second| {
+        let (owner, until) = (owner.to_owned(), at(second + 10));
+        DeskChange::Claim { replay, owner, at: at(second), until }
+    };
+    assert_eq!(change(&ledger, begin()).await, DeskAnswer::Begun(BeginAnswer { replay: 2 }));
+    assert_eq!(change(&ledger, claim(2, "b", 5)).await, DeskAnswer::Done(false), "their letters share a service");
+    assert_eq!(change(&ledger, claim(2, "a", 5)).await, DeskAnswer::Done(true));
+    for _ in 2..MAX_ACTIVE_REPLAYS {
+        assert!(matches!(change(&ledger, begin()).await, DeskAnswer::Begun(_)));
+    }
+    assert_eq!(change(&ledger, begin()).await, DeskAnswer::TooManyReplays);
+    // One that was not yet given up by a process that has died.
+    assert_eq!(change(&ledger, claim(2, "b", 20)).await, DeskAnswer::Done(true));
+}
+
+#[tokio::test]
+async fn a_letter_that_failed_again_has_the_code_of_the_letter_it_has_become_whichever_is_recorded_first() {
+    for is_stored_first in [true, false] {
+        let directory = tempfile::tempdir().unwrap();
+        let ledger = SqliteLedger::open(directory.path()).unwrap();
+        selected(&ledger).await;
+        let PublishAnswer::Publish { key, .. } = publish(&ledger, "a", 1, 1).await else { panic!("it is published") };
+        let stored = NewStoredLetter { replay_key: Some(key.clone()), ..stored_letter("ord-1", 11) };
+        let failed = LedgerEntry::ReplayOutcome {
+            key: key.clone(),
+            outcome: ReplayOutcome::FailedAgain,
+            code: Some(if is_stored_first { "undone".to_owned() } else { stored.code.clone() }),
+            at: at(50),
+        };
+        if is_stored_first {
+            ledger.store_letter(stored.clone()).await.unwrap();
+            ledger.record(failed).await.unwrap();
+        } else {
+            ledger.record(failed).await.unwrap();
+            ledger.store_letter(stored.clone()).await.unwrap();
+        }
+        let letters = ledger.replay_letters(1, LetterProgress::FailedAgain, None, 10).await.unwrap();
+        assert_eq!((letters[0].code.as_ref(), letters[0].came_back_as), (Some(&stored.code), Some(4)));
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let ledger = SqliteLedger::open(directory.path()).unwrap();
+    let unknown = outcome(&ledger, "1-of-another-ledger", ReplayOutcome::Processed).await;
+    assert_eq!(unknown, Recorded::UnknownReplay);
 }

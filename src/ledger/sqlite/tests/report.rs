@@ -46,6 +46,7 @@ proptest! {
                     "stored_products",
                     "stored_texts",
                     "replays",
+                    "replay_counts",
                     "replay_letters",
                     "letter_readings",
                     "journal",
