@@ -60,6 +60,29 @@ fn a_connection_limit_is_named(node: &Node) {
     limit("{}");
     wait_until("orderd is ready", || failing_checks(&orderd).is_empty());
     assert_eq!(orderd.stop(), 0);
+    instances_that_share_a_connection_limit_need_the_number_that_the_documentation_says(node);
+}
+
+fn instances_that_share_a_connection_limit_need_the_number_that_the_documentation_says(node: &Node) {
+    const INSTANCES: usize = 2;
+    let env = TestEnv::new(node).set("dead_letters.collect", "true");
+    let have_all = |orderd: &OrderdProcess| {
+        let collectors = orderd.status()["dead_letters"]["collectors"].clone();
+        let subscribed = collectors.as_object().unwrap().values().all(|collector| collector["subscribed"] == true);
+        failing_checks(orderd).is_empty() && subscribed
+    };
+    let mut first = env.start();
+    wait_until("it has all connections", || have_all(&first));
+    let consumers = first.status()["consumers"].as_object().unwrap().len();
+    assert_eq!(first.status()["daemon"]["connections"], consumers + 3);
+    assert_eq!(first.stop(), 0);
+    let limit = format!(r#"{{"max-connections": {}}}"#, INSTANCES * (consumers + 4));
+    node.ctl(&["set_vhost_limits", "--vhost", &env.vhost.name, &limit]);
+    let mut instances: Vec<OrderdProcess> = (0..INSTANCES).map(|_| env.start()).collect();
+    wait_until("each has all connections", || instances.iter().all(have_all));
+    for orderd in &mut instances {
+        assert_eq!(orderd.stop(), 0);
+    }
 }
 
 fn limits_that_keep_orderd_from_declaring_or_checking_are_named(node: &Node) {
