@@ -165,12 +165,15 @@ impl LedgerSource {
         }
     }
 
-    /// One dead letter; `None` if there is none with this number.
-    pub async fn letter(&self, id: i64) -> Read<Option<WholeLetter>> {
+    /// One dead letter, with its content in this revision or the last one; `None` if there is none with this number or no such revision.
+    pub async fn letter(&self, id: i64, revision: Option<i64>) -> Read<Option<WholeLetter>> {
         match self {
-            LedgerSource::Daemon(client) => Ok(client.read(&["dead-letters", &id.to_string()], &Query::new()).await?),
+            LedgerSource::Daemon(client) => {
+                let revision = revision.map(|revision| ("revision", revision.to_string()));
+                Ok(client.read(&["dead-letters", &id.to_string()], &revision.into_iter().collect()).await?)
+            }
             LedgerSource::Ledger { reader, .. } => {
-                Ok(self.opened(reader.dead_letter(id).await)?.map(WholeLetter::from))
+                Ok(self.opened(reader.dead_letter_revision(id, revision).await)?.map(WholeLetter::from))
             }
         }
     }
@@ -288,8 +291,21 @@ fn existing<T>(read: Result<Option<T>, AdminClientError>) -> Read<T> {
 }
 
 fn letter_parameters(filter: &DeadLetterFilter) -> Query {
-    let DeadLetterFilter { states, source, reason, code, consumer, product, customer, order, since, until, text } =
-        filter;
+    let DeadLetterFilter {
+        states,
+        source,
+        reason,
+        code,
+        consumer,
+        product,
+        customer,
+        order,
+        since,
+        until,
+        text,
+        routing_key,
+        replay,
+    } = filter;
     let state = match states.as_slice() {
         [] => "any".to_owned(),
         states => states.iter().map(|state| state.as_str()).collect::<Vec<_>>().join(","),
@@ -297,6 +313,7 @@ fn letter_parameters(filter: &DeadLetterFilter) -> Query {
     let mut parameters = vec![("state", state)];
     let mut add = |name, value: Option<String>| parameters.extend(value.map(|value| (name, value)));
     add("source", source.map(|source| source.as_str().to_owned()));
+    add("replay", replay.map(|replay| replay.to_string()));
     add("since", since.map(|since| since.to_string()));
     add("until", until.map(|until| until.to_string()));
     for (name, value) in [
@@ -307,6 +324,7 @@ fn letter_parameters(filter: &DeadLetterFilter) -> Query {
         ("customer", customer),
         ("order", order),
         ("text", text),
+        ("routing_key", routing_key),
     ] {
         add(name, value.clone());
     }

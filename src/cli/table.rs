@@ -26,9 +26,9 @@ impl Default for Layout {
 }
 
 /// An empty table with this header.
-pub(super) fn new<const N: usize>(header: [&str; N]) -> Table {
+pub(super) fn new<'h>(header: impl IntoIterator<Item = &'h str>) -> Table {
     let mut table = Table::new();
-    table.load_style(NOTHING).set_header(header);
+    table.load_style(NOTHING).set_header(header.into_iter().collect::<Vec<_>>());
     table
 }
 

@@ -21,11 +21,14 @@ pub(super) fn shortened(text: &str, max: usize) -> String {
     }
 }
 
-/// A number of things: `1 order`, `2 orders`.
+/// A number of things: `1 order`, `2 orders`, `2 retries`.
 pub(super) fn counted(count: impl Into<i128>, what: &str) -> String {
     let count = count.into();
-    let plural = if count == 1 { "" } else { "s" };
-    format!("{count} {what}{plural}")
+    match what.strip_suffix("ry") {
+        _ if count == 1 => format!("{count} {what}"),
+        Some(stem) => format!("{count} {stem}ries"),
+        None => format!("{count} {what}s"),
+    }
 }
 
 /// The time since a moment, in whole seconds.

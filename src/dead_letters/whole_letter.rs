@@ -6,7 +6,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
 
-use crate::ledger::{DeadLetter, DeadLetterContent, DeadLetterDetail, LetterAttempt, LetterStep};
+use crate::ledger::{
+    DeadLetter, DeadLetterContent, DeadLetterDetail, LetterAttempt, LetterReplay, LetterRevision, LetterStep,
+};
 
 /// One dead letter with everything about it. Its JSON is a contract: see `docs/reference/cli.md`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -28,6 +30,10 @@ pub struct WholeLetter {
     /// The body in Base64, if it is not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub body_base64: Option<String>,
+    /// What persons have edited, the oldest first.
+    pub edits: Vec<LetterRevision>,
+    /// Its replays, the oldest first; at most the latest 100.
+    pub replays: Vec<LetterReplay>,
     /// Its failed attempts, the oldest first.
     pub attempts: Vec<LetterAttempt>,
     /// What was called for it, the oldest first.
@@ -36,7 +42,7 @@ pub struct WholeLetter {
 
 impl From<DeadLetterDetail> for WholeLetter {
     fn from(detail: DeadLetterDetail) -> Self {
-        let DeadLetterDetail { letter, products, content, attempts, steps } = detail;
+        let DeadLetterDetail { letter, products, content, edits, replays, attempts, steps } = detail;
         let DeadLetterContent { revision, properties, headers, body } = content;
         let (body, body_base64) = match String::from_utf8(body) {
             Ok(text) => (Some(text), None),
@@ -50,6 +56,8 @@ impl From<DeadLetterDetail> for WholeLetter {
             headers,
             body,
             body_base64,
+            edits,
+            replays,
             attempts,
             steps,
         }

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use super::dead_letters::{
     Cause, Counted, DeadLetter, DeadLetterContent, DeadLetterDetail, DeadLetterFilter, DeadLetterGroups,
-    DeadLetterPage, DeadLetterQuery, GroupBuilder, Identification, LetterOrigin, LetterState, NewStoredLetter,
-    StoreAnswer, UnresolvedBuilder, UnresolvedDeadLetters, WholeDeadLetters,
+    DeadLetterPage, DeadLetterQuery, GroupBuilder, Identification, LetterOrigin, LetterSource, LetterState,
+    NewStoredLetter, StoreAnswer, UnresolvedBuilder, UnresolvedDeadLetters, WholeDeadLetters,
 };
 use super::error::LedgerError;
 use super::state::OutageCause;
@@ -140,7 +140,15 @@ impl MemoryLetters {
             body: letter.body.to_vec(),
         };
         let products = letter.order.products.clone();
-        Some(DeadLetterDetail { letter: row(id, known), products, content, attempts: Vec::new(), steps: Vec::new() })
+        Some(DeadLetterDetail {
+            letter: row(id, known),
+            products,
+            content,
+            edits: Vec::new(),
+            replays: Vec::new(),
+            attempts: Vec::new(),
+            steps: Vec::new(),
+        })
     }
 
     /// Oldest first.
@@ -165,6 +173,8 @@ fn matches(filter: &DeadLetterFilter, MemoryLetter { letter, state, .. }: &Memor
         && filter.product.as_ref().is_none_or(|product| letter.order.products.contains(product))
         && is_some(&filter.customer, &letter.order.customer_id)
         && is_some(&filter.order, &letter.order.id)
+        && is(&filter.routing_key, &letter.routing_key)
+        && filter.replay.is_none()
         && filter.since.is_none_or(|since| letter.failed_at >= since)
         && filter.until.is_none_or(|until| letter.failed_at < until)
         && filter.text.as_ref().is_none_or(|text| letter.search.contains(&text.to_lowercase()))
@@ -177,6 +187,7 @@ fn counted(id: i64, known: &MemoryLetter) -> Counted {
         reason: letter.reason.clone(),
         consumer: letter.consumer.clone(),
         code: letter.code.clone(),
+        routing_key: (letter.source == LetterSource::UnroutedQueue).then(|| letter.routing_key.clone()),
     };
     let total = letter.order.total.clone();
     let total = total.map(|(total, currency)| (currency, total.parse().expect("it is an amount")));
@@ -219,5 +230,7 @@ fn row(id: i64, known: &MemoryLetter) -> DeadLetter {
         maybe_duplicate_of,
         erased: false,
         unread: letter.unread,
+        last_replay: None,
+        came_back_from: None,
     }
 }

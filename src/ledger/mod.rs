@@ -59,7 +59,8 @@ pub use backup::{BackupError, BackupProgress, BackupSummary};
 pub use dead_letters::{
     DeadLetter, DeadLetterContent, DeadLetterDetail, DeadLetterFilter, DeadLetterGroup, DeadLetterGroups,
     DeadLetterPage, DeadLetterQuery, EndedReading, FoundInLetter, Identification, LetterAttempt, LetterOrder,
-    LetterOrigin, LetterSource, LetterState, LetterStep, MAX_SEARCH_BYTES, NewStoredLetter, StoreAnswer,
+    LetterOrigin, LetterReplay, LetterRevision, LetterSource, LetterState, LetterStep, MAX_SEARCH_BYTES,
+    NewStoredLetter, StoreAnswer,
     UnresolvedDeadLetters, UnresolvedSum, WholeDeadLetters, session_id,
 };
 pub use entry::{

@@ -158,11 +158,23 @@ pub trait LedgerReader: Send + Sync + 'static {
     /// The ledger cannot be read.
     fn dead_letter_groups(&self, filter: DeadLetterFilter) -> BoxFuture<'static, Result<DeadLetterGroups, OpenError>>;
 
-    /// One stored dead letter with its content; `None` if there is none with this number.
+    /// One stored dead letter with its content as it is now; `None` if there is none with this number.
     ///
     /// # Errors
     /// The ledger cannot be read.
-    fn dead_letter(&self, id: i64) -> BoxFuture<'static, Result<Option<DeadLetterDetail>, OpenError>>;
+    fn dead_letter(&self, id: i64) -> BoxFuture<'static, Result<Option<DeadLetterDetail>, OpenError>> {
+        self.dead_letter_revision(id, None)
+    }
+
+    /// The same with its content in this revision; 0: as it came. `None` also if there is no such revision.
+    ///
+    /// # Errors
+    /// The ledger cannot be read.
+    fn dead_letter_revision(
+        &self,
+        id: i64,
+        revision: Option<i64>,
+    ) -> BoxFuture<'static, Result<Option<DeadLetterDetail>, OpenError>>;
 
     /// The stored dead letters that are neither replayed nor discarded.
     ///

@@ -84,6 +84,10 @@ struct LetterParameters {
     until: Option<PointInTime>,
     /// Only those that contain this text
     text: Option<String>,
+    /// Only those that were last published with this routing key
+    routing_key: Option<String>,
+    /// Only letters of this replay; `state` is `any` then by default
+    replay: Option<i64>,
     /// Only those with a lower number: `next` of the page before. Only for a list
     before: Option<i64>,
     /// Only those with a higher number, the oldest first: `next` of the page before. Only for a list; 0 begins with the first
@@ -94,13 +98,14 @@ struct LetterParameters {
 
 impl LetterParameters {
     fn filter(&self, now: Timestamp) -> Result<DeadLetterFilter, QueryError> {
-        let state = self.state.as_deref().unwrap_or(LetterState::Open.as_str());
+        let default = if self.replay.is_some() { "any" } else { LetterState::Open.as_str() };
+        let state = self.state.as_deref().unwrap_or(default);
         let states = match (state, LetterState::parse(state)) {
             (_, Some(state)) => vec![state],
             ("any", None) => Vec::new(),
             (_, None) => return Err(QueryError(format!("state: unknown state {state:?}"))),
         };
-        let LetterParameters { reason, code, consumer, product, customer, order, text, .. } = self;
+        let LetterParameters { reason, code, consumer, product, customer, order, text, routing_key, .. } = self;
         Ok(DeadLetterFilter {
             states,
             source: self.source,
@@ -113,6 +118,8 @@ impl LetterParameters {
             since: self.since.map(|since| since.at(now)),
             until: self.until.map(|until| until.at(now)),
             text: text.clone(),
+            routing_key: routing_key.clone(),
+            replay: self.replay,
         })
     }
 }
@@ -174,26 +181,40 @@ async fn groups(
     })
 }
 
+/// Which content.
+#[derive(Debug, Default, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields, default)]
+#[into_params(parameter_in = Query)]
+struct RevisionParameters {
+    /// The content in this revision, 0: as it came; the last one by default
+    revision: Option<i64>,
+}
+
 /// One dead letter: body, headers, and each attempt and step
 #[utoipa::path(
     get,
     path = "/api/v1/dead-letters/{id}",
-    params(("id" = i64, Path, description = "Its number")),
+    params(("id" = i64, Path, description = "Its number"), RevisionParameters),
     responses(
         (status = 200, body = WholeLetter),
-        (status = 404, body = ApiError, description = "There is none with this number: `unknown_dead_letter`"),
+        (status = 404, body = ApiError, description = "There is none with this number, or no such revision: `unknown_dead_letter`"),
         AnyError,
         ReadError
     )
 )]
-async fn show(State(api): State<LetterApi>, Path(id): Path<String>) -> Response {
+async fn show(
+    State(api): State<LetterApi>,
+    Path(id): Path<String>,
+    Parameters(RevisionParameters { revision }): Parameters<RevisionParameters>,
+) -> Response {
     let Ok(id) = id.parse::<i64>() else {
         return QueryError("the number of a dead letter is expected".to_owned()).into_response();
     };
-    match api.ledger.dead_letter(id).await {
+    match api.ledger.dead_letter_revision(id, revision).await {
         Ok(Some(detail)) => json_response(StatusCode::OK, &WholeLetter::from(detail)),
         Ok(None) => {
-            let message = format!("there is no dead letter {id}");
+            let which = revision.map_or_else(String::new, |revision| format!(" with revision {revision}"));
+            let message = format!("there is no dead letter {id}{which}");
             error_response(StatusCode::NOT_FOUND, "unknown_dead_letter", &message)
         }
         Err(error) => unreadable(&error),

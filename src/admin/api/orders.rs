@@ -14,8 +14,11 @@ use utoipa_axum::routes;
 use super::document::{AnyError, ApiError, ReadError};
 use super::query::unreadable;
 use crate::admin::response::{error_response, json_response};
-use crate::ledger::LedgerReader;
 use crate::ledger::trace::{MessageState, Trace, TracedMessage};
+use crate::ledger::{DeadLetterFilter, DeadLetterQuery, LedgerReader, LetterState};
+
+/// The most stored dead letters of one order that are looked at.
+const MAX_STORED: usize = 1_000;
 
 /// The routes.
 pub(super) fn router(ledger: Arc<dyn LedgerReader>) -> OpenApiRouter {
@@ -37,6 +40,17 @@ struct MessagePlace {
     message: TracedMessage,
     #[serde(flatten)]
     state: MessageState,
+    /// Its copies in the store of dead letters, the latest first.
+    stored: Vec<StoredCopy>,
+}
+
+/// A message in the store of dead letters.
+#[derive(Debug, Serialize, ToSchema)]
+struct StoredCopy {
+    /// Its number.
+    id: i64,
+    /// What has become of it.
+    state: LetterState,
 }
 
 /// The history of one order: attempts, failures, delays, steps and events
@@ -52,15 +66,23 @@ struct MessagePlace {
     )
 )]
 async fn order(State(ledger): State<Arc<dyn LedgerReader>>, Path(id): Path<String>) -> Response {
-    match ledger.trace(&id).await {
-        Ok(trace) if trace.is_empty() => error_response(
+    let filter = DeadLetterFilter { order: Some(id.clone()), ..DeadLetterFilter::default() };
+    let query = DeadLetterQuery { filter, limit: MAX_STORED, ..DeadLetterQuery::default() };
+    let read = async { Ok((ledger.trace(&id).await?, ledger.dead_letters(query).await?.letters)) };
+    match read.await {
+        Ok((trace, letters)) if trace.is_empty() && letters.is_empty() => error_response(
             StatusCode::NOT_FOUND,
             "unknown_order",
             &format!("nothing is recorded about an order {id:?}"),
         ),
-        Ok(trace) => {
+        Ok((trace, letters)) => {
             let places = trace.message_states(Timestamp::now()).into_iter();
-            let places = places.map(|(message, state)| MessagePlace { message, state }).collect();
+            let place = |(message, state): (TracedMessage, MessageState)| {
+                let stored = letters.iter().filter(|letter| message.is_meant_by(&id, letter.identity.as_deref()));
+                let stored = stored.map(|letter| StoredCopy { id: letter.id, state: letter.state }).collect();
+                MessagePlace { message, state, stored }
+            };
+            let places = places.map(place).collect();
             json_response(StatusCode::OK, &OrderTrace { trace, places })
         }
         Err(error) => unreadable(&error),

@@ -87,7 +87,7 @@ async fn export_rows(filter: DeadLetterFilter, source: &LedgerSource, out: &mut 
 }
 
 /// The columns; a contract, see `docs/reference/cli.md`.
-const COLUMNS: [&str; 17] = [
+const COLUMNS: [&str; 25] = [
     "id",
     "state",
     "source",
@@ -105,6 +105,14 @@ const COLUMNS: [&str; 17] = [
     "failed_at",
     "collected_at",
     "failure_reason",
+    "origin_queue",
+    "exchange",
+    "routing_key",
+    "note",
+    "replay",
+    "outcome",
+    "came_back_as",
+    "came_back_from",
 ];
 
 fn write_header(out: &mut dyn Write) -> io::Result<()> {
@@ -113,6 +121,8 @@ fn write_header(out: &mut dyn Write) -> io::Result<()> {
 
 fn write_row(letter: &DeadLetter, out: &mut dyn Write) -> io::Result<()> {
     let text = |text: &Option<String>| text.as_deref().map_or_else(String::new, csv_cell);
+    let number = |number: Option<i64>| number.map_or_else(String::new, |number| number.to_string());
+    let replay = letter.last_replay.as_ref();
     let cells: [String; COLUMNS.len()] = [
         letter.id.to_string(),
         letter.state.as_str().to_owned(),
@@ -131,6 +141,14 @@ fn write_row(letter: &DeadLetter, out: &mut dyn Write) -> io::Result<()> {
         letter.failed_at.to_string(),
         letter.collected_at.to_string(),
         text(&letter.failure_reason),
+        text(&letter.origin_queue),
+        csv_cell(&letter.exchange),
+        csv_cell(&letter.routing_key),
+        text(&letter.note),
+        number(replay.map(|replay| replay.replay)),
+        replay.map_or_else(String::new, |replay| replay.outcome.as_str().to_owned()),
+        number(replay.and_then(|replay| replay.came_back_as)),
+        number(letter.came_back_from),
     ];
     writeln!(out, "{}", cells.join(","))
 }

@@ -10,9 +10,9 @@ use crate::ledger::{DeadLetterFilter, LetterSource, LetterState};
 /// Which dead letters are meant.
 #[derive(Debug, Args)]
 pub(super) struct Filters {
-    /// Only those in this state, or "any"
-    #[arg(long, value_name = "STATE", default_value = "open", value_parser = states())]
-    state: States,
+    /// Only those in this state, or "any" [default: open; with --replay: any]
+    #[arg(long, value_name = "STATE", value_parser = states())]
+    state: Option<States>,
     #[command(flatten)]
     matching: Matching,
 }
@@ -50,6 +50,12 @@ pub(super) struct Matching {
     /// Only those that contain this text: in ids, products, codes, the failure's text or the first 2 KiB of the body, in any case
     #[arg(long, value_name = "TEXT", value_parser = NonEmptyStringValueParser::new())]
     text: Option<String>,
+    /// Only those that were last published with this routing key, such as a mistyped one
+    #[arg(long, value_name = "KEY", value_parser = NonEmptyStringValueParser::new())]
+    routing_key: Option<String>,
+    /// Only letters of this replay, also those that it has not published
+    #[arg(long, value_name = "N")]
+    replay: Option<i64>,
 }
 
 /// One state, or none: any.
@@ -69,14 +75,30 @@ fn sources() -> impl TypedValueParser<Value = LetterSource> {
 impl Filters {
     /// The filter; `now` is what ages refer to.
     pub fn filter(&self, now: Timestamp) -> DeadLetterFilter {
-        DeadLetterFilter { states: self.state.0.into_iter().collect(), ..self.matching.filter(now) }
+        let filter = self.matching.filter(now);
+        let default = if filter.replay.is_some() { None } else { Some(LetterState::Open) };
+        let state = self.state.map_or(default, |States(state)| state);
+        DeadLetterFilter { states: state.into_iter().collect(), ..filter }
     }
 }
 
 impl Matching {
     /// The filter, in any state; `now` is what ages refer to.
     pub fn filter(&self, now: Timestamp) -> DeadLetterFilter {
-        let Matching { source, reason, code, consumer, product, customer, order, since, until, text } = self;
+        let Matching {
+            source,
+            reason,
+            code,
+            consumer,
+            product,
+            customer,
+            order,
+            since,
+            until,
+            text,
+            routing_key,
+            replay,
+        } = self;
         DeadLetterFilter {
             states: Vec::new(),
             source: *source,
@@ -89,6 +111,8 @@ impl Matching {
             since: since.map(|since| since.at(now)),
             until: until.map(|until| until.at(now)),
             text: text.clone(),
+            routing_key: routing_key.clone(),
+            replay: *replay,
         }
     }
 }

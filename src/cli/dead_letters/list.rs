@@ -1,5 +1,6 @@
 //! `orderd dead-letters list`.
 
+use std::collections::BTreeSet;
 use std::io::{self, Write};
 
 use clap::Args;
@@ -13,7 +14,11 @@ use crate::cli::admin_client::DaemonTarget;
 use crate::cli::ledger_source::LedgerSource;
 use crate::cli::output::write_json;
 use crate::cli::{Exit, Format};
-use crate::ledger::{DeadLetter, DeadLetterQuery};
+use crate::escape::escaped;
+use crate::ledger::{DeadLetter, DeadLetterFilter, DeadLetterGroup, DeadLetterQuery};
+
+/// Groups that are searched for the values that there are.
+const MAX_KNOWN: usize = 10_000;
 
 /// Arguments of `orderd dead-letters list`.
 #[derive(Debug, Args)]
@@ -49,28 +54,84 @@ pub(super) async fn run(
     source: &LedgerSource,
     now: Timestamp,
     out: &mut dyn Write,
+    err: &mut dyn Write,
 ) -> io::Result<Done> {
     let filter = args.filters.filter(now);
     let limit = args.limit as usize;
     if args.group {
-        let groups = match source.groups(filter, limit).await {
+        let groups = match source.groups(filter.clone(), limit).await {
             Ok(groups) => groups,
             Err(error) => return Ok(Err(error)),
         };
         match args.format {
-            Format::Text => list_text::write_groups(&groups, now, out)?,
             Format::Json => write_json(&groups, out)?,
+            Format::Text if groups.messages > 0 => list_text::write_groups(&groups, now, out)?,
+            Format::Text => return nothing_found(&filter, source, out, err).await,
         }
         return Ok(Ok(Exit::Done));
     }
-    let page = match source.letters(DeadLetterQuery { filter, before: args.before, after: None, limit }).await {
+    let query = DeadLetterQuery { filter: filter.clone(), before: args.before, after: None, limit };
+    let page = match source.letters(query).await {
         Ok(page) => page,
         Err(error) => return Ok(Err(error)),
     };
     let next = page.letters.last().map(|letter| letter.id).filter(|_| page.more);
     match args.format {
-        Format::Text => list_text::write_letters(&page.letters, next, now, out)?,
         Format::Json => write_json(&Listing { dead_letters: &page.letters, next }, out)?,
+        Format::Text if !page.letters.is_empty() => list_text::write_letters(&page.letters, next, now, out)?,
+        Format::Text => return nothing_found(&filter, source, out, err).await,
     }
     Ok(Ok(Exit::Done))
+}
+
+/// Says that there is nothing, how many there are in other states, and which values there are if one of the filter is unknown.
+async fn nothing_found(
+    filter: &DeadLetterFilter,
+    source: &LedgerSource,
+    out: &mut dyn Write,
+    err: &mut dyn Write,
+) -> io::Result<Done> {
+    let any_state = DeadLetterFilter { states: Vec::new(), ..filter.clone() };
+    let (elsewhere, all) = match filter.states.is_empty() {
+        true => (0, source.groups(DeadLetterFilter::default(), MAX_KNOWN).await),
+        false => match source.groups(any_state, 1).await {
+            Ok(groups) => (groups.messages, source.groups(DeadLetterFilter::default(), MAX_KNOWN).await),
+            Err(error) => return Ok(Err(error)),
+        },
+    };
+    let all = match all {
+        Ok(all) => all,
+        Err(error) => return Ok(Err(error)),
+    };
+    let states: Vec<_> = filter.states.iter().map(|state| state.as_str()).collect();
+    let state = if states.is_empty() { String::new() } else { format!("{} ", states.join(" or ")) };
+    let others = match elsewhere {
+        0 => String::new(),
+        1 => " (1 in another state: --state any)".to_owned(),
+        count => format!(" ({count} in other states: --state any)"),
+    };
+    writeln!(out, "no {state}dead letters{others}")?;
+    for (option, wanted, known) in unknown_values(filter, &all.groups) {
+        let known: Vec<_> = known.into_iter().map(escaped).collect();
+        let known = if known.is_empty() { "there are none".to_owned() } else { format!("known: {}", known.join(", ")) };
+        writeln!(err, "orderd: warning: no dead letter in any state has {option} {}; {known}", escaped(wanted))?;
+    }
+    Ok(Ok(Exit::Done))
+}
+
+/// The options with a value that no dead letter has, and the values that there are.
+fn unknown_values<'f>(
+    filter: &'f DeadLetterFilter,
+    groups: &'f [DeadLetterGroup],
+) -> Vec<(&'static str, &'f str, BTreeSet<&'f str>)> {
+    let values = |of: fn(&DeadLetterGroup) -> Option<&str>| groups.iter().filter_map(of).collect::<BTreeSet<_>>();
+    [
+        ("--reason", &filter.reason, values(|group| Some(&group.reason))),
+        ("--code", &filter.code, values(|group| Some(&group.code))),
+        ("--consumer", &filter.consumer, values(|group| group.consumer.as_deref())),
+    ]
+    .into_iter()
+    .filter_map(|(option, wanted, known)| Some((option, wanted.as_deref()?, known)))
+    .filter(|(_, wanted, known)| !known.contains(wanted))
+    .collect()
 }

@@ -7,49 +7,49 @@ use jiff::Timestamp;
 use crate::cli::table::{self, Layout};
 use crate::cli::text::{age, counted, shortened};
 use crate::escape::escaped;
-use crate::ledger::{DeadLetter, DeadLetterGroup, DeadLetterGroups, LetterState};
+use crate::ledger::{DeadLetter, DeadLetterGroup, DeadLetterGroups, LetterReplay, LetterSource, LetterState};
 
 /// Characters of a text in a cell.
 const MAX_CELL: usize = 36;
 /// Shown for what there is not.
 const NONE: &str = "-";
 
+/// Writes a page that is not empty. What most letters do not have is a column only if one of them has it.
 pub(super) fn write_letters(
     letters: &[DeadLetter],
     next: Option<i64>,
     now: Timestamp,
     out: &mut dyn Write,
 ) -> io::Result<()> {
-    if letters.is_empty() {
-        return writeln!(out, "no dead letters");
-    }
-    let mut table = table::new(["ID", "AGE", "CONSUMER", "REASON", "CODE", "ORDER OR MESSAGE", "TOTAL", "STATE"]);
+    let has_unrouted = letters.iter().any(|letter| letter.source == LetterSource::UnroutedQueue);
+    let has_notes = letters.iter().any(|letter| letter.note.is_some());
+    let mut header = vec!["ID", "AGE", "CONSUMER", "REASON", "CODE", "ORDER OR MESSAGE", "TOTAL"];
+    header.extend(has_unrouted.then_some("EXCHANGE, ROUTING KEY"));
+    header.push("STATE");
+    header.extend(has_notes.then_some("NOTE"));
+    let mut table = table::new(header);
     for letter in letters {
-        let state = match letter.state {
-            LetterState::Open => String::new(),
-            LetterState::Held | LetterState::Replaying | LetterState::Replayed | LetterState::Discarded => {
-                letter.state.as_str().to_owned()
-            }
-        };
-        let state = match (state.is_empty(), letter.maybe_duplicate_of) {
-            (_, None) => state,
-            (true, Some(original)) => format!("maybe {original} again"),
-            (false, Some(original)) => format!("{state}, maybe {original} again"),
-        };
         let what = letter.order_id.as_deref().or(letter.identity.as_deref()).unwrap_or(&letter.routing_key);
-        table.add_row([
+        let total = letter.total.zip(letter.currency.as_deref());
+        let mut row = vec![
             letter.id.to_string(),
             age(letter.failed_at, now),
             cell(letter.consumer.as_deref()),
             cell(Some(&letter.reason)),
             cell(Some(&letter.code)),
             cell(Some(what)),
-            letter
-                .total
-                .zip(letter.currency.as_deref())
-                .map_or_else(|| NONE.to_owned(), |(total, currency)| format!("{total} {}", escaped(currency))),
-            state,
-        ]);
+            total.map_or_else(|| NONE.to_owned(), |(total, currency)| format!("{total} {}", escaped(currency))),
+        ];
+        if has_unrouted {
+            let is_unrouted = letter.source == LetterSource::UnroutedQueue;
+            let place = format!("{}, {}", letter.exchange, letter.routing_key);
+            row.push(cell(is_unrouted.then_some(&place)));
+        }
+        row.push(state(letter));
+        if has_notes {
+            row.push(cell(letter.note.as_deref()));
+        }
+        table.add_row(row);
     }
     table::write(table, &Layout { indent: 0, ..Layout::default() }, out)?;
     match next {
@@ -58,24 +58,59 @@ pub(super) fn write_letters(
     }
 }
 
+/// What has become of it; empty if it is open and nothing more is known.
+fn state(letter: &DeadLetter) -> String {
+    let replay = letter.last_replay.as_ref();
+    let mut parts = match (letter.state, replay) {
+        (LetterState::Open, _) => Vec::new(),
+        (LetterState::Replayed, Some(replay)) => vec![format!("replayed: {}", outcome_text(replay))],
+        (LetterState::Replaying, Some(replay)) => vec![format!("replaying: {}", outcome_text(replay))],
+        (LetterState::Held | LetterState::Replaying | LetterState::Replayed | LetterState::Discarded, _) => {
+            vec![letter.state.as_str().to_owned()]
+        }
+    };
+    parts.extend(letter.came_back_from.map(|id| format!("was {id} before")));
+    parts.extend(letter.maybe_duplicate_of.map(|id| format!("maybe {id} again")));
+    parts.join(", ")
+}
+
+/// `failed again (http_402), now 82`.
+pub(super) fn outcome_text(replay: &LetterReplay) -> String {
+    let code = replay.code.as_deref().map_or_else(String::new, |code| format!(" ({})", escaped(code)));
+    let became = replay.came_back_as.map_or_else(String::new, |id| format!(", now {id}"));
+    format!("{}{code}{became}", replay.outcome.as_str().replace('_', " "))
+}
+
 pub(super) fn write_groups(groups: &DeadLetterGroups, now: Timestamp, out: &mut dyn Write) -> io::Result<()> {
-    if groups.messages == 0 {
-        return writeln!(out, "no dead letters");
-    }
-    let mut table = table::new(["COUNT", "CONSUMER", "REASON", "CODE", "OLDEST", "NEWEST", "MONEY", "EXAMPLE"]);
+    let has_keys = groups.groups.iter().any(|group| group.routing_key.is_some());
+    let has_notes = groups.groups.iter().any(|group| group.note.is_some());
+    let mut header = vec!["COUNT", "CONSUMER", "REASON", "CODE"];
+    header.extend(has_keys.then_some("ROUTING KEY"));
+    header.extend(["OLDEST", "NEWEST", "MONEY", "EXAMPLE"]);
+    header.extend(has_notes.then_some("NOTE OF EXAMPLE"));
+    let mut table = table::new(header);
     for group in &groups.groups {
-        let DeadLetterGroup { reason, consumer, code, messages, oldest, newest, money, example, .. } = group;
+        let DeadLetterGroup {
+            source: _,
+            reason,
+            consumer,
+            code,
+            routing_key,
+            messages,
+            oldest,
+            newest,
+            money,
+            example,
+            note,
+        } = group;
         let money: Vec<_> = money.iter().map(|(currency, sum)| format!("{sum} {}", escaped(currency))).collect();
-        table.add_row([
-            messages.to_string(),
-            cell(consumer.as_deref()),
-            cell(Some(reason)),
-            cell(Some(code)),
-            age(*oldest, now),
-            age(*newest, now),
-            if money.is_empty() { NONE.to_owned() } else { money.join(" + ") },
-            example.to_string(),
-        ]);
+        let mut row = vec![messages.to_string(), cell(consumer.as_deref()), cell(Some(reason)), cell(Some(code))];
+        row.extend(has_keys.then(|| cell(routing_key.as_deref())));
+        row.extend([age(*oldest, now), age(*newest, now)]);
+        row.push(if money.is_empty() { NONE.to_owned() } else { money.join(" + ") });
+        row.push(example.to_string());
+        row.extend(has_notes.then(|| cell(note.as_deref())));
+        table.add_row(row);
     }
     table::write(table, &Layout { indent: 0, numbers: 0..1, ..Layout::default() }, out)?;
     if groups.hidden > 0 {

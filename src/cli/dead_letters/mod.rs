@@ -140,7 +140,7 @@ pub async fn read(
         Err(exit) => return Ok(exit),
     };
     let done = match args.command {
-        DeadLettersCommand::List(args) => list::run(&args, &source, now, out).await?,
+        DeadLettersCommand::List(args) => list::run(&args, &source, now, out, err).await?,
         DeadLettersCommand::Show(args) => show::run(&args, &source, out, err).await?,
         DeadLettersCommand::Export(args) => export::run(&args, &source, now, out).await?,
         DeadLettersCommand::Replay(_)

@@ -7,13 +7,16 @@ use serde_json::Value;
 
 use super::Done;
 use super::body::readable;
+use super::list_text::outcome_text;
 use crate::cli::admin_client::DaemonTarget;
 use crate::cli::ledger_source::LedgerSource;
 use crate::cli::output::write_json;
-use crate::cli::text::labelled;
+use crate::cli::text::{counted, labelled};
 use crate::cli::{Exit, Format};
 use crate::dead_letters::WholeLetter;
 use crate::escape::escaped;
+use crate::ledger::{LetterOrigin, LetterRevision, LetterSource};
+use crate::message::names::{ORIGIN_EXCHANGE, ORIGIN_ROUTING_KEY};
 
 /// Arguments of `orderd dead-letters show`.
 #[derive(Debug, Args)]
@@ -21,6 +24,9 @@ pub(super) struct ShowArgs {
     /// Number of the dead letter
     #[arg(value_name = "ID")]
     id: i64,
+    /// Show the content in this revision; 0 is the one as it came [default: the last one]
+    #[arg(long, value_name = "N")]
+    revision: Option<i64>,
     #[command(flatten)]
     pub daemon: DaemonTarget,
     /// Output format
@@ -34,7 +40,7 @@ pub(super) async fn run(
     out: &mut dyn Write,
     err: &mut dyn Write,
 ) -> io::Result<Done> {
-    match source.letter(args.id).await {
+    match source.letter(args.id, args.revision).await {
         Ok(Some(letter)) => {
             match args.format {
                 Format::Text => write_text(&letter, out)?,
@@ -43,7 +49,12 @@ pub(super) async fn run(
             Ok(Ok(Exit::Done))
         }
         Ok(None) => {
-            writeln!(err, "orderd: there is no dead letter {}: orderd dead-letters list", args.id)?;
+            match args.revision {
+                None => writeln!(err, "orderd: there is no dead letter {}: orderd dead-letters list", args.id)?,
+                Some(revision) => {
+                    writeln!(err, "orderd: there is no dead letter {} with revision {revision}", args.id)?;
+                }
+            }
             Ok(Ok(Exit::Refused))
         }
         Err(error) => Ok(Err(error)),
@@ -60,14 +71,20 @@ fn write_text(whole: &WholeLetter, out: &mut dyn Write) -> io::Result<()> {
     line("taken from", Some(&format!("{}, put there by {}", letter.source.as_str(), letter.origin.as_str())))?;
     line("consumer", letter.consumer.as_deref())?;
     let code = if letter.code == letter.reason { String::new() } else { format!(", code {}", letter.code) };
-    line("reason", Some(&format!("{}{code}, after {} delayed retries", letter.reason, letter.retries)))?;
+    let retries = letter.consumer.as_ref().map(|_| format!(", after {}", counted(letter.retries, "delayed retry")));
+    line("reason", Some(&format!("{}{code}{}", letter.reason, retries.unwrap_or_default())))?;
     line("broker's reason", letter.broker_reason.as_deref().filter(|reason| *reason != letter.reason))?;
     let original =
         letter.maybe_duplicate_of.map(|id| format!("of {id}, with the same content: its ack may have been lost"));
     line("maybe again", original.as_deref())?;
     line("body", letter.unread.then_some("never read by orderd: reading it has ended a process"))?;
     line("failure", letter.failure_reason.as_deref())?;
-    line("failed", Some(&format!("{:.0}, collected {:.0}", letter.failed_at, letter.collected_at)))?;
+    match letter.source {
+        LetterSource::DeadLetterQueue => {
+            line("failed", Some(&format!("{:.0}, collected {:.0}", letter.failed_at, letter.collected_at)))?;
+        }
+        LetterSource::UnroutedQueue => line("collected", Some(&format!("{:.0}", letter.collected_at)))?,
+    }
     line("identity", letter.identity.as_deref())?;
     line("order", letter.order_id.as_deref())?;
     line("customer", letter.customer_id.as_deref())?;
@@ -75,14 +92,36 @@ fn write_text(whole: &WholeLetter, out: &mut dyn Write) -> io::Result<()> {
     let total = letter.total.zip(letter.currency.as_deref()).map(|(total, currency)| format!("{total} {currency}"));
     line("total", total.as_deref())?;
     line("queue", letter.origin_queue.as_deref())?;
-    line("published to", Some(&format!("{:?} with routing key {:?}", letter.exchange, letter.routing_key)))?;
+    let (label, exchange, routing_key) = publication(whole);
+    line(label, Some(&format!("{exchange:?} with routing key {routing_key:?}")))?;
     line("user_id", letter.user_id.as_deref())?;
     line("note", letter.note.as_deref())?;
+    line("came back", letter.came_back_from.map(|id| format!("from dead letter {id}")).as_deref())?;
+    for LetterRevision { revision, at, by } in &whole.edits {
+        let at = at.map_or_else(String::new, |at| format!(", {at:.0}"));
+        let by = by.as_deref().map_or_else(String::new, |by| format!(", by {by}"));
+        line("edited", Some(&format!("revision {revision}{at}{by}")))?;
+    }
+    let last = whole.edits.last().map_or(0, |edit| edit.revision);
+    let shown = match whole.revision {
+        0 if last > 0 => Some("revision 0: as it came".to_owned()),
+        revision if revision < last => Some(format!("revision {revision}, not the last one")),
+        revision if revision > 0 => Some(format!("revision {revision}; as it came: --revision 0")),
+        _ => None,
+    };
+    line("shown", shown.as_deref())?;
     write_table("properties", &whole.properties, out, |value| value)?;
     write_table("headers", &whole.headers, out, |value| value.get("value").unwrap_or(value))?;
-    writeln!(out, "\nbody, {} bytes", letter.bytes)?;
+    writeln!(out, "\nbody, {}", counted(body_bytes(whole) as i64, "byte"))?;
     for line in text_of(whole).lines() {
         writeln!(out, "  {}", escaped(line))?;
+    }
+    if !whole.replays.is_empty() {
+        writeln!(out, "\nreplays")?;
+    }
+    for replay in &whole.replays {
+        let outcome = outcome_text(replay);
+        writeln!(out, "  {:.0}  replay {} by {}: {outcome}", replay.at, replay.replay, escaped(&replay.by))?;
     }
     if !attempts.is_empty() {
         writeln!(out, "\nattempts")?;
@@ -105,10 +144,39 @@ fn write_text(whole: &WholeLetter, out: &mut dyn Write) -> io::Result<()> {
             (Some(result), ..) => format!(" {result}"),
             _ => String::new(),
         };
-        let text = format!("  {:.0}  {}{undo} {}, {} calls{what}", step.at, step.name, step.status, step.attempts);
+        let text =
+            format!("  {:.0}  {}{undo} {}, {}{what}", step.at, step.name, step.status, counted(step.attempts, "call"));
         writeln!(out, "{}", escaped(&text))?;
     }
     Ok(())
+}
+
+/// Where the message was published, and with which routing key. What orderd has put into the dead letter queue is a copy, whose headers say
+/// where the original was.
+fn publication(whole: &WholeLetter) -> (&'static str, &str, &str) {
+    let letter = &whole.letter;
+    let header = |name: &str| whole.headers.get(name)?.get("value")?.as_str();
+    let original = header(ORIGIN_EXCHANGE).zip(header(ORIGIN_ROUTING_KEY));
+    match (letter.origin, letter.source, original) {
+        (LetterOrigin::Orderd, LetterSource::DeadLetterQueue, Some((exchange, key))) => ("published to", exchange, key),
+        (LetterOrigin::Orderd | LetterOrigin::Broker, LetterSource::DeadLetterQueue, _) => {
+            ("dead-lettered to", &letter.exchange, &letter.routing_key)
+        }
+        (LetterOrigin::Others, LetterSource::DeadLetterQueue, _) | (_, LetterSource::UnroutedQueue, _) => {
+            ("published to", &letter.exchange, &letter.routing_key)
+        }
+    }
+}
+
+/// The length of the body that is shown.
+fn body_bytes(whole: &WholeLetter) -> usize {
+    match (&whole.body, &whole.body_base64) {
+        (Some(text), _) => text.len(),
+        (None, base64) => {
+            let base64 = base64.as_deref().unwrap_or_default();
+            base64.len() / 4 * 3 - base64.bytes().rev().take_while(|byte| *byte == b'=').count()
+        }
+    }
 }
 
 /// The body as lines of text.

@@ -20,6 +20,11 @@ use crate::ledger::{JournalAction, JournalEntry, JournalFilter, JournalPage, Jou
 /// Characters of a subject or a result in a cell.
 const MAX_CELL: usize = 60;
 
+/// Numbers of dead letters in a cell.
+const MAX_IDS: usize = 10;
+/// Characters of a condition in a cell.
+const MAX_CONDITION: usize = 80;
+
 /// Arguments of `orderd journal list`.
 #[derive(Debug, Args)]
 pub(super) struct ListArgs {
@@ -111,14 +116,65 @@ fn write_text(page: &JournalPage, out: &mut dyn Write) -> io::Result<()> {
     }
 }
 
-/// `consumer=order, changed=true`.
+/// `consumer=order, changed=true`. What says what it is about comes first, and is never cut.
 fn cell(value: &Value) -> String {
-    let text = match value {
-        Value::Object(fields) => {
-            let shown = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-            fields.iter().map(|(key, value)| format!("{key}={}", shown(value))).collect::<Vec<_>>().join(", ")
-        }
-        other => other.to_string(),
-    };
-    shortened(&escaped(&text), MAX_CELL)
+    let Value::Object(fields) = value else { return shortened(&escaped(&value.to_string()), MAX_CELL) };
+    let mut shown: Vec<String> = Vec::new();
+    shown.extend(fields.get("replay").map(|number| format!("replay={number}")));
+    shown.extend(fields.get("selection").map(selection));
+    let first = escaped(&shown.join(", "));
+    let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    let rest = fields.iter().filter(|(key, value)| !["replay", "selection"].contains(&&***key) && !value.is_null());
+    let rest = rest.map(|(key, value)| format!("{key}={}", text(value))).collect::<Vec<_>>().join(", ");
+    let rest = shortened(&escaped(&rest), MAX_CELL);
+    [first, rest].into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(", ")
+}
+
+/// `ids=4,7 and 2 more`, or the conditions that are given: `code=http_402, up_to=500`.
+fn selection(selection: &Value) -> String {
+    if let Some(ids) = selection["ids"].as_array() {
+        let shown: Vec<_> = ids.iter().take(MAX_IDS).map(Value::to_string).collect();
+        let more = ids.len().saturating_sub(MAX_IDS);
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        return format!("ids={}{more}", shown.join(","));
+    }
+    // An older form has the filter within another one.
+    let filter = selection.get("filter").filter(|filter| filter.get("filter").is_some()).unwrap_or(selection);
+    let conditions = filter["filter"].as_object().into_iter().flatten();
+    let is_given = |value: &Value| !value.is_null() && value.as_array().is_none_or(|states| !states.is_empty());
+    let mut shown: Vec<String> = conditions
+        .filter(|(_, value)| is_given(value))
+        .map(|(key, value)| {
+            let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+            format!("{key}={}", shortened(&text, MAX_CONDITION))
+        })
+        .collect();
+    if shown.is_empty() {
+        shown.push("all".to_owned());
+    }
+    shown.extend(filter.get("up_to").map(|up_to| format!("up_to={up_to}")));
+    shown.join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn the_number_and_the_selection_of_a_replay_come_first_and_are_never_cut_off() {
+        let options =
+            json!({"canary": true, "rate": 50, "stop_at": 10, "to": "a_queue_with_a_long_name_that_is_cut_somewhere"});
+        let filter =
+            json!({"filter": {"states": [], "code": "http_402", "consumer": "order", "text": null}, "up_to": 500});
+        let shown = cell(&json!({"replay": 7, "options": options, "selection": filter}));
+        assert!(shown.starts_with("replay=7, code=http_402, consumer=order, up_to=500, options={"), "{shown}");
+        assert!(shown.ends_with('…'), "{shown}");
+        let ids: Vec<i64> = (1..=1_000).collect();
+        let shown = cell(&json!({"replay": 8, "options": options, "selection": {"ids": ids}}));
+        assert!(shown.starts_with("replay=8, ids=1,2,3,4,5,6,7,8,9,10 and 990 more, options="), "{shown}");
+        assert_eq!(cell(&json!({"replay": 9, "selection": {"filter": {}, "up_to": 3}})), "replay=9, all, up_to=3");
+        assert_eq!(cell(&json!({"consumer": "order", "note_sha256": null})), "consumer=order");
+    }
 }

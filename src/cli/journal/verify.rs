@@ -49,7 +49,7 @@ fn write_text(verification: &JournalVerification, out: &mut dyn Write) -> io::Re
         0 => "all as they were written".to_owned(),
         count => counted(*count, "problem"),
     };
-    writeln!(out, "{}: {result}", counted(*entries, "entry").replace("entrys", "entries"))?;
+    writeln!(out, "{}: {result}", counted(*entries, "entry"))?;
     if head.seq > 0 {
         writeln!(out, "last entry {}, hash {}", head.seq, head.hash)?;
     }

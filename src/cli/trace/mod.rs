@@ -93,7 +93,7 @@ impl TracedQueue {
 /// Reads what is recorded, asks the broker, and prints the trace. Without a valid configuration, which names the queues and the broker's
 /// address, it prints what the ledger knows.
 ///
-/// Returns the exit code: 0, 1 if the order is not in the ledger, 69 if the daemon that is named does not answer, 70 or 78 if the ledger
+/// Returns the exit code: 0, 1 if nothing is recorded about the order, 69 if the daemon that is named does not answer, 70 or 78 if the ledger
 /// cannot be read.
 ///
 /// # Errors
@@ -132,14 +132,13 @@ pub async fn run(
             | TracedMessage::AnalyticsCancelled => kind != Some(MessageKind::Order),
         }
     });
-    let exit = if trace.is_empty() { Exit::Refused } else { Exit::Done };
+    let exit = if trace.is_empty() && stored.is_empty() { Exit::Refused } else { Exit::Done };
     let mut places: Vec<MessageLocation> = trace
         .message_states(now)
         .into_iter()
         .map(|(message, state)| {
             let queues = config.map_or_else(Vec::new, |config| queues(config, message, &state, &trace));
-            let identity = message.identity(&args.id);
-            let stored = stored.iter().filter(|letter| letter.identity.as_deref() == Some(&*identity));
+            let stored = stored.iter().filter(|letter| message.is_meant_by(&args.id, letter.identity.as_deref()));
             MessageLocation {
                 message,
                 queues: queues.into_iter().map(|name| TracedQueue { name, depth: None }).collect(),
@@ -188,7 +187,8 @@ fn queues(config: &Config, message: TracedMessage, state: &MessageState, trace: 
         }
         MessageState::UnderWay { .. } => with_failed_queue(match message {
             TracedMessage::Order | TracedMessage::Cancellation => {
-                trace.order.iter().filter_map(|order| queue_of(&order.consumer)).collect()
+                let accepted = trace.order.as_ref().map(|order| order.consumer.as_str());
+                accepted.or_else(|| trace.replayed_in()).and_then(queue_of).into_iter().collect()
             }
             TracedMessage::Notification | TracedMessage::NotificationCancelled => of_kind(MessageKind::Notification),
             TracedMessage::Analytics | TracedMessage::AnalyticsFailed | TracedMessage::AnalyticsCancelled => {

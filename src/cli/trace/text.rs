@@ -23,6 +23,9 @@ pub(super) fn write(report: &TraceReport, now: Timestamp, out: &mut dyn Write) -
     writeln!(out, "order {}", escaped(&trace.id))?;
     match &trace.order {
         Some(order) => write_order(order, out)?,
+        None if trace.is_empty() && report.places.iter().any(|place| !place.stored.is_empty()) => {
+            writeln!(out, "  never processed: what is known is its dead letter")?;
+        }
         None if trace.is_empty() => writeln!(
             out,
             "  not in the ledger: it may still be in a queue, have another id, or be older than ledger.retention"
@@ -136,9 +139,15 @@ fn event_text(event: &TraceEvent) -> String {
             };
             format!("{attempt} failed in consumer {consumer}: {kind} {code}: {reason}{next}")
         }
-        TraceEvent::DeadLettered { consumer, reason, retries, code, .. } => {
-            let retries = if *retries == 1 { "1 retry".to_owned() } else { format!("{retries} retries") };
-            format!("dead-lettered: {reason} ({code} in consumer {consumer}, after {retries})")
+        TraceEvent::DeadLettered { consumer, reason, retries, code, letter, .. } => {
+            let (retries, letter) = (counted(*retries, "retry"), as_letter(*letter));
+            format!("dead-lettered{letter}: {reason} ({code} in consumer {consumer}, after {retries})")
+        }
+        TraceEvent::Replayed { replay, by, letter, outcome, code, came_back_as, .. } => {
+            let code = code.as_deref().map_or_else(String::new, |code| format!(" ({code})"));
+            let outcome = outcome.as_str().replace('_', " ");
+            let became = came_back_as.map_or_else(String::new, |id| format!(", now dead letter {id}"));
+            format!("dead letter {letter} published again (replay {replay} by {by}): {outcome}{code}{became}")
         }
         TraceEvent::StepCalled { name, action, status, attempts, duration_ms, result, code, reason } => {
             let what = if action == "do" { format!("step {name}") } else { format!("{action} of step {name}") };
@@ -168,6 +177,11 @@ fn event_text(event: &TraceEvent) -> String {
         TraceEvent::Skipped { channel, code } => format!("not delivered to channel {channel}: {code}"),
         TraceEvent::Counted => "counted in the statistics".to_owned(),
     }
+}
+
+/// The number of a stored dead letter.
+fn as_letter(letter: Option<i64>) -> String {
+    letter.map_or_else(String::new, |id| format!(" as dead letter {id}"))
 }
 
 /// A channel, the fallback that stands in for it, and the shortened recipient.

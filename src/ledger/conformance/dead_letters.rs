@@ -14,6 +14,7 @@ rules! {
     messages_are_found_by_everything_that_is_known_about_them,
     pages_follow_each_other_in_both_directions,
     groups_add_up_messages_and_money_by_cause,
+    the_cause_of_unrouted_messages_is_their_routing_key,
     a_stored_message_is_whole,
 }
 
@@ -146,6 +147,29 @@ async fn pages_follow_each_other_in_both_directions(ledger: &dyn Ledger) {
     assert_eq!(whole(5, 1 << 20).await, (vec![1, 2, 3, 4, 5], false));
     assert_eq!(whole(2, 1 << 20).await, (vec![1, 2], true));
     assert_eq!(whole(5, 1).await, (vec![1], true), "its body is larger than that");
+}
+
+async fn the_cause_of_unrouted_messages_is_their_routing_key(ledger: &dyn Ledger) {
+    let of_key = |content, source, key: &str| NewStoredLetter {
+        source,
+        routing_key: key.to_owned(),
+        ..stored_letter("ord-1", content)
+    };
+    let (unrouted, dead) = (LetterSource::UnroutedQueue, LetterSource::DeadLetterQueue);
+    for (content, source, key) in [
+        (1, unrouted, "oder.normal"),
+        (2, unrouted, "oder.normal"),
+        (3, unrouted, "order.nrmal"),
+        (4, dead, "a"),
+        (5, dead, "b"),
+    ] {
+        store(ledger, of_key(content, source, key)).await;
+    }
+    let groups = ledger.dead_letter_groups(DeadLetterFilter::default()).await.unwrap().groups;
+    let counts: Vec<_> = groups.iter().map(|group| (group.messages, group.routing_key.as_deref())).collect();
+    assert_eq!(counts, [(2, None), (2, Some("oder.normal")), (1, Some("order.nrmal"))]);
+    let typo = DeadLetterFilter { routing_key: Some("order.nrmal".to_owned()), ..DeadLetterFilter::default() };
+    assert_eq!(found(ledger, typo).await, [3]);
 }
 
 async fn groups_add_up_messages_and_money_by_cause(ledger: &dyn Ledger) {

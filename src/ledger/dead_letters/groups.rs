@@ -17,6 +17,8 @@ pub(in crate::ledger) struct Cause {
     /// Empty: none.
     pub consumer: String,
     pub code: String,
+    /// The routing key, if it is from `unrouted_queue`.
+    pub routing_key: Option<String>,
 }
 
 /// One message, as far as it is added up.
@@ -49,11 +51,13 @@ impl GroupBuilder {
             reason: cause.reason,
             consumer: Some(cause.consumer).filter(|consumer| !consumer.is_empty()),
             code: cause.code,
+            routing_key: cause.routing_key,
             messages: 0,
             oldest: failed_at,
             newest: failed_at,
             money: BTreeMap::new(),
             example: id,
+            note: None,
         });
         group.messages += 1;
         group.oldest = group.oldest.min(failed_at);
@@ -109,6 +113,7 @@ mod tests {
             reason: "permanent".to_owned(),
             consumer: "order".to_owned(),
             code: code.to_owned(),
+            routing_key: None,
         };
         let total = total.map(|(currency, total)| (currency.to_owned(), total.parse().unwrap()));
         Counted { id, state: LetterState::Open, cause, total, failed_at: Timestamp::from_second(id).unwrap() }

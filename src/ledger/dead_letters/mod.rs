@@ -4,6 +4,7 @@
 //! new      what is stored of a message, and the answer
 //! query    filters, pages and groups: plain values
 //! groups   adds messages up
+//! replayed what has become of a message: replays, revisions
 //! ```
 //! A message is stored before it is acked, and acked only once it is stored. So a message whose ack did not reach the broker is
 //! delivered again, and must be recognized: see [`NewStoredLetter::identification`]. What is to become of a stored message is
@@ -12,6 +13,7 @@
 mod groups;
 mod new;
 mod query;
+mod replayed;
 
 pub(super) use new::named;
 
@@ -25,3 +27,4 @@ pub use query::{
     DeadLetter, DeadLetterContent, DeadLetterDetail, DeadLetterFilter, DeadLetterGroup, DeadLetterGroups,
     DeadLetterPage, DeadLetterQuery, LetterAttempt, LetterStep, UnresolvedDeadLetters, UnresolvedSum, WholeDeadLetters,
 };
+pub use replayed::{LetterProgress, LetterReplay, LetterRevision};

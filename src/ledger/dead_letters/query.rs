@@ -8,6 +8,7 @@ use serde_json::Value;
 use utoipa::ToSchema;
 
 use super::new::{LetterOrigin, LetterSource, LetterState};
+use super::replayed::{LetterReplay, LetterRevision};
 use crate::domain::ExactSum;
 
 /// The most groups that are kept apart. Messages of further ones are counted, but not shown.
@@ -41,6 +42,10 @@ pub struct DeadLetterFilter {
     pub until: Option<Timestamp>,
     /// That contain this text, in any case of letters.
     pub text: Option<String>,
+    /// Last published with this routing key.
+    pub routing_key: Option<String>,
+    /// Letters of this replay, also those that it has not published.
+    pub replay: Option<i64>,
 }
 
 /// A page of messages, the latest first.
@@ -121,6 +126,10 @@ pub struct DeadLetter {
     pub erased: bool,
     /// Its body was not read, because that has ended a process: what the order says is not known.
     pub unread: bool,
+    /// The last replay that has published it; else the last one that has not.
+    pub last_replay: Option<LetterReplay>,
+    /// The message that has become this one in a replay.
+    pub came_back_from: Option<i64>,
 }
 
 /// A page.
@@ -143,6 +152,8 @@ pub struct DeadLetterGroup {
     pub consumer: Option<String>,
     /// The failure's stable code.
     pub code: String,
+    /// The routing key, which is the cause if they are from `unrouted_queue`; else null.
+    pub routing_key: Option<String>,
     /// How many.
     pub messages: u64,
     /// When the first of them failed.
@@ -155,6 +166,8 @@ pub struct DeadLetterGroup {
     pub money: BTreeMap<String, ExactSum>,
     /// The number of one of them, the latest.
     pub example: i64,
+    /// What a person has noted about that one.
+    pub note: Option<String>,
 }
 
 /// Groups, those with the most messages first.
@@ -236,8 +249,12 @@ pub struct DeadLetterDetail {
     pub letter: DeadLetter,
     /// All products.
     pub products: Vec<String>,
-    /// Its content, as it is now.
+    /// Its content, as it is now or was in the revision that was asked for.
     pub content: DeadLetterContent,
+    /// What persons have edited, oldest first.
+    pub edits: Vec<LetterRevision>,
+    /// Its replays, oldest first.
+    pub replays: Vec<LetterReplay>,
     /// Its failed attempts, oldest first.
     pub attempts: Vec<LetterAttempt>,
     /// What was called for it, oldest first.

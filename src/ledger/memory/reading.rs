@@ -50,8 +50,14 @@ impl LedgerReader for MemoryLedger {
         ready(Ok(self.tables().letters.groups(&filter))).boxed()
     }
 
-    fn dead_letter(&self, id: i64) -> BoxFuture<'static, Result<Option<DeadLetterDetail>, OpenError>> {
-        ready(Ok(self.tables().letters.detail(id))).boxed()
+    fn dead_letter_revision(
+        &self,
+        id: i64,
+        revision: Option<i64>,
+    ) -> BoxFuture<'static, Result<Option<DeadLetterDetail>, OpenError>> {
+        // Nothing is edited in memory.
+        let detail = self.tables().letters.detail(id).filter(|_| revision.is_none_or(|revision| revision == 0));
+        ready(Ok(detail)).boxed()
     }
 
     fn unresolved_dead_letters(&self) -> BoxFuture<'static, Result<UnresolvedDeadLetters, OpenError>> {
@@ -229,6 +235,7 @@ fn dead_lettered(letter: &NewDeadLetter) -> TraceEvent {
         retries: letter.attempt.retry_count.into(),
         code: letter.attempt.code.clone(),
         origin_queue: letter.origin_queue.clone(),
+        letter: None,
     }
 }
 

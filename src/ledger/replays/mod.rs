@@ -22,6 +22,7 @@ use utoipa::ToSchema;
 use super::dead_letters::{DeadLetterFilter, LetterState, named};
 use super::error::{LedgerError, OpenError};
 
+pub use super::dead_letters::LetterProgress;
 pub use change::{
     BeginAnswer, ChangeAnswer, ClaimedReplay, DeskAnswer, DeskChange, LetterChange, LetterEdit, NewReplay,
     PublishAnswer, ToPublish, ToSelect,
@@ -62,34 +63,6 @@ impl ReplayState {
             ReplayState::Selecting | ReplayState::Running | ReplayState::Stopping => false,
             ReplayState::Finished | ReplayState::Stopped => true,
         }
-    }
-}
-
-named! {
-    /// How far a letter of a replay is.
-    LetterProgress {
-        /// It waits for its turn.
-        Selected = "selected",
-        /// It is being published, or was.
-        Publishing = "publishing",
-        /// The broker has confirmed it.
-        Published = "published",
-        /// It has failed, and waits for a retry.
-        Retrying = "retrying",
-        /// It was processed, now or before.
-        Processed = "processed",
-        /// Its order was cancelled, so it was not processed.
-        Cancelled = "cancelled",
-        /// Its steps, whose undo had failed, are undone now. It was dead-lettered again, for its first failure.
-        Undone = "undone",
-        /// It was dead-lettered again, as another letter.
-        FailedAgain = "failed_again",
-        /// It was not published.
-        Skipped = "skipped",
-        /// The replay was stopped before it was published.
-        Returned = "returned",
-        /// It was published, and no outcome was seen in time.
-        Unknown = "unknown",
     }
 }
 

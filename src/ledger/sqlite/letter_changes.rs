@@ -116,11 +116,11 @@ pub(super) fn edit(connection: &Connection, edit: &LetterEdit) -> rusqlite::Resu
     }
     connection
         .prepare_cached(
-            "INSERT INTO stored_contents (letter_id, revision, properties, headers, body)
-             SELECT letter_id, revision + 1, properties, headers, ?3 FROM stored_contents
+            "INSERT INTO stored_contents (letter_id, revision, properties, headers, body, edited_at, edited_by)
+             SELECT letter_id, revision + 1, properties, headers, ?3, ?4, ?5 FROM stored_contents
              WHERE letter_id = ?1 AND revision = ?2",
         )?
-        .execute(params![id, edit.base, &edit.body[..]])?;
+        .execute(params![id, edit.base, &edit.body[..], edit.at.as_millisecond(), edit.by])?;
     connection
         .prepare_cached("UPDATE stored_dead_letters SET bytes = ?2 WHERE id = ?1")?
         .execute((id, i64::try_from(edit.body.len()).unwrap_or(i64::MAX)))?;

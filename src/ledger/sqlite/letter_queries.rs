@@ -8,6 +8,8 @@ use rusqlite::types::Value as SqlValue;
 use rusqlite::{Connection, OptionalExtension, Row, params_from_iter};
 use serde_json::Value;
 
+use super::columns::named;
+use super::letter_history;
 use super::open::{self, READ_BUSY_TIMEOUT};
 use super::order_sums::read_amount;
 use super::trace::{time, timestamp};
@@ -24,7 +26,8 @@ const COLUMNS: &str = "id, state, source, origin, reason, code, failure_kind, fa
     unread_by IS NOT NULL";
 
 /// Groups and sums need only these, all of them in one index.
-const COUNTED: &str = "id, state, source, reason, consumer, code, currency, total, failed_at";
+const COUNTED: &str = "id, state, source, reason, consumer, code, currency, total, failed_at,
+    iif(source = 'unrouted_queue', routing_key, NULL)";
 
 /// A statement with its values.
 struct Statement {
@@ -34,7 +37,8 @@ struct Statement {
 
 /// Blocks, as do the others.
 pub(super) fn page(directory: &Path, query: &DeadLetterQuery) -> Result<DeadLetterPage, OpenError> {
-    read(directory, |connection| read_page(connection, query))
+    // One transaction, so one snapshot.
+    read(directory, |connection| read_page(&*connection.unchecked_transaction()?, query))
 }
 
 /// One content after the other, until they have `budget` bytes.
@@ -49,7 +53,8 @@ pub(super) fn whole_page(
         let DeadLetterPage { letters, more } = read_page(&snapshot, query)?;
         let (count, mut whole, mut bytes) = (letters.len(), Vec::new(), 0);
         for letter in letters {
-            let detail = read_detail(&snapshot, letter)?;
+            let content = read_content(&snapshot, letter.id, None)?.ok_or(rusqlite::Error::QueryReturnedNoRows)?;
+            let detail = read_detail(&snapshot, letter, content)?;
             bytes += detail.content.body.len();
             whole.push(detail);
             if bytes >= budget {
@@ -67,14 +72,21 @@ fn read_page(connection: &Connection, query: &DeadLetterQuery) -> rusqlite::Resu
     let mut letters: Vec<_> = letters.collect::<rusqlite::Result<_>>()?;
     let more = letters.len() > query.limit;
     letters.truncate(query.limit);
+    letters.iter_mut().try_for_each(|letter| add_replays(connection, letter))?;
     Ok(DeadLetterPage { letters, more })
 }
 
 pub(super) fn groups(directory: &Path, filter: &DeadLetterFilter) -> Result<DeadLetterGroups, OpenError> {
     read(directory, |connection| {
         let mut groups = GroupBuilder::default();
-        count(connection, filter, |letter| groups.add(letter))?;
-        Ok(groups.finish())
+        let snapshot = connection.unchecked_transaction()?;
+        count(&snapshot, filter, |letter| groups.add(letter))?;
+        let mut groups = groups.finish();
+        let mut select = snapshot.prepare("SELECT note FROM stored_dead_letters WHERE id = ?1")?;
+        for group in &mut groups.groups {
+            group.note = select.query_row([group.example], |row| row.get(0))?;
+        }
+        Ok(groups)
     })
 }
 
@@ -91,20 +103,35 @@ pub(super) fn unresolved_letters(directory: &Path) -> Result<UnresolvedDeadLette
     })
 }
 
-pub(super) fn detail(directory: &Path, id: i64) -> Result<Option<DeadLetterDetail>, OpenError> {
+/// With its content in this revision, or the last one. `None`: there is no such letter, or no such revision.
+pub(super) fn detail(directory: &Path, id: i64, revision: Option<i64>) -> Result<Option<DeadLetterDetail>, OpenError> {
     read(directory, |connection| {
         // One transaction, so one snapshot.
         let snapshot = connection.unchecked_transaction()?;
         let sql = format!("SELECT {COLUMNS} FROM stored_dead_letters WHERE id = ?1");
-        let Some(letter) = snapshot.query_row(&sql, [id], read_letter).optional()? else { return Ok(None) };
-        read_detail(&snapshot, letter).map(Some)
+        let Some(mut letter) = snapshot.query_row(&sql, [id], read_letter).optional()? else { return Ok(None) };
+        let Some(content) = read_content(&snapshot, id, revision)? else { return Ok(None) };
+        add_replays(&snapshot, &mut letter)?;
+        read_detail(&snapshot, letter, content).map(Some)
     })
 }
 
-fn read_detail(snapshot: &Connection, letter: DeadLetter) -> rusqlite::Result<DeadLetterDetail> {
+/// What has become of a letter in replays.
+fn add_replays(snapshot: &Connection, letter: &mut DeadLetter) -> rusqlite::Result<()> {
+    letter.last_replay = letter_history::last_replay(snapshot, letter.id)?;
+    letter.came_back_from = letter_history::came_back_from(snapshot, letter.id)?;
+    Ok(())
+}
+
+fn read_detail(
+    snapshot: &Connection,
+    letter: DeadLetter,
+    content: DeadLetterContent,
+) -> rusqlite::Result<DeadLetterDetail> {
     let mut products = snapshot.prepare_cached("SELECT product FROM stored_products WHERE letter_id = ?1")?;
     let products = products.query_map([letter.id], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
-    let content = read_content(snapshot, letter.id)?;
+    let edits = letter_history::revisions(snapshot, letter.id)?;
+    let replays = letter_history::replays(snapshot, letter.id)?;
     let (attempts, steps) = match (&letter.identity, &letter.consumer) {
         (Some(identity), Some(consumer)) => (
             read_attempts(snapshot, identity, consumer)?,
@@ -112,7 +139,7 @@ fn read_detail(snapshot: &Connection, letter: DeadLetter) -> rusqlite::Result<De
         ),
         _ => (Vec::new(), Vec::new()),
     };
-    Ok(DeadLetterDetail { letter, products, content, attempts, steps })
+    Ok(DeadLetterDetail { letter, products, content, edits, replays, attempts, steps })
 }
 
 fn read<T>(directory: &Path, read: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, OpenError> {
@@ -131,7 +158,7 @@ fn count(connection: &Connection, filter: &DeadLetterFilter, mut add: impl FnMut
             None => None,
         };
         let (source, reason) = (named(row, 2, LetterSource::parse)?, row.get(3)?);
-        let cause = Cause { source, reason, consumer: row.get(4)?, code: row.get(5)? };
+        let cause = Cause { source, reason, consumer: row.get(4)?, code: row.get(5)?, routing_key: row.get(9)? };
         let state = named(row, 1, LetterState::parse)?;
         add(Counted { id: row.get(0)?, state, cause, total, failed_at: time(row, 8)? });
     }
@@ -195,8 +222,21 @@ enum StateCondition {
 
 /// The conditions of a filter, each of which an index can find or a stored value can answer.
 fn conditions(filter: &DeadLetterFilter, state_condition: StateCondition) -> Statement {
-    let DeadLetterFilter { states, source, reason, code, consumer, product, customer, order, since, until, text } =
-        filter;
+    let DeadLetterFilter {
+        states,
+        source,
+        reason,
+        code,
+        consumer,
+        product,
+        customer,
+        order,
+        since,
+        until,
+        text,
+        routing_key,
+        replay,
+    } = filter;
     let states = if states.is_empty() { LetterState::ALL } else { states };
     let states: Vec<_> = states.iter().map(|state| format!("'{}'", state.as_str())).collect();
     // A unary plus keeps SQLite from using an index.
@@ -223,6 +263,8 @@ fn conditions(filter: &DeadLetterFilter, state_condition: StateCondition) -> Sta
     add("id IN (SELECT letter_id FROM stored_products WHERE product = ?)", text_value(product));
     add("customer_id = ?", text_value(customer));
     add("order_id = ?", text_value(order));
+    add("routing_key = ?", text_value(routing_key));
+    add("id IN (SELECT letter_id FROM replay_letters WHERE replay_id = ?)", replay.map(SqlValue::Integer));
     add("failed_at >= ?", since.map(millis));
     add("failed_at < ?", until.map(millis));
     add(
@@ -265,29 +307,23 @@ fn read_letter(row: &Row<'_>) -> rusqlite::Result<DeadLetter> {
         erased: row.get(27)?,
         broker_reason: row.get(28)?,
         unread: row.get(29)?,
+        last_replay: None,
+        came_back_from: None,
     })
 }
 
-/// A value of an enum. Another program may have written one that does not exist.
-fn named<T>(row: &Row<'_>, column: usize, parse: fn(&str) -> Option<T>) -> rusqlite::Result<T> {
-    let text = row.get_ref(column)?.as_str()?;
-    parse(text).ok_or_else(|| {
-        let error = format!("{text:?} is no value of this column").into();
-        rusqlite::Error::FromSqlConversionFailure(column, rusqlite::types::Type::Text, error)
-    })
-}
-
-fn read_content(snapshot: &Connection, id: i64) -> rusqlite::Result<DeadLetterContent> {
-    let sql = "SELECT revision, properties, headers, body FROM stored_contents WHERE letter_id = ?1
-               ORDER BY revision DESC LIMIT 1";
-    snapshot.prepare_cached(sql)?.query_row([id], |row| {
+fn read_content(snapshot: &Connection, id: i64, revision: Option<i64>) -> rusqlite::Result<Option<DeadLetterContent>> {
+    let sql = "SELECT revision, properties, headers, body FROM stored_contents
+               WHERE letter_id = ?1 AND (?2 IS NULL OR revision = ?2) ORDER BY revision DESC LIMIT 1";
+    let content = snapshot.prepare_cached(sql)?.query_row((id, revision), |row| {
         Ok(DeadLetterContent {
             revision: row.get(0)?,
             properties: json(row, 1)?,
             headers: json(row, 2)?,
             body: row.get(3)?,
         })
-    })
+    });
+    content.optional()
 }
 
 fn json(row: &Row<'_>, column: usize) -> rusqlite::Result<Value> {

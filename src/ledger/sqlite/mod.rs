@@ -7,12 +7,14 @@ mod access;
 mod alerts;
 mod backup;
 mod cancellation;
+mod columns;
 mod entry_queues;
 mod erase;
 mod erase_letters;
 mod files;
 mod journal;
 mod letter_changes;
+mod letter_history;
 mod letter_queries;
 mod letters;
 mod monitor;
@@ -39,6 +41,7 @@ mod step_texts;
 mod store_error;
 mod totals;
 mod trace;
+mod trace_letters;
 mod writer;
 
 #[cfg(test)]

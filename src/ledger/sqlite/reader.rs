@@ -75,9 +75,13 @@ impl LedgerReader for SqliteReader {
         blocking(move || letter_queries::groups(&directory, &filter))
     }
 
-    fn dead_letter(&self, id: i64) -> BoxFuture<'static, Result<Option<DeadLetterDetail>, OpenError>> {
+    fn dead_letter_revision(
+        &self,
+        id: i64,
+        revision: Option<i64>,
+    ) -> BoxFuture<'static, Result<Option<DeadLetterDetail>, OpenError>> {
         let directory = self.directory.clone();
-        blocking(move || letter_queries::detail(&directory, id))
+        blocking(move || letter_queries::detail(&directory, id, revision))
     }
 
     fn unresolved_dead_letters(&self) -> BoxFuture<'static, Result<UnresolvedDeadLetters, OpenError>> {
@@ -128,8 +132,12 @@ impl LedgerReader for SqliteLedger {
         self.reader().dead_letter_groups(filter)
     }
 
-    fn dead_letter(&self, id: i64) -> BoxFuture<'static, Result<Option<DeadLetterDetail>, OpenError>> {
-        self.reader().dead_letter(id)
+    fn dead_letter_revision(
+        &self,
+        id: i64,
+        revision: Option<i64>,
+    ) -> BoxFuture<'static, Result<Option<DeadLetterDetail>, OpenError>> {
+        self.reader().dead_letter_revision(id, revision)
     }
 
     fn unresolved_dead_letters(&self) -> BoxFuture<'static, Result<UnresolvedDeadLetters, OpenError>> {

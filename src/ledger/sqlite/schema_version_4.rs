@@ -182,7 +182,7 @@ pub(super) const VERSION_4: &str = "
     CREATE INDEX stored_by_end ON stored_dead_letters (closed_at) WHERE closed_at IS NOT NULL;
     -- Groups and sums are read from this index alone.
     CREATE INDEX stored_by_cause
-        ON stored_dead_letters (state, source, reason, consumer, code, currency, total, failed_at);
+        ON stored_dead_letters (state, source, reason, consumer, code, currency, total, failed_at, routing_key);
 
     CREATE TABLE stored_contents (
         letter_id  INTEGER NOT NULL,
@@ -190,6 +190,8 @@ pub(super) const VERSION_4: &str = "
         properties TEXT NOT NULL,     -- JSON
         headers    TEXT NOT NULL,     -- JSON, with types
         body       BLOB NOT NULL,
+        edited_at  INTEGER,           -- NULL: as it came
+        edited_by  TEXT,
         PRIMARY KEY (letter_id, revision)
     ) STRICT;
 
@@ -270,6 +272,7 @@ pub(super) const VERSION_4: &str = "
     CREATE INDEX replay_letters_by_state ON replay_letters (replay_id, state, queue, cause, letter_id);
     CREATE INDEX replay_letters_by_end ON replay_letters (replay_id, ended_at) WHERE ended_at IS NOT NULL;
     CREATE INDEX replay_letters_by_letter ON replay_letters (letter_id);
+    CREATE INDEX replay_letters_by_return ON replay_letters (came_back_as) WHERE came_back_as IS NOT NULL;
 
     -- How many of a replay's letters are in each state, so that they need not be counted. Removing a row of replay_letters does
     -- not change it.

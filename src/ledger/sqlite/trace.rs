@@ -5,9 +5,12 @@ use std::path::Path;
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, Row};
 
+pub(super) use super::columns::{time, timestamp};
+
 use super::open::{self, READ_BUSY_TIMEOUT};
 use super::order_items::{self, UNKNOWN_QUANTITY};
 use super::order_sums::read_amount;
+use super::trace_letters;
 use crate::domain::ExactSum;
 use crate::ledger::error::OpenError;
 use crate::ledger::trace::{Trace, TraceEvent, TraceStep, TracedItem, TracedMessage, TracedOrder, due};
@@ -24,10 +27,12 @@ fn trace(connection: &Connection, id: &str) -> rusqlite::Result<Trace> {
     let mut steps = Vec::new();
     let order = read_order(&snapshot, id, &mut steps)?;
     read_calls(&snapshot, id, &mut steps)?;
+    let letters = trace_letters::of_order(&snapshot, id)?;
     for (message, suffix) in TracedMessage::SUFFIXES {
         let identity = format!("{id}{suffix}");
         read_attempts(&snapshot, message, &identity, &mut steps)?;
-        read_dead_letters(&snapshot, message, &identity, &mut steps)?;
+        let recorded = read_dead_letters(&snapshot, message, &identity)?;
+        trace_letters::add(&snapshot, (message, &identity), &letters, recorded, &mut steps)?;
         read_failed_deliveries(&snapshot, message, &identity, &mut steps)?;
         read_event(&snapshot, message, &identity, &mut steps)?;
     }
@@ -162,16 +167,17 @@ fn read_attempts(
     Ok(())
 }
 
+/// The last dead-lettering in each consumer, with the time of the failure.
 fn read_dead_letters(
     snapshot: &Connection,
     message: TracedMessage,
     identity: &str,
-    steps: &mut Vec<TraceStep>,
-) -> rusqlite::Result<()> {
+) -> rusqlite::Result<Vec<(Timestamp, TraceStep)>> {
     let mut query = snapshot.prepare(
-        "SELECT dead_lettered_at, consumer, reason, retry_count, failure_code, origin_queue
+        "SELECT dead_lettered_at, consumer, reason, retry_count, failure_code, origin_queue, failed_at
          FROM dead_letters WHERE identity = ?1 ORDER BY consumer",
     )?;
+    let mut recorded = Vec::new();
     let mut rows = query.query([identity])?;
     while let Some(row) = rows.next()? {
         let event = TraceEvent::DeadLettered {
@@ -180,10 +186,11 @@ fn read_dead_letters(
             retries: row.get(3)?,
             code: row.get(4)?,
             origin_queue: row.get(5)?,
+            letter: None,
         };
-        steps.push(TraceStep { at: time(row, 0)?, message, event });
+        recorded.push((time(row, 6)?, TraceStep { at: time(row, 0)?, message, event }));
     }
-    Ok(())
+    Ok(recorded)
 }
 
 /// What providers of notification channels did not accept.
@@ -245,13 +252,4 @@ fn read_event(
         TraceStep { at, message, event }
     }));
     Ok(())
-}
-
-pub(super) fn time(row: &Row<'_>, column: usize) -> rusqlite::Result<Timestamp> {
-    row.get(column).map(timestamp)
-}
-
-/// A time from the file. Another program may have written a number that is out of range; it becomes `Timestamp::MIN`.
-pub(super) fn timestamp(millis: i64) -> Timestamp {
-    Timestamp::from_millisecond(millis).unwrap_or(Timestamp::MIN)
 }

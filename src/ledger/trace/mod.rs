@@ -9,6 +9,7 @@ use utoipa::ToSchema;
 
 use crate::delay::Delay;
 use crate::domain::{CANCELLATION_SUFFIX, ExactSum};
+use crate::ledger::dead_letters::LetterProgress;
 
 /// Everything recorded about one order. Its JSON is a contract: see `docs/reference/http-api.md`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -142,6 +143,25 @@ pub enum TraceEvent {
         code: String,
         /// The queue it failed in, if known.
         origin_queue: Option<String>,
+        /// Its number in the store of dead letters, if it is there.
+        letter: Option<i64>,
+    },
+    /// A stored dead letter of it was published again.
+    Replayed {
+        /// The replay's number.
+        replay: i64,
+        /// Who has started it.
+        by: String,
+        /// The dead letter's number.
+        letter: i64,
+        /// The consumer that had failed.
+        consumer: Option<String>,
+        /// The outcome, or how far it is.
+        outcome: LetterProgress,
+        /// The code with which it failed again.
+        code: Option<String>,
+        /// The dead letter that it is now, if it was dead-lettered again.
+        came_back_as: Option<i64>,
     },
     /// A step, or its undo, was called.
     #[serde(rename = "called")]
@@ -276,6 +296,15 @@ impl TracedMessage {
         let suffix = Self::SUFFIXES.iter().find(|(message, _)| *message == self).map_or("", |(_, suffix)| suffix);
         [order, suffix].concat()
     }
+
+    /// Whether a stored dead letter about an order that has this identity is this message of it. One that says nothing about itself is the
+    /// order.
+    pub fn is_meant_by(self, order: &str, identity: Option<&str>) -> bool {
+        match identity {
+            Some(identity) => self.identity(order) == identity,
+            None => self == TracedMessage::Order,
+        }
+    }
 }
 
 impl TraceEvent {
@@ -292,6 +321,7 @@ impl TraceEvent {
             | TraceEvent::Counted => true,
             TraceEvent::Accepted { .. }
             | TraceEvent::Failed { .. }
+            | TraceEvent::Replayed { .. }
             | TraceEvent::StepCalled { .. }
             | TraceEvent::DeliveryFailed { .. } => false,
         }
@@ -306,7 +336,9 @@ fn latest_time(step: &TraceStep, ends: &[(TracedMessage, Timestamp)]) -> Timesta
         return step.at;
     }
     let last = step.at + SignedDuration::from_millis(999);
-    let end = ends.iter().filter(|(message, at)| *message == step.message && (step.at..=last).contains(at));
+    // An event about an order follows the order's failure.
+    let is_meant = |message| step.message == TracedMessage::Order || message == step.message;
+    let end = ends.iter().filter(|(message, at)| is_meant(*message) && (step.at..=last).contains(at));
     end.map(|(_, at)| *at - SignedDuration::from_micros(1)).min().unwrap_or(last).max(step.at)
 }
 
@@ -344,6 +376,14 @@ impl Trace {
         self.order.is_none() && self.steps.is_empty()
     }
 
+    /// The consumer in whose queue the order is that was published again, as far as that is known.
+    pub fn replayed_in(&self) -> Option<&str> {
+        self.steps.iter().rev().find_map(|step| match &step.event {
+            TraceEvent::Replayed { consumer, .. } if step.message == TracedMessage::Order => consumer.as_deref(),
+            _ => None,
+        })
+    }
+
     /// Drops failures that do not belong to the order: messages of different kinds may have the same identity, such as
     /// an order `o/notification/processed` and the notification of order `o`. `belongs` receives the message and the
     /// consumer that failed.
@@ -351,6 +391,9 @@ impl Trace {
         self.steps.retain(|step| match &step.event {
             TraceEvent::Failed { consumer, .. } | TraceEvent::DeadLettered { consumer, .. } => {
                 belongs(step.message, consumer)
+            }
+            TraceEvent::Replayed { consumer, .. } => {
+                consumer.as_deref().is_none_or(|consumer| belongs(step.message, consumer))
             }
             TraceEvent::Accepted { .. }
             | TraceEvent::StepCalled { .. }
@@ -416,10 +459,14 @@ impl Trace {
         if let Some(step) = steps().find(done) {
             return Some(MessageState::Done { since: step.at });
         }
-        // A failure is known to the second only, so the call that failed may seem to be later.
-        let is_call =
-            |step: &&TraceStep| matches!(step.event, TraceEvent::StepCalled { .. } | TraceEvent::DeliveryFailed { .. });
-        let last = steps().rfind(|step| !is_call(step))?;
+        // A failure is known to the second only, so the call that failed may seem to be later. A replay that has ended is followed by
+        // what came of it.
+        let is_no_state = |step: &&TraceStep| match &step.event {
+            TraceEvent::StepCalled { .. } | TraceEvent::DeliveryFailed { .. } => true,
+            TraceEvent::Replayed { outcome, .. } => !outcome.is_under_way(),
+            _ => false,
+        };
+        let last = steps().rfind(|step| !is_no_state(step))?;
         Some(match &last.event {
             TraceEvent::Failed { consumer, delay: Some(delay), due_at: Some(due_at), .. } if *due_at > now => {
                 let (consumer, delay) = (consumer.clone(), delay.clone());
@@ -430,6 +477,7 @@ impl Trace {
             }
             TraceEvent::DeadLettered { .. } => MessageState::DeadLettered { since: last.at },
             TraceEvent::Accepted { .. }
+            | TraceEvent::Replayed { .. }
             | TraceEvent::StepCalled { .. }
             | TraceEvent::DeliveryFailed { .. }
             | TraceEvent::Cancelled

@@ -4,6 +4,8 @@ use std::fs;
 use std::io::Read;
 use std::process::{Output, Stdio};
 
+use serde_json::{Value, json};
+
 use crate::support::Node;
 use crate::support::raw_client::properties::Properties;
 use crate::support::raw_client::{field, number, persistent, text, with_headers};
@@ -11,6 +13,12 @@ use crate::support::test_env::{TestEnv, order, wait_until};
 
 fn run(env: &TestEnv<'_>, arguments: &[&str]) -> Output {
     env.program(arguments).stdin(Stdio::null()).output().unwrap()
+}
+
+/// The JSON that a command prints.
+fn json(env: &TestEnv<'_>, arguments: &[&str]) -> Value {
+    let output = run(env, arguments);
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{arguments:?}: {error}: {output:?}"))
 }
 
 /// The exit code, and what is written to standard output and standard error.
@@ -41,7 +49,40 @@ fn a_daemon_and_its_ledger_show_the_same_dead_letters_orders_and_journal_byte_by
     let hold = run(&env, &["dead-letters", "hold", "2", "--note", "SHOP-7", "--address", &address]);
     assert_eq!(hold.status.code(), Some(0), "{hold:?}");
 
+    let listed = run(&env, &["dead-letters", "list", "--order", "bad-0", "--format", "json"]);
+    let listed: Value = serde_json::from_slice(&listed.stdout).unwrap();
+    let bad = listed["dead_letters"][0]["id"].to_string();
+    let replay = run(&env, &["dead-letters", "replay", &bad, "--yes", "--address", &address]);
+    assert_eq!(replay.status.code(), Some(1), "it fails again: {replay:?}");
+    wait_until("it is stored again", || ledger.number("SELECT count(*) FROM stored_dead_letters") == 7);
+    let history = json(&env, &["dead-letters", "show", &bad, "--format", "json"]);
+    let replay = &history["replays"][0];
+    assert_eq!(
+        (&replay["replay"], &replay["outcome"], &replay["came_back_as"]),
+        (&json!(1), &json!("failed_again"), &json!(7))
+    );
+    assert_eq!(json(&env, &["dead-letters", "show", "7", "--format", "json"])["came_back_from"].to_string(), bad);
+    let traced = json(&env, &["trace", "bad-0", "--format", "json"]);
+    let steps: Vec<_> = traced["steps"].as_array().unwrap().iter().map(|step| step["step"].as_str().unwrap()).collect();
+    let of = |wanted: &str| steps.iter().filter(|step| **step == wanted).count();
+    assert_eq!((of("dead_lettered"), of("replayed")), (2, 1), "both times: {traced}");
+    let typo = json(
+        &env,
+        &["dead-letters", "list", "--group", "--routing-key", "oder.normal.web", "--state", "any", "--format", "json"],
+    );
+    assert_eq!(typo["groups"][0]["routing_key"], "oder.normal.web");
+
     for command in [
+        &format!("dead-letters show {bad}"),
+        "dead-letters show 7",
+        "dead-letters show 7 --revision 0 --format json",
+        "dead-letters show 7 --revision 1",
+        "dead-letters list --replay 1",
+        "dead-letters list --replay 1 --format json",
+        "dead-letters list --state discarded --consumer nope",
+        "dead-letters list --group --state any",
+        "trace bad-0",
+        "trace bad-0 --format json",
         "dead-letters list",
         "dead-letters list --state any --format json",
         "dead-letters list --state any --limit 2 --format json",

@@ -33,10 +33,14 @@ fn generate(directory: &TempDir, letters: i64) {
                 'ord-' || n, 'ord-' || n, 'customer-' || (n % 5000), 'product ' || (n % 300), 1, (n % 1000) || '.10',
                 iif(n % 5 = 0, 'USD', 'EUR'), 'order_queue', 'orders.dead_letter', 'order.normal.web', 'ord-' || n, 'orderd',
                 300, 1000 * n, 1000 * n + 7, randomblob(32), 'a' FROM n;
-         INSERT INTO stored_contents SELECT n, 0, '{{}}', '{{}}', zeroblob(300) FROM n;
+         INSERT INTO stored_contents SELECT n, 0, '{{}}', '{{}}', zeroblob(300), NULL, NULL FROM n;
          INSERT INTO stored_products SELECT 'product ' || (n % 300), n FROM n;
          INSERT INTO stored_texts
          SELECT n, 'ord-' || n || char(10) || 'customer-' || (n % 5000) || printf('%.*c', 1950, 'x') || n || '@example.com' FROM n;
+         INSERT INTO replays (id, state, actor, options, token, selected_to, began_at)
+         VALUES (7, 'finished', 'ada', '{{}}', x'00', {letters}, 1);
+         INSERT INTO replay_letters (replay_id, letter_id, key, state, marked_at, changed_at, ended_at, came_back_as)
+         SELECT 7, n, 'key ' || n, 'failed_again', 1000 * n, 1000 * n, 1000 * n, n + 1 FROM n WHERE n % 10 = 0;
          COMMIT;"
     );
     connection.execute_batch(&sql).unwrap();
@@ -85,6 +89,9 @@ async fn a_hundred_thousand_dead_letters_are_found_and_grouped_by_indexes() {
         (DeadLetterFilter { product: text("product 7"), ..open() }, "stored_products", 334),
         (DeadLetterFilter { text: text("77777@EXAMPLE.com"), ..open() }, "stored_by_state", 1),
         (DeadLetterFilter { text: text("nowhere"), ..open() }, "stored_by_state", 0),
+        (DeadLetterFilter { routing_key: text("order.normal.web"), ..open() }, "stored_by_state", 90_000),
+        (DeadLetterFilter { routing_key: text("nowhere"), ..open() }, "stored_by_state", 0),
+        (DeadLetterFilter { replay: Some(7), ..any() }, "replay_letters", 10_000),
         (any(), "SCAN stored_dead_letters", 100_000),
         (DeadLetterFilter { text: text("77777@EXAMPLE.com"), ..any() }, "SCAN stored_dead_letters", 1),
         (DeadLetterFilter { code: text("code_7"), ..any() }, "SCAN stored_dead_letters", 2_000),
