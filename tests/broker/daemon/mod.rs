@@ -34,6 +34,7 @@ mod permissions;
 mod probe;
 mod publish;
 mod reload;
+mod replay_kills;
 mod replays;
 mod report_and_trace;
 mod secrets;

@@ -1,12 +1,14 @@
 //! The audit of a run: compares the ids of all published messages with those in the ledger and on the broker.
 //!
 //! ```text
-//! records      what was found, compared with what was published
-//! routing_gap  why a message may be unrouted
-//! progress     what is settled while the run lasts
+//! records           what was found, compared with what was published
+//! routing_gap       why a message may be unrouted
+//! progress          what is settled while the run lasts
+//! dead_letter_sums  whether stored dead letters and their replays add up
 //! ```
 //! It only reads, and only the ledger and the event files.
 
+pub mod dead_letter_sums;
 mod progress;
 mod records;
 mod routing_gap;
@@ -104,6 +106,7 @@ impl Audit {
             published,
         };
         let ledger = open(directory)?;
+        let removed = queued.dead_letters.len() as u64;
         for (id, reason) in queued.dead_letters {
             if !id.starts_with(&audit.published.prefix) {
                 continue;
@@ -126,6 +129,7 @@ impl Audit {
         audit.records.recorded_dead_letters = audit.ids(&ledger, "SELECT identity FROM dead_letters")?;
         audit.problems = audit.records.problems(&audit.published);
         audit.compare_sales(&ledger)?;
+        audit.problems.extend(dead_letter_sums::problems(&ledger, removed)?);
         Ok(audit)
     }
 
