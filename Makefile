@@ -12,7 +12,7 @@ DEBUG := $(CARGO_TARGET_DIR)/debug
 DIST := $(CARGO_TARGET_DIR)/dist
 
 .DEFAULT_GOAL := help
-.PHONY: help build install uninstall test systemd-test cluster-test deny demo up down bench soak carts image image-test clean
+.PHONY: help build install uninstall test systemd-test cluster-test deny demo up down bench soak carts replays image image-test clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -101,6 +101,12 @@ carts: ## CARTS=10000 carts with failing services and an orderd that is killed; 
 	@$(STEP) "find or install RabbitMQ" $(NODE) install
 	@$(STEP) "build the test" $(CARGO) test --locked --test broker --no-run
 	@$(STEP) "$(or $(CARTS),10000) carts" env ORDERD_TEST_CARTS=$(or $(CARTS),10000) $(CARGO) test --locked --test broker every_charge_of_a_cart -- --nocapture
+
+replays: ## LETTERS=10000 dead letters whose cause is still there, and after its repair; check that few fail again and that each order is processed once
+	@tests/support/prerequisites.sh
+	@$(STEP) "find or install RabbitMQ, start a private node" $(NODE) start shared
+	@$(STEP) "build the test" $(CARGO) test --locked --test broker --no-run
+	@$(STEP) "$(or $(LETTERS),10000) dead letters" env ORDERD_TEST_REPLAYED=$(or $(LETTERS),10000) $(CARGO) test --locked --test broker a_replay_stops_while -- --nocapture
 
 cluster-test: ## A cluster of three RabbitMQ nodes that fail under load; FAULTS=node_killed,quorum_lost
 	@tests/support/prerequisites.sh
