@@ -75,6 +75,15 @@ mod tests {
     use super::*;
 
     #[test]
+    fn one_thing_is_not_called_several() {
+        assert_eq!(
+            [0, 1, 2].map(|count| counted(count, "delayed retry")),
+            ["0 delayed retries", "1 delayed retry", "2 delayed retries"]
+        );
+        assert_eq!([1, 2].map(|count| counted(count, "call")), ["1 call", "2 calls"]);
+    }
+
+    #[test]
     fn a_long_text_is_shortened_to_its_beginning() {
         assert_eq!(["", "abc", "abcd", "产品产品"].map(|text| shortened(text, 3)), ["", "abc", "ab…", "产品…"]);
     }

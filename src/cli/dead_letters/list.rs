@@ -135,3 +135,43 @@ fn unknown_values<'f>(
     .filter(|(_, wanted, known)| !known.contains(wanted))
     .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::ledger::conformance::stored_letter;
+    use crate::ledger::memory::MemoryLedger;
+    use crate::ledger::{LetterState, LetterWriter};
+
+    #[tokio::test]
+    async fn if_nothing_is_found_it_says_what_there_is_instead() {
+        let ledger = MemoryLedger::default();
+        ledger.store_letter(stored_letter("ord-1", 1)).await.unwrap();
+        let source = LedgerSource::Ledger { reader: Arc::new(ledger), no_token: false };
+        let shown = async |filter: DeadLetterFilter| {
+            let (mut out, mut err) = (Vec::new(), Vec::new());
+            let done = nothing_found(&filter, &source, &mut out, &mut err).await.unwrap().unwrap();
+            assert_eq!(done, Exit::Done);
+            [out, err].map(|bytes| String::from_utf8(bytes).unwrap())
+        };
+        let held = || DeadLetterFilter { states: vec![LetterState::Held], ..DeadLetterFilter::default() };
+        let of_other_state = shown(DeadLetterFilter { order: Some("ord-1".to_owned()), ..held() }).await;
+        assert_eq!(of_other_state, ["no held dead letters (1 in another state: --state any)\n", ""]);
+        let known = shown(DeadLetterFilter { consumer: Some("order".to_owned()), ..held() }).await;
+        assert_eq!(known[1], "");
+        let unknown = DeadLetterFilter {
+            states: Vec::new(),
+            reason: Some("nonsense".to_owned()),
+            consumer: Some("nope".to_owned()),
+            code: Some("card_expired".to_owned()),
+            ..held()
+        };
+        let [out, err] = shown(unknown).await;
+        assert_eq!(out, "no dead letters\n");
+        let warnings: Vec<_> = err.lines().collect();
+        assert!(warnings.len() == 2 && warnings[0].contains("--reason nonsense; known: permanent"), "{err}");
+        assert!(warnings[1].contains("--consumer nope; known: order"), "{err}");
+    }
+}

@@ -123,3 +123,60 @@ pub(super) fn write_groups(groups: &DeadLetterGroups, now: Timestamp, out: &mut 
 fn cell(text: Option<&str>) -> String {
     text.map_or_else(|| NONE.to_owned(), |text| shortened(&escaped(text), MAX_CELL))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ledger::conformance::{at, stored_letter};
+    use crate::ledger::memory::MemoryLedger;
+    use crate::ledger::{
+        DeadLetterFilter, DeadLetterQuery, LedgerReader, LetterProgress, LetterWriter, NewStoredLetter,
+    };
+
+    fn text(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> String {
+        let mut out = Vec::new();
+        write(&mut out).unwrap();
+        String::from_utf8(out).unwrap()
+    }
+
+    #[tokio::test]
+    async fn notes_routing_keys_and_outcomes_are_shown_where_there_are_any() {
+        let ledger = MemoryLedger::default();
+        ledger.store_letter(stored_letter("ord-1", 1)).await.unwrap();
+        let key = "oder.normal.web".to_owned();
+        let unrouted = NewStoredLetter {
+            source: LetterSource::UnroutedQueue,
+            exchange: "orders".to_owned(),
+            routing_key: key.clone(),
+            ..stored_letter("ord-2", 2)
+        };
+        ledger.store_letter(unrouted).await.unwrap();
+        let query = DeadLetterQuery { after: Some(0), limit: 9, ..DeadLetterQuery::default() };
+        let mut letters = ledger.dead_letters(query).await.unwrap().letters;
+        let plain = text(|out| write_letters(&letters[..1], None, at(9_000), out));
+        assert!(!plain.contains("NOTE") && !plain.contains("ROUTING KEY"), "{plain}");
+
+        letters[0].note = Some("SHOP-815".to_owned());
+        let replay = |outcome, came_back_as| {
+            let (by, code) = ("ada".to_owned(), (came_back_as == Some(82)).then(|| "http_402".to_owned()));
+            LetterReplay { replay: 3, by, at: at(1), outcome, code, ended_at: None, came_back_as }
+        };
+        letters[0].state = LetterState::Replayed;
+        letters[0].last_replay = Some(replay(LetterProgress::FailedAgain, Some(82)));
+        let shown = text(|out| write_letters(&letters, None, at(9_000), out));
+        for part in ["NOTE", "SHOP-815", "orders, oder.normal.web", "replayed: failed again (http_402), now 82"] {
+            assert!(shown.contains(part), "{part}: {shown}");
+        }
+        letters[0].last_replay = Some(replay(LetterProgress::Processed, None));
+        let shown = text(|out| write_letters(&letters, None, at(9_000), out));
+        assert!(shown.contains("replayed: processed"), "{shown}");
+
+        let mut groups = ledger.dead_letter_groups(DeadLetterFilter::default()).await.unwrap();
+        let shown = text(|out| write_groups(&groups, at(9_000), out));
+        assert!(shown.contains(&key) && !shown.contains("NOTE") && shown.ends_with("\n2 dead letters\n"), "{shown}");
+        groups.groups[0].note = Some("SHOP-815".to_owned());
+        groups.messages = 1;
+        let shown = text(|out| write_groups(&groups, at(9_000), out));
+        assert!(shown.contains("SHOP-815") && shown.ends_with("\n1 dead letter\n"), "{shown}");
+    }
+}

@@ -205,3 +205,80 @@ fn write_table(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::ledger::conformance::{at, stored_letter};
+    use crate::ledger::memory::MemoryLedger;
+    use crate::ledger::{LedgerReader, LetterProgress, LetterReplay, LetterWriter, NewStoredLetter};
+
+    async fn whole(letter: NewStoredLetter) -> WholeLetter {
+        let ledger = MemoryLedger::default();
+        ledger.store_letter(letter).await.unwrap();
+        ledger.dead_letter(1).await.unwrap().unwrap().into()
+    }
+
+    fn text(whole: &WholeLetter) -> String {
+        let mut out = Vec::new();
+        write_text(whole, &mut out).unwrap();
+        String::from_utf8(out).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_letter_is_shown_with_the_publication_of_its_producer_and_not_of_the_copy() {
+        let mut copy = whole(stored_letter("ord-1", 1)).await;
+        assert!(text(&copy).contains("dead-lettered"), "the copy says nothing about the original");
+        copy.headers = json!({
+            ORIGIN_EXCHANGE: {"type": "string", "value": "shop"},
+            ORIGIN_ROUTING_KEY: {"type": "string", "value": "order.normal.app"},
+        });
+        let shown = text(&copy);
+        assert!(shown.contains("published to  \"shop\" with routing key \"order.normal.app\""), "{shown}");
+        let forged = WholeLetter {
+            letter: crate::ledger::DeadLetter { origin: LetterOrigin::Others, ..copy.letter.clone() },
+            ..copy
+        };
+        assert!(text(&forged).contains("\"orders.dead_letter\""), "its headers are not believed");
+    }
+
+    #[tokio::test]
+    async fn a_letter_is_shown_with_its_edits_its_replays_and_the_right_number_of_everything() {
+        let mut letter = whole(NewStoredLetter { retries: 1, ..stored_letter("ord-1", 1) }).await;
+        letter.letter.came_back_from = Some(39);
+        letter.revision = 1;
+        letter.edits = vec![LetterRevision { revision: 1, at: Some(at(1_000)), by: Some("ada".to_owned()) }];
+        letter.replays = vec![LetterReplay {
+            replay: 3,
+            by: "bob".to_owned(),
+            at: at(2_000),
+            outcome: LetterProgress::FailedAgain,
+            code: None,
+            ended_at: None,
+            came_back_as: Some(82),
+        }];
+        let shown = text(&letter);
+        for part in [
+            "after 1 delayed retry\n",
+            "from dead letter 39",
+            "by ada",
+            "--revision 0",
+            "replay 3 by bob: failed again, now 82",
+        ] {
+            assert!(shown.contains(part), "{part}: {shown}");
+        }
+        let unrouted = NewStoredLetter {
+            source: LetterSource::UnroutedQueue,
+            consumer: String::new(),
+            body: vec![0xff].into(),
+            ..stored_letter("ord-1", 1)
+        };
+        let shown = text(&whole(unrouted).await);
+        assert!(
+            !shown.contains("retries") && !shown.contains("\nfailed ") && shown.contains("body, 1 byte\n"),
+            "{shown}"
+        );
+    }
+}

@@ -1,9 +1,9 @@
 //! Reads what has become of stored dead letters, each by an index.
 
-use rusqlite::{Connection, OptionalExtension, Row};
+use rusqlite::{Connection, OptionalExtension, Row, Statement};
 
 use super::columns::{named, time, timestamp};
-use crate::ledger::dead_letters::{LetterProgress, LetterReplay, LetterRevision};
+use crate::ledger::dead_letters::{DeadLetter, LetterProgress, LetterReplay, LetterRevision};
 
 /// The latest replays of one letter that are shown.
 const MAX_REPLAYS: usize = 100;
@@ -21,18 +21,29 @@ pub(super) fn replays(snapshot: &Connection, letter: i64) -> rusqlite::Result<Ve
     Ok(replays)
 }
 
-/// The replay that counts: the last one, but for those in which the letter was not published.
-pub(super) fn last_replay(snapshot: &Connection, letter: i64) -> rusqlite::Result<Option<LetterReplay>> {
-    let sql = format!("{REPLAYS} ORDER BY replay_letters.state IN ('skipped', 'returned'), replay_id DESC LIMIT 1");
-    snapshot.prepare_cached(&sql)?.query_row([letter], read_replay).optional()
+/// Looks up what has become of letters in replays, with statements that are prepared once for all of them.
+pub(super) struct ReplayLookup<'c> {
+    last_replay: Statement<'c>,
+    came_back_from: Statement<'c>,
 }
 
-/// The letter that has become this one in a replay.
-pub(super) fn came_back_from(snapshot: &Connection, letter: i64) -> rusqlite::Result<Option<i64>> {
-    snapshot
-        .prepare_cached("SELECT letter_id FROM replay_letters WHERE came_back_as = ?1 LIMIT 1")?
-        .query_row([letter], |row| row.get(0))
-        .optional()
+impl<'c> ReplayLookup<'c> {
+    pub fn new(snapshot: &'c Connection) -> rusqlite::Result<Self> {
+        // The last one that has published the letter, else the last one that has not.
+        let last =
+            format!("{REPLAYS} ORDER BY replay_letters.state IN ('skipped', 'returned'), replay_id DESC LIMIT 1");
+        Ok(ReplayLookup {
+            last_replay: snapshot.prepare(&last)?,
+            came_back_from: snapshot.prepare("SELECT letter_id FROM replay_letters WHERE came_back_as = ?1 LIMIT 1")?,
+        })
+    }
+
+    /// Adds it to a letter.
+    pub fn add_to(&mut self, letter: &mut DeadLetter) -> rusqlite::Result<()> {
+        letter.last_replay = self.last_replay.query_row([letter.id], read_replay).optional()?;
+        letter.came_back_from = self.came_back_from.query_row([letter.id], |row| row.get(0)).optional()?;
+        Ok(())
+    }
 }
 
 /// The contents that persons have given to a letter, the oldest first.

@@ -9,7 +9,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params_from_iter};
 use serde_json::Value;
 
 use super::columns::named;
-use super::letter_history;
+use super::letter_history::{self, ReplayLookup};
 use super::open::{self, READ_BUSY_TIMEOUT};
 use super::order_sums::read_amount;
 use super::trace::{time, timestamp};
@@ -72,7 +72,8 @@ fn read_page(connection: &Connection, query: &DeadLetterQuery) -> rusqlite::Resu
     let mut letters: Vec<_> = letters.collect::<rusqlite::Result<_>>()?;
     let more = letters.len() > query.limit;
     letters.truncate(query.limit);
-    letters.iter_mut().try_for_each(|letter| add_replays(connection, letter))?;
+    let mut replays = ReplayLookup::new(connection)?;
+    letters.iter_mut().try_for_each(|letter| replays.add_to(letter))?;
     Ok(DeadLetterPage { letters, more })
 }
 
@@ -111,16 +112,9 @@ pub(super) fn detail(directory: &Path, id: i64, revision: Option<i64>) -> Result
         let sql = format!("SELECT {COLUMNS} FROM stored_dead_letters WHERE id = ?1");
         let Some(mut letter) = snapshot.query_row(&sql, [id], read_letter).optional()? else { return Ok(None) };
         let Some(content) = read_content(&snapshot, id, revision)? else { return Ok(None) };
-        add_replays(&snapshot, &mut letter)?;
+        ReplayLookup::new(&snapshot)?.add_to(&mut letter)?;
         read_detail(&snapshot, letter, content).map(Some)
     })
-}
-
-/// What has become of a letter in replays.
-fn add_replays(snapshot: &Connection, letter: &mut DeadLetter) -> rusqlite::Result<()> {
-    letter.last_replay = letter_history::last_replay(snapshot, letter.id)?;
-    letter.came_back_from = letter_history::came_back_from(snapshot, letter.id)?;
-    Ok(())
 }
 
 fn read_detail(

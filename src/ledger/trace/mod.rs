@@ -528,4 +528,14 @@ mod tests {
         ];
         assert_eq!(trace(&steps), [accepted, TraceEvent::Processed, failed(), skipped]);
     }
+
+    #[test]
+    fn an_orders_failure_comes_before_the_event_about_it() {
+        let steps = [
+            step("22", TracedMessage::Order, failed()),
+            step("22.467", TracedMessage::AnalyticsFailed, TraceEvent::Counted),
+        ];
+        let events: Vec<_> = Trace::new("o", None, steps.to_vec()).steps.into_iter().map(|step| step.event).collect();
+        assert_eq!(events, [failed(), TraceEvent::Counted]);
+    }
 }

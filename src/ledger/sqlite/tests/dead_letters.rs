@@ -131,6 +131,11 @@ async fn a_hundred_thousand_dead_letters_are_found_and_grouped_by_indexes() {
     assert!(groups.iter().any(|line| line.contains("COVERING INDEX stored_by_cause")), "{groups:#?}");
     let sums = measured(&"sums", || letter_queries::unresolved_letters(path)).unwrap().sums;
     assert_eq!(sums.iter().map(|sum| sum.messages).sum::<u64>(), 90_000);
+    // The longest page of a list, all of which have been replayed.
+    let replayed = DeadLetterFilter { replay: Some(7), ..any() };
+    let longest = DeadLetterQuery { filter: replayed, limit: 10_000, ..DeadLetterQuery::default() };
+    let letters = measured(&longest, || letter_queries::page(path, &longest)).unwrap().letters;
+    assert!(letters.len() == 10_000 && letters.iter().all(|letter| letter.last_replay.is_some()));
     // All pages of an export.
     measured(&"an export", || {
         let (mut after, mut rows) = (0, 0);
