@@ -26,7 +26,7 @@ use crate::control::{
     CommandReceiver, ConfigChange, Control, ControlCommand, ControlError, Effect, PauseReport, ReloadOutcome,
     ReloadReport,
 };
-use crate::dead_letters::{Desk, DeskHandle, KnownConsumer, ReplayDeps, Replayer, WaitCause, Waiting};
+use crate::dead_letters::{Desk, DeskHandle, KnownConsumer, QueueAccess, ReplayDeps, Replayer, WaitCause, Waiting};
 use crate::formats::Format;
 use crate::ledger::conformance::{accept, analytics, at, attempt, dead_letter, finish, order, sale, stored_letter};
 use crate::ledger::memory::MemoryLedger;
@@ -324,9 +324,9 @@ async fn desk(directory: &Path) -> (DeskHandle, Arc<SqliteLedger>) {
         users: Arc::new(TrustedUsers::known("orderd")),
         max_body: 1 << 20,
         consumers: consumers.subscribe(),
-        blocked: Arc::new(|queue| {
+        access: Arc::new(|queue| {
             let (cause, text) = (WaitCause::Paused, format!("{queue} is paused"));
-            Some(Waiting { cause, text })
+            QueueAccess::Closed(Waiting { cause, text })
         }),
         hold: watch::Sender::new(None).subscribe(),
         shutdown: Shutdown::new(),

@@ -18,13 +18,14 @@ use crate::amqp::Connector;
 use crate::chain::chain;
 use crate::config::{Config, Consumer};
 use crate::dead_letters::{
-    Blocked, Collector, CollectorDeps, Desk, DeskHandle, KnownConsumer, KnownConsumers, LetterReader, ReadAgain,
-    ReplayDeps, Replayer, WaitCause, Waiting,
+    AccessToQueue, Collector, CollectorDeps, Desk, DeskHandle, KnownConsumer, KnownConsumers, LetterReader,
+    QueueAccess, ReadAgain, ReplayDeps, Replayer, WaitCause, Waiting,
 };
 use crate::ledger::{Ledger, LedgerReader, LetterSource, LetterWriter};
 use crate::metrics::HoldCause;
+use crate::pipeline::{Intake, ServiceAccess};
 use crate::shutdown::Shutdown;
-use crate::status::StatusRegistry;
+use crate::status::{RegisteredConsumer, StatusRegistry};
 use crate::supervisor::{RestartPolicy, supervise};
 
 /// How long a change waits for the collectors to stop.
@@ -78,7 +79,7 @@ impl DeadLetters {
             users: Arc::clone(connector.users()),
             max_body: config.broker.max_body,
             consumers: present_consumers.subscribe(),
-            blocked: blocked(&status_registry),
+            access: queue_access(&status_registry),
             hold: hold.subscribe(),
             shutdown: shutdown.clone(),
         }));
@@ -215,23 +216,36 @@ async fn run_supervised(queue: LetterSource, collector: Arc<Collector>, stop: Ca
     }
 }
 
-/// Why nothing is to be published to a queue: its consumer is paused, or waits for a service.
-fn blocked(status_registry: &Arc<StatusRegistry>) -> Blocked {
+/// Whether a queue's consumer processes what is published to it.
+fn queue_access(status_registry: &Arc<StatusRegistry>) -> AccessToQueue {
     let registry = Arc::clone(status_registry);
     Arc::new(move |queue| {
         let consumers = registry.consumers();
-        let consumer = consumers.iter().find(|consumer| consumer.queue == queue)?;
-        let waiting = |cause, text| Some(Waiting { cause, text });
-        if consumer.paused_since.is_some() {
-            return waiting(WaitCause::Paused, format!("consumer {} is paused", consumer.name));
-        }
-        if consumer.workers == 0 || consumer.counters.pool().active_subscriptions == 0 {
-            return waiting(WaitCause::NoSubscription, format!("consumer {} has no subscription", consumer.name));
-        }
-        let service = format!("{}/", consumer.name);
-        let unavailable = registry.breakers().unavailable().into_iter().find(|name| name.starts_with(&service))?;
-        waiting(WaitCause::CircuitBreaker, format!("the circuit breaker of {unavailable} is not closed"))
+        consumers.iter().find(|consumer| consumer.queue == queue).map_or(QueueAccess::Open, access_by_consumer)
     })
+}
+
+fn access_by_consumer(consumer: &RegisteredConsumer) -> QueueAccess {
+    let RegisteredConsumer { name, workers, paused_since, counters, intake, .. } = consumer;
+    let waiting = |cause, text| Waiting { cause, text };
+    if paused_since.is_some() {
+        return QueueAccess::Closed(waiting(WaitCause::Paused, format!("consumer {name} is paused")));
+    }
+    if *workers == 0 || counters.pool().active_subscriptions == 0 {
+        return QueueAccess::Closed(waiting(WaitCause::NoSubscription, format!("consumer {name} has no subscription")));
+    }
+    match intake.as_ref().map_or(ServiceAccess::Open, Intake::service_access) {
+        ServiceAccess::Open => QueueAccess::Open,
+        // Only a delivery shows whether it is available again.
+        ServiceAccess::Trial(service) => QueueAccess::Trial(waiting(
+            WaitCause::CircuitBreaker,
+            format!("consumer {name} tries {service} with one message at a time: its circuit breaker is not closed"),
+        )),
+        ServiceAccess::Closed(service) => QueueAccess::Closed(waiting(
+            WaitCause::CircuitBreaker,
+            format!("consumer {name} does not call {service}: its circuit breaker is not closed"),
+        )),
+    }
 }
 
 /// Carries out replays until a shutdown begins. If it keeps dying, it is left stopped for a while and then started again.

@@ -162,7 +162,9 @@ impl Pools {
     fn start(&mut self, name: String, settings: config::Consumer, context: ConsumerContext) {
         let (drain, intake_ended) = (CancellationToken::new(), CancellationToken::new());
         let shutdown = self.deps.shutdown.clone();
-        let registered = RegisteredConsumer::new(&name, &settings, Arc::clone(&context.counters));
+        let intake = Some(context.intake.clone());
+        let registered =
+            RegisteredConsumer { intake, ..RegisteredConsumer::new(&name, &settings, Arc::clone(&context.counters)) };
         let earlier_subscriptions = registered.counters.pool().subscriptions;
         let pool = Arc::new(Pool {
             context: Arc::new(context),
@@ -263,6 +265,7 @@ impl Pools {
         for (name, settings) in consumers {
             let mut registered = RegisteredConsumer::new(name, settings, self.deps.status_registry.counters(name));
             registered.paused_since = pauses.since(name);
+            registered.intake = self.running.get(name).and_then(|pool| pool.registered.intake.clone());
             let of_former_queue = |pool: &RegisteredConsumer| pool.name == *name && pool.queue != settings.queue;
             registered.drains_former_queue = self.draining.values().any(of_former_queue);
             listed.insert(name.clone(), registered);

@@ -24,7 +24,7 @@ pub use collector::{Collector, CollectorDeps};
 pub use letter_reader::{BodyAccess, KnownConsumer, KnownConsumers, LetterReader};
 pub use read_again::ReadAgain;
 pub use replay::{
-    Blocked, ChangedLetters, Desk, DeskError, DeskHandle, EditRequest, LetterRequest, ReplayDeps, ReplayPlan,
-    ReplayReport, ReplayRequest, Replayer, RunningReplay, WaitCause, Waiting,
+    AccessToQueue, ChangedLetters, Desk, DeskError, DeskHandle, EditRequest, LetterRequest, QueueAccess, ReplayDeps,
+    ReplayPlan, ReplayReport, ReplayRequest, Replayer, RunningReplay, WaitCause, Waiting,
 };
 pub use whole_letter::WholeLetter;

@@ -58,6 +58,17 @@ impl From<watch::Receiver<FileState>> for EventFileGate {
     }
 }
 
+/// Whether the services that a handler calls let deliveries begin.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ServiceAccess {
+    /// All do.
+    Open,
+    /// One at a time, to find out whether this one is available again.
+    Trial(String),
+    /// None, because of this one.
+    Closed(String),
+}
+
 /// The states that decide. Clones watch the same ones.
 #[derive(Debug, Clone)]
 pub struct Intake {
@@ -138,6 +149,16 @@ impl Intake {
                 return;
             }
         }
+    }
+
+    /// What the services allow now.
+    pub fn service_access(&self) -> ServiceAccess {
+        let name = |gate: &GateGroup| gate.name().to_owned();
+        if let Some(closed) = self.services.iter().find(|gate| !gate.is_passable()) {
+            return ServiceAccess::Closed(name(closed));
+        }
+        let trial = self.services.iter().find(|gate| !gate.is_open());
+        trial.map_or(ServiceAccess::Open, |trial| ServiceAccess::Trial(name(trial)))
     }
 
     /// Whether a service may be unavailable: deliveries are started one at a time, to find out.

@@ -28,7 +28,7 @@ pub use handler::{
     DeferredLog, Handler, HandlerError, HandlerInput, HandlerOutput, Interruption, LedgerAccess, SharedServices,
     StepAccess, StepServices,
 };
-pub use intake::{EventFileGate, Intake, IntakeGate};
+pub use intake::{EventFileGate, Intake, IntakeGate, ServiceAccess};
 pub use pool::{Pool, PoolError};
 pub use process::FAILED_MESSAGES;
 pub use publish_outage::PublishOutage;

@@ -9,6 +9,7 @@ use jiff::Timestamp;
 
 use crate::config::{Consumer, Rate};
 use crate::metrics::Counters;
+use crate::pipeline::Intake;
 
 /// One consumer and its counters.
 #[derive(Debug, Clone)]
@@ -31,6 +32,8 @@ pub struct RegisteredConsumer {
     pub drains_former_queue: bool,
     /// Its counters.
     pub counters: Arc<Counters>,
+    /// Whether its workers start deliveries; `None` if it has none.
+    pub intake: Option<Intake>,
 }
 
 impl RegisteredConsumer {
@@ -47,6 +50,7 @@ impl RegisteredConsumer {
             paused_since: None,
             drains_former_queue: false,
             counters,
+            intake: None,
         }
     }
 }

@@ -13,6 +13,7 @@ use utoipa::ToSchema;
 use super::edit::{EditError, edited};
 use super::executor::Replayer;
 use super::message::{NO_QUEUE, target};
+use super::waiting::QueueAccess;
 use crate::chain::chain;
 use crate::ledger::{
     BeginAnswer, ChangeAnswer, DeskAnswer, DeskChange, LedgerError, LetterChange, LetterEdit, LetterProgress,
@@ -202,8 +203,11 @@ impl Desk {
         {
             plan.skipped.insert("missing".to_owned(), (ids.len() - found) as u64);
         }
-        let blocked = |queue: &String| Some((queue.clone(), (self.0.deps.blocked)(queue)?.text));
-        plan.waiting = plan.queues.keys().filter_map(blocked).collect();
+        let closed = |queue: &String| match (self.0.deps.access)(queue) {
+            QueueAccess::Closed(waiting) => Some((queue.clone(), waiting.text)),
+            QueueAccess::Open | QueueAccess::Trial(_) => None,
+        };
+        plan.waiting = plan.queues.keys().filter_map(closed).collect();
         Ok(plan)
     }
 

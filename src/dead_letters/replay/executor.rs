@@ -15,9 +15,9 @@ use tracing::{info, warn};
 
 use super::super::letter_reader::KnownConsumers;
 use super::message::{ReplayContext, target};
-use super::pace::{Pace, TICK};
-use super::step::{Step, Traffic, Turn, next_step};
-use super::waiting::{WaitCause, Waiting};
+use super::pace::{Pace, QueueRates, TICK};
+use super::step::{Admission, Step, Traffic, Turn, next_step};
+use super::waiting::{QueueAccess, WaitCause, Waiting};
 use crate::chain::chain;
 use crate::instance;
 use crate::ledger::{
@@ -41,8 +41,8 @@ pub(super) const LEASE: Duration = Duration::from_secs(10);
 /// Replays that cannot be carried out, by cause.
 static FAILURES: RepeatedLog = RepeatedLog::new();
 
-/// Why nothing is to be published to a queue now; `None` if it may be.
-pub type Blocked = Arc<dyn Fn(&str) -> Option<Waiting> + Send + Sync>;
+/// What may be published to a queue now.
+pub type AccessToQueue = Arc<dyn Fn(&str) -> QueueAccess + Send + Sync>;
 
 /// A replay that has not ended.
 #[derive(Debug, Clone, PartialEq)]
@@ -67,8 +67,8 @@ pub struct ReplayDeps {
     pub max_body: usize,
     /// The present consumers.
     pub consumers: watch::Receiver<KnownConsumers>,
-    /// Whether a queue's consumer is paused, or waits for a service.
-    pub blocked: Blocked,
+    /// Whether a queue's consumer processes what is published to it.
+    pub access: AccessToQueue,
     /// Why no dead letters are collected. If it is the disk, nothing is recorded about them either, except outcomes of replays.
     pub hold: watch::Receiver<Option<HoldCause>>,
     /// Ends the task.
@@ -139,11 +139,11 @@ impl Replayer {
     /// # Errors
     /// None.
     pub async fn run(self: Arc<Self>) -> Result<(), Infallible> {
-        let mut paces = BTreeMap::new();
+        let (mut paces, mut rates) = (BTreeMap::new(), QueueRates::default());
         while !self.deps.shutdown.has_begun() {
             // What it does is in the ledger, so it may be dropped anywhere.
             let tick = tokio::select! {
-                tick = self.continue_all(&mut paces) => tick,
+                tick = self.continue_all(&mut paces, &mut rates) => tick,
                 () = self.deps.shutdown.begun() => return Ok(()),
             };
             // Cancel-safe: all only wait.
@@ -157,7 +157,7 @@ impl Replayer {
     }
 
     /// Continues all replays, and returns how long to wait.
-    async fn continue_all(&self, paces: &mut BTreeMap<i64, Pace>) -> Duration {
+    async fn continue_all(&self, paces: &mut BTreeMap<i64, Pace>, rates: &mut QueueRates) -> Duration {
         let began = Instant::now();
         if self.is_short_of_disk() {
             self.wait_for_disk().await;
@@ -174,12 +174,13 @@ impl Replayer {
             self.show(&replays);
             return IDLE_TICK;
         }
-        let blocked = self.blocked_queues(&replays);
-        without_overdue(&mut replays, &blocked);
-        let mut traffic = Traffic::of(&replays);
+        let access = self.access(&replays);
+        without_overdue(&mut replays, &access);
+        rates.set(&replays);
+        let mut queues = Queues { access, traffic: Traffic::of(&replays), rates };
         for replay in replays.iter().filter(|replay| claimed.contains(&replay.id)) {
             let Some(pace) = paces.get_mut(&replay.id) else { continue };
-            match self.advance(replay, pace, (&mut traffic, &blocked)).await {
+            match self.advance(replay, pace, &mut queues).await {
                 Ok(()) => drop(FAILURES.ended("step")),
                 Err(error) => {
                     pace.not_before = Instant::now() + FAILURE_PAUSE;
@@ -224,29 +225,23 @@ impl Replayer {
         Ok((replays, claimed))
     }
 
-    /// The queues that nothing is to be published to now, and why.
-    fn blocked_queues(&self, replays: &[Replay]) -> BTreeMap<String, Waiting> {
+    /// What may be published to the queues of these replays.
+    fn access(&self, replays: &[Replay]) -> BTreeMap<String, QueueAccess> {
         let queues: BTreeSet<&String> =
             replays.iter().flat_map(|replay| replay.groups.iter().map(|group| &group.queue)).collect();
-        queues.into_iter().filter_map(|queue| Some((queue.clone(), (self.deps.blocked)(queue)?))).collect()
+        queues.into_iter().map(|queue| (queue.clone(), (self.deps.access)(queue))).collect()
     }
 
-    async fn advance(
-        &self,
-        replay: &Replay,
-        pace: &mut Pace,
-        (traffic, blocked): (&mut Traffic, &BTreeMap<String, Waiting>),
-    ) -> Result<(), StepError> {
+    async fn advance(&self, replay: &Replay, pace: &mut Pace, queues: &mut Queues<'_>) -> Result<(), StepError> {
         let id = replay.id;
         match replay.state {
             ReplayState::Selecting => self.select(replay, pace).await?,
             ReplayState::Running => {
-                let step =
-                    next_step(replay, traffic, &|queue| blocked.contains_key(queue) || pace.refusal(queue).is_some());
-                self.set_waiting(id, waiting_for(replay, &step, (pace, blocked)));
+                let step = next_step(replay, &queues.traffic, &|queue| queues.admission(pace, queue));
+                self.set_waiting(id, waiting_for(replay, &step, (pace, queues)));
                 match step {
                     Step::Publish(_) if pace.not_before > Instant::now() => {}
-                    Step::Publish(turns) => self.publish_turns(replay, turns, pace, traffic).await?,
+                    Step::Publish(turns) => self.publish_turns(replay, turns, pace, queues).await?,
                     Step::Wait => {}
                     Step::Stop => {
                         warn!(replay = id, "a replay stops: too many of its dead letters have failed again");
@@ -255,7 +250,7 @@ impl Replayer {
                     Step::Finish => self.finish(id).await?,
                 }
             }
-            ReplayState::Stopping => self.stop(replay, pace, blocked).await?,
+            ReplayState::Stopping => self.stop(replay, pace, queues).await?,
             ReplayState::Finished | ReplayState::Stopped => {}
         }
         Ok(())
@@ -307,12 +302,7 @@ impl Replayer {
     }
 
     /// Gives back what was not published. What may have been is published again, so that it has an outcome.
-    async fn stop(
-        &self,
-        replay: &Replay,
-        pace: &mut Pace,
-        blocked: &BTreeMap<String, Waiting>,
-    ) -> Result<(), StepError> {
+    async fn stop(&self, replay: &Replay, pace: &mut Pace, queues: &mut Queues<'_>) -> Result<(), StepError> {
         let id = replay.id;
         loop {
             let give_back = DeskChange::GiveBack { replay: claimed(id), limit: SELECT_BATCH, at: Timestamp::now() };
@@ -326,13 +316,13 @@ impl Replayer {
         if replay.count(LetterProgress::Publishing) == 0 {
             return self.finish(id).await;
         }
-        let waits = |queue: &str| blocked.get(queue).cloned().or_else(|| refusal(pace, queue));
+        let waits = |queue: &str| queues.closed(pace, queue);
         let left = |group: &&ReplayGroup| group.count(&[LetterProgress::Publishing]) > 0;
         let waiting = replay.groups.iter().filter(left).find_map(|group| waits(&group.queue));
         let ready = replay.groups.iter().filter(left).filter(|group| waits(&group.queue).is_none());
         let turns: Vec<Turn> = ready.map(Turn::again).collect();
         self.set_waiting(id, waiting);
-        self.publish_turns(replay, turns, pace, &mut Traffic::default()).await
+        self.publish_turns(replay, turns, pace, queues).await
     }
 
     /// Whether this process may carry it out.
@@ -384,29 +374,67 @@ impl ReplayDeps {
 }
 
 /// While a consumer does not process anything, an outcome is not late.
-fn without_overdue(replays: &mut [Replay], blocked: &BTreeMap<String, Waiting>) {
+fn without_overdue(replays: &mut [Replay], access: &BTreeMap<String, QueueAccess>) {
+    let processes = |queue: &str| matches!(access.get(queue), None | Some(QueueAccess::Open));
     for replay in replays {
-        for group in replay.groups.iter_mut().filter(|group| blocked.contains_key(&group.queue)) {
+        for group in replay.groups.iter_mut().filter(|group| !processes(&group.queue)) {
             replay.overdue -= group.overdue;
             group.overdue = 0;
         }
     }
 }
 
-fn refusal(pace: &Pace, queue: &str) -> Option<Waiting> {
-    pace.refusal(queue).map(|text| Waiting { cause: WaitCause::Refused, text: text.to_owned() })
+/// What all replays share.
+pub(super) struct Queues<'r> {
+    access: BTreeMap<String, QueueAccess>,
+    pub traffic: Traffic,
+    pub rates: &'r mut QueueRates,
+}
+
+impl Queues<'_> {
+    fn admission(&self, pace: &Pace, queue: &str) -> Admission {
+        match self.access.get(queue) {
+            Some(QueueAccess::Closed(_)) => Admission::None,
+            _ if pace.refusal(queue).is_some() => Admission::None,
+            Some(QueueAccess::Trial(_)) => Admission::One,
+            Some(QueueAccess::Open) | None => Admission::All,
+        }
+    }
+
+    /// Why nothing is published to a queue.
+    fn closed(&self, pace: &Pace, queue: &str) -> Option<Waiting> {
+        match self.access.get(queue) {
+            Some(QueueAccess::Closed(waiting)) => Some(waiting.clone()),
+            Some(QueueAccess::Trial(_) | QueueAccess::Open) | None => {
+                pace.refusal(queue).map(|text| Waiting { cause: WaitCause::Refused, text: text.to_owned() })
+            }
+        }
+    }
+
+    /// Why only one letter at a time is published to a queue.
+    fn trial(&self, queue: &str) -> Option<Waiting> {
+        match self.access.get(queue) {
+            Some(QueueAccess::Trial(waiting)) => Some(waiting.clone()),
+            Some(QueueAccess::Closed(_) | QueueAccess::Open) | None => None,
+        }
+    }
 }
 
 /// Why a running replay waits, or some of its letters do.
-fn waiting_for(replay: &Replay, step: &Step, (pace, blocked): (&Pace, &BTreeMap<String, Waiting>)) -> Option<Waiting> {
+fn waiting_for(replay: &Replay, step: &Step, (pace, queues): (&Pace, &Queues<'_>)) -> Option<Waiting> {
     use LetterProgress::{Publishing, Selected};
-    let waits = |queue: &str| blocked.get(queue).cloned().or_else(|| refusal(pace, queue));
     // First the queues of what is to be published, then those of what is on its way.
     for states in [&[Selected, Publishing][..], LetterProgress::IN_FLIGHT] {
         let mut groups = replay.groups.iter().filter(|group| group.count(states) > 0);
-        if let Some(waiting) = groups.find_map(|group| waits(&group.queue)) {
+        if let Some(waiting) = groups.find_map(|group| queues.closed(pace, &group.queue)) {
             return Some(waiting);
         }
+    }
+    let mut left = replay.groups.iter().filter(|group| group.count(&[Selected]) > 0);
+    if *step == Step::Wait
+        && let Some(waiting) = left.find_map(|group| queues.trial(&group.queue))
+    {
+        return Some(waiting);
     }
     if replay.slow > 0 {
         let text = format!(

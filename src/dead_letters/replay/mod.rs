@@ -27,6 +27,6 @@ mod waiting;
 pub use desk::{
     ChangedLetters, Desk, DeskError, DeskHandle, EditRequest, LetterRequest, ReplayPlan, ReplayReport, ReplayRequest,
 };
-pub use executor::{Blocked, ReplayDeps, Replayer, RunningReplay};
+pub use executor::{AccessToQueue, ReplayDeps, Replayer, RunningReplay};
 pub(super) use message::stored_delivery;
-pub use waiting::{WaitCause, Waiting};
+pub use waiting::{QueueAccess, WaitCause, Waiting};

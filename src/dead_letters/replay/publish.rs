@@ -10,10 +10,10 @@ use jiff::{SignedDuration, Timestamp};
 use tokio::task::spawn_blocking;
 use tracing::error;
 
-use super::executor::{Claim, LEASE, Replayer, StepError, claimed};
+use super::executor::{Claim, LEASE, Queues, Replayer, StepError, claimed};
 use super::message::{Prepared, ReplayContext, UNREADABLE};
 use super::pace::Pace;
-use super::step::{Traffic, Turn};
+use super::step::Turn;
 use crate::ledger::{DeskAnswer, DeskChange, LetterProgress, PublishAnswer, Replay, ToPublish};
 use crate::message::{Publication, PublishError};
 
@@ -33,9 +33,9 @@ impl Replayer {
         replay: &Replay,
         mut turns: Vec<Turn>,
         pace: &mut Pace,
-        traffic: &mut Traffic,
+        queues: &mut Queues<'_>,
     ) -> Result<(), StepError> {
-        let mut allowed = pace.allowed(replay.options.rate);
+        let mut allowed = pace.bucket.allowed(replay.options.rate);
         loop {
             if self.claim(replay.id, pace).await? == Claim::Refused {
                 return Ok(());
@@ -43,15 +43,17 @@ impl Replayer {
             let mut batch = Batch::default();
             for turn in &mut turns {
                 let is_new = turn.progress == LetterProgress::Selected;
-                let limit = turn.room.min(if is_new { allowed } else { u64::MAX }).min(batch.room());
+                let of_rate = if is_new { allowed.min(queues.rates.allowed(&turn.queue)) } else { u64::MAX };
+                let limit = turn.room.min(of_rate).min(batch.room());
                 if limit == 0 || pace.refusal(&turn.queue).is_some() {
                     continue;
                 }
                 let Some(dealt_with) = self.prepare(replay, turn, limit, &mut batch).await? else { return Ok(()) };
                 turn.room -= dealt_with;
                 if is_new {
-                    pace.used(dealt_with);
-                    traffic.published(turn, dealt_with);
+                    pace.bucket.used(dealt_with);
+                    queues.rates.used(&turn.queue, dealt_with);
+                    queues.traffic.published(turn, dealt_with);
                     allowed -= dealt_with;
                 }
             }

@@ -28,6 +28,17 @@ pub(super) enum Step {
     Finish,
 }
 
+/// How many letters may be on their way to a queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Admission {
+    /// As many as the pace allows.
+    All,
+    /// One: it shows whether a service is available again.
+    One,
+    /// None.
+    None,
+}
+
 /// Letters of one group that may be published.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Turn {
@@ -103,8 +114,8 @@ impl Traffic {
     }
 }
 
-/// Decides. `waits`: whether nothing may be published to a queue now.
-pub(super) fn next_step(replay: &Replay, traffic: &Traffic, waits: &dyn Fn(&str) -> bool) -> Step {
+/// Decides. `admission`: how many letters may be on their way to a queue now.
+pub(super) fn next_step(replay: &Replay, traffic: &Traffic, admission: &dyn Fn(&str) -> Admission) -> Step {
     use LetterProgress::{Publishing, Selected};
     if has_failed(replay) {
         // Of a canary, all outcomes are awaited.
@@ -114,17 +125,22 @@ pub(super) fn next_step(replay: &Replay, traffic: &Traffic, waits: &dyn Fn(&str)
     if replay.count(Selected) + replay.in_flight() == 0 {
         return Step::Finish;
     }
-    let ready = || replay.groups.iter().filter(|group| !waits(&group.queue));
+    let ready = || replay.groups.iter().filter(|group| admission(&group.queue) != Admission::None);
     let again = ready().map(Turn::again);
     let mut turns: Vec<Turn> = again.filter(|turn| turn.room > 0).collect();
     if turns.is_empty() {
-        turns = new_turns(replay, traffic, ready());
+        turns = new_turns(replay, traffic, admission, ready());
     }
     if turns.is_empty() { Step::Wait } else { Step::Publish(turns) }
 }
 
 /// What may be published for the first time: of groups in the canary first.
-fn new_turns<'g>(replay: &Replay, traffic: &Traffic, groups: impl Iterator<Item = &'g ReplayGroup>) -> Vec<Turn> {
+fn new_turns<'g>(
+    replay: &Replay,
+    traffic: &Traffic,
+    admission: &dyn Fn(&str) -> Admission,
+    groups: impl Iterator<Item = &'g ReplayGroup>,
+) -> Vec<Turn> {
     let mut groups: Vec<(&ReplayGroup, u64)> = groups
         .filter(|group| group.count(&[LetterProgress::Selected]) > 0)
         .map(|group| (group, if replay.options.canary { canary_room(traffic.of_group(group)) } else { MAX_IN_FLIGHT }))
@@ -135,7 +151,11 @@ fn new_turns<'g>(replay: &Replay, traffic: &Traffic, groups: impl Iterator<Item 
     let mut turns = Vec::new();
     for (group, room) in groups {
         let counts = traffic.queues.get(&group.queue).copied().unwrap_or_default();
-        let of_queue = rooms.entry(&group.queue).or_insert_with(|| queue_room(replay, counts));
+        let of_queue = rooms.entry(&group.queue).or_insert_with(|| match admission(&group.queue) {
+            Admission::All => queue_room(replay, counts),
+            Admission::One => 1_u64.saturating_sub(counts.in_flight),
+            Admission::None => 0,
+        });
         let room = room.min(*of_queue).min(group.count(&[LetterProgress::Selected]));
         *of_queue -= room;
         if room > 0 {
@@ -232,7 +252,7 @@ mod tests {
     }
 
     fn decide(replay: &Replay) -> Step {
-        next_step(replay, &Traffic::of(std::slice::from_ref(replay)), &|_| false)
+        next_step(replay, &Traffic::of(std::slice::from_ref(replay)), &|_| Admission::All)
     }
 
     fn step(letters: &[(LetterProgress, u64)]) -> Step {
@@ -289,7 +309,7 @@ mod tests {
 
     #[test]
     fn several_replays_at_once_have_one_canary_for_a_service_and_no_more_in_flight_than_one() {
-        let waits = |_: &str| false;
+        let waits = |_: &str| Admission::All;
         let new_one = || replay(&[(Selected, 100)]);
         let mut traffic = Traffic::of(&[new_one(), new_one(), new_one()]);
         let first = next_step(&new_one(), &traffic, &waits);
@@ -313,13 +333,30 @@ mod tests {
             ("carts", "a", &[(Selected, 100), (Publishing, 1)][..]),
             ("carts", "b", &[(Selected, 100)][..]),
         ];
-        let (replay, waits) = (replay_of(&both), |queue: &str| queue == "orders");
+        let (replay, waits) =
+            (replay_of(&both), |queue: &str| if queue == "orders" { Admission::None } else { Admission::All });
         let traffic = Traffic::of(std::slice::from_ref(&replay));
         assert_eq!(next_step(&replay, &traffic, &waits), Step::Publish(vec![turn("carts", "a", Publishing, 1)]));
-        let (replay, waits) = (replay_of(&[both[0], both[2]]), |queue: &str| queue == "orders");
+        let (replay, waits) =
+            (
+                replay_of(&[both[0], both[2]]),
+                |queue: &str| if queue == "orders" { Admission::None } else { Admission::All },
+            );
         let traffic = Traffic::of(std::slice::from_ref(&replay));
         assert_eq!(next_step(&replay, &traffic, &waits), Step::Publish(vec![turn("carts", "b", Selected, 1)]));
-        assert_eq!(next_step(&replay, &traffic, &|_| true), Step::Wait);
+        assert_eq!(next_step(&replay, &traffic, &|_| Admission::None), Step::Wait);
+    }
+
+    #[test]
+    fn while_a_service_is_tried_one_letter_is_on_its_way_and_shows_whether_it_is_available() {
+        let trial =
+            |replay: &Replay| next_step(replay, &Traffic::of(std::slice::from_ref(replay)), &|_| Admission::One);
+        assert_eq!(trial(&replay(&[(Selected, 100)])), new(1));
+        assert_eq!(trial(&replay(&[(Selected, 100), (Processed, 50)])), new(1));
+        assert_eq!(trial(&replay(&[(Selected, 100), (Processed, 50), (Retrying, 1)])), Step::Wait);
+        let mut all_at_once = replay(&[(Selected, 100)]);
+        all_at_once.options.canary = false;
+        assert_eq!(trial(&all_at_once), new(1));
     }
 
     #[test]

@@ -37,7 +37,7 @@ async fn on_a_nearly_full_disk_dead_letters_are_not_changed_and_replays_wait_but
         users: Arc::new(TrustedUsers::known("orderd")),
         max_body: 1 << 20,
         consumers: consumers.subscribe(),
-        blocked: Arc::new(|_| None),
+        access: Arc::new(|_| QueueAccess::Open),
         hold: hold.subscribe(),
         shutdown: shutdown.clone(),
     }));

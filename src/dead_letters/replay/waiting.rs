@@ -49,6 +49,17 @@ impl WaitCause {
     }
 }
 
+/// What may be published to a queue now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum QueueAccess {
+    /// Its consumer processes it.
+    Open,
+    /// One letter at a time: it shows whether a service is available again.
+    Trial(Waiting),
+    /// Nothing.
+    Closed(Waiting),
+}
+
 /// Why a replay waits.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Waiting {

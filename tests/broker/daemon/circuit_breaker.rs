@@ -160,3 +160,54 @@ fn no_order_is_dead_lettered_because_a_service_flaps() {
     assert_eq!(env.ledger().number("SELECT count(*) FROM dead_letters"), 0);
     assert_eq!(orderd.stop(), 0);
 }
+
+#[test]
+fn a_replay_waits_while_the_breaker_is_open_and_its_first_letter_is_the_trial_that_closes_it() {
+    // As many as open the breaker.
+    const ORDERS: usize = 10;
+    let node = Node::shared();
+    let server = StepServer::start();
+    let is_repaired = Arc::new(AtomicBool::new(false));
+    let (repaired, all) = (Arc::clone(&is_repaired), server.clone());
+    server.answer(move |_| {
+        if repaired.load(Ordering::SeqCst) {
+            return reply("200 OK", "1");
+        }
+        // No call waits for the breaker.
+        wait_until("all are called", || all.calls().len() >= ORDERS);
+        reply("503 Service Unavailable", "")
+    });
+    let step = |open: &str| {
+        let url = server.url("/charge");
+        format!(
+            "[{{ name = \"charge\", http = {{ url = {url:?} }}, circuit_breaker = {{ window = \"5m\", open = {open:?} }} }}]"
+        )
+    };
+    let (env, mut file) = TestEnv::new(&node)
+        .set("dead_letters.collect", "true")
+        .set("consumers.order.steps", &step("2m"))
+        .set("consumers.order.retry.immediate", "0")
+        .with_file();
+    let env = env.set("consumers.order.retry.delays", "");
+    let mut orderd = env.start();
+    let ledger = env.ledger();
+    publish(&env, 0..ORDERS as u32);
+    let stored =
+        |state: &str| ledger.number(&format!("SELECT count(*) FROM stored_dead_letters WHERE state = '{state}'"));
+    wait_until("all are stored", || stored("open") == ORDERS as u64);
+    assert_eq!(breaker(&orderd)["state"], "open");
+    is_repaired.store(true, Ordering::SeqCst);
+
+    let address = orderd.admin_address().to_string();
+    let mut command = env.command(&["dead-letters", "replay", "--code", "http_503", "--yes", "--address", &address]);
+    wait_until("it says why it waits", || command.output().contains("circuit breaker"));
+    assert_eq!((stored("replaying"), server.calls().len()), (ORDERS as u64, ORDERS));
+    file.set("consumers.order.steps", &step("300ms")).save();
+    assert_eq!(orderd.reload()["outcome"], "applied");
+    // No other order comes.
+    assert_eq!(command.wait_for_exit(), 0, "{}", command.output());
+    assert_eq!((stored("replayed"), ledger.processed()), (ORDERS as u64, ORDERS as u64));
+    assert_eq!(server.calls().len(), 2 * ORDERS, "each is called once more");
+    assert_ne!(breaker(&orderd)["state"], "open");
+    assert_eq!(orderd.stop(), 0);
+}
