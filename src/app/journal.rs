@@ -9,7 +9,7 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
-use tracing::{error, info};
+use tracing::error;
 
 use crate::chain::chain;
 use crate::ledger::{JournalHead, Ledger, LedgerError, NewJournalEntry};
@@ -49,14 +49,14 @@ impl Journal {
     }
 }
 
-/// The log has the hash too: it shows later that the journal was not written anew.
+/// The ledger logs the hash.
 fn recorded(
     recording: BoxFuture<'static, Result<JournalHead, LedgerError>>,
     entry: NewJournalEntry,
 ) -> BoxFuture<'static, ()> {
     Box::pin(async move {
         match recording.await {
-            Ok(JournalHead { seq, hash }) => info!(seq, %hash, "recorded in the journal"),
+            Ok(_) => {}
             Err(error) => error!(?entry, error = %chain(&error), "cannot record an action in the journal"),
         }
     })

@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, TransactionBehavior};
 use serde_json::json;
 
+use super::letter_changes::is_abandoned;
 use super::{journal, letters::CONTENT_BYTES};
 use crate::ledger::dead_letters::LetterState;
 use crate::ledger::erase::ERASED;
@@ -54,6 +55,7 @@ impl FoundLetters {
         let found = select.query_map((value, customer), |row| Ok((row.get(0)?, row.get(1)?)))?;
         for letter in found {
             let (id, is_replaying) = letter?;
+            let is_replaying = is_replaying && !is_abandoned(connection, id, Timestamp::now())?;
             if is_replaying { &mut self.replaying } else { &mut self.erasable }.insert(id);
         }
         Ok(())
@@ -96,11 +98,14 @@ pub(super) fn erase(connection: &mut Connection, ids: &BTreeSet<i64>, actor: &st
 /// or being published again.
 fn erase_one(connection: &Connection, id: i64) -> rusqlite::Result<Option<i64>> {
     let sql = format!(
-        "SELECT {CONTENT_BYTES} FROM stored_dead_letters WHERE id = ?1 AND erased_at IS NULL AND state <> 'replaying'"
+        "SELECT {CONTENT_BYTES}, state = 'replaying' FROM stored_dead_letters WHERE id = ?1 AND erased_at IS NULL"
     );
-    let Some(bytes) = connection.prepare_cached(&sql)?.query_row([id], |row| row.get(0)).optional()? else {
+    let read = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, row.get(1)?));
+    let found: Option<(i64, bool)> = connection.prepare_cached(&sql)?.query_row([id], read).optional()?;
+    let Some((bytes, is_replaying)) = found else { return Ok(None) };
+    if is_replaying && !is_abandoned(connection, id, Timestamp::now())? {
         return Ok(None);
-    };
+    }
     let mut content = connection.prepare_cached(
         "UPDATE stored_contents SET properties = '{}', headers = '{}', body = x'' WHERE letter_id = ?1 AND revision = 0",
     )?;

@@ -1,5 +1,7 @@
 //! The journal: the tables `journal` and `journal_head`, which has one row once there is an entry.
 
+use std::cell::RefCell;
+
 use std::path::Path;
 
 use rusqlite::types::Value as SqlValue;
@@ -39,7 +41,25 @@ pub(super) fn append(connection: &Connection, new: &NewJournalEntry) -> rusqlite
     connection.prepare_cached("DELETE FROM journal_head")?.execute([])?;
     let replace = "INSERT INTO journal_head (seq, hash) VALUES (?1, ?2)";
     connection.prepare_cached(replace)?.execute(params![seq, hash.as_bytes()])?;
+    APPENDED.with_borrow_mut(|appended| appended.push(entry.head()));
     Ok(entry.head())
+}
+
+thread_local! {
+    /// What this thread has appended since its last commit. Only the writer's thread appends much.
+    static APPENDED: RefCell<Vec<JournalHead>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Logs what is committed now. The log shows later that the journal was not written anew.
+pub(super) fn log_committed() {
+    for JournalHead { seq, hash } in APPENDED.take() {
+        tracing::info!(seq, %hash, "recorded in the journal");
+    }
+}
+
+/// What was appended is rolled back.
+pub(super) fn forget_uncommitted() {
+    APPENDED.take();
 }
 
 /// Blocks, as does [`verify`].

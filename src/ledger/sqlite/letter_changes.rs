@@ -51,7 +51,7 @@ fn change_one(
             return Ok(ChangeAnswer::Unchanged);
         }
         (LetterChange::Release, Held) => (Open, None, None),
-        (LetterChange::Release, Replaying) if is_abandoned(connection, id)? => (Open, None, None),
+        (LetterChange::Release, Replaying) if is_abandoned(connection, id, at)? => (Open, None, None),
         (LetterChange::Discard { reason }, Open | Held) => (Discarded, Some(reason), Some(at.as_millisecond())),
         (LetterChange::Hold { .. }, Replaying | Replayed | Discarded)
         | (LetterChange::Release, Replaying | Replayed | Discarded)
@@ -71,16 +71,16 @@ fn state(connection: &Connection, id: i64) -> rusqlite::Result<Option<LetterStat
     Ok(text.and_then(|text| LetterState::parse(&text)))
 }
 
-/// Whether its replay has ended, and no outcome was seen.
-fn is_abandoned(connection: &Connection, id: i64) -> rusqlite::Result<bool> {
+/// Whether its replay has ended, and no outcome was seen in time.
+pub(super) fn is_abandoned(connection: &Connection, id: i64, now: Timestamp) -> rusqlite::Result<bool> {
     connection
         .prepare_cached(
             "SELECT 1 FROM replay_letters JOIN replays ON replays.id = replay_id
              WHERE letter_id = ?1 AND key IS NOT NULL AND replays.state IN ('finished', 'stopped')
-               AND replay_letters.state IN ('publishing', 'published', 'retrying', 'unknown')
+               AND (replay_letters.state = 'unknown' OR replay_letters.state IN ('published', 'retrying') AND due_at < ?2)
                AND replay_id = (SELECT max(replay_id) FROM replay_letters WHERE letter_id = ?1 AND key IS NOT NULL)",
         )?
-        .exists([id])
+        .exists((id, now.as_millisecond()))
 }
 
 /// A letter that was not published is open again.

@@ -4,9 +4,12 @@
 
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension};
+use serde_json::json;
 
 use super::record_error::recorded;
+use super::replays;
 use crate::ledger::entry::Recorded;
+use crate::ledger::journal::JournalAction;
 use crate::ledger::replay_outcome::ReplayOutcome;
 use crate::ledger::replays::LetterProgress;
 
@@ -32,10 +35,24 @@ pub(super) fn record(
     let rows = update.execute((key, progress.as_str(), code, due, at.as_millisecond()))?;
     if rows == 1 && progress != LetterProgress::Retrying {
         close(connection, key, at)?;
+        note_late(connection, key, progress, at)?;
     }
     let is_known =
         rows == 1 || connection.prepare_cached("SELECT 1 FROM replay_letters WHERE key = ?1")?.exists([key])?;
     Ok(if is_known { recorded(rows) } else { Recorded::UnknownReplay })
+}
+
+/// An outcome after the end of the replay, which the journal has as unknown, or not at all.
+fn note_late(connection: &Connection, key: &str, progress: LetterProgress, at: Timestamp) -> rusqlite::Result<()> {
+    let mut select = connection.prepare_cached(
+        "SELECT replay_id, letter_id, actor FROM replay_letters JOIN replays ON replays.id = replay_id
+         WHERE key = ?1 AND replays.state IN ('finished', 'stopped')",
+    )?;
+    let late: Option<(i64, i64, String)> =
+        select.query_row([key], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?))).optional()?;
+    let Some((replay, letter, actor)) = late else { return Ok(()) };
+    let (subject, result) = (json!({"replay": replay, "ids": [letter]}), json!({progress.as_str(): 1}));
+    replays::note(connection, (&actor, at), JournalAction::Replay, (&subject, &result))
 }
 
 /// The letter is not needed any more, unless another replay has claimed it since.

@@ -21,6 +21,8 @@ use crate::ledger::replays::{
     MAX_CAUSES, MAYBE_DUPLICATE, NewReplay, PublishAnswer, ToPublish, ToSelect,
 };
 
+/// The most letters of one state whose numbers the journal has at the end of a replay.
+const MAX_NOTED_LETTERS: usize = 1_000;
 /// Bytes of a key's hash.
 const KEY_BYTES: usize = 16;
 
@@ -55,7 +57,11 @@ pub(super) fn change(connection: &Connection, change: &DeskChange) -> rusqlite::
                 Some(_) | None => return Ok(DeskAnswer::Publishing(vec![PublishAnswer::NotClaimed; letters.len()])),
             };
             let answers = letters.iter().map(|letter| begin_publishing(connection, replay.id, letter, from, *at));
-            DeskAnswer::Publishing(answers.collect::<rusqlite::Result<_>>()?)
+            let answers: Vec<PublishAnswer> = answers.collect::<rusqlite::Result<_>>()?;
+            let closed = letters.iter().zip(&answers).filter(|(_, answer)| **answer == PublishAnswer::Closed);
+            let closed: Vec<i64> = closed.map(|(letter, _)| letter.letter).collect();
+            note_letters(connection, (replay.id, *at), JournalAction::Discard, (&closed, "order_closed"))?;
+            DeskAnswer::Publishing(answers)
         }
         DeskChange::Published { replay, letters, at, due } => {
             published(connection, *replay, letters, *at, *due)?;
@@ -105,13 +111,29 @@ fn journaled(selection: &LetterSelection) -> Value {
     }
 }
 
-fn note(
+pub(super) fn note(
     connection: &Connection,
     (by, at): (&str, Timestamp),
     action: JournalAction,
     (subject, result): (&Value, &Value),
 ) -> rusqlite::Result<()> {
     journal::append(connection, &NewJournalEntry::new(at, by, action, subject, result)).map(drop)
+}
+
+/// Records what a replay has done with letters, by the person who has started it.
+fn note_letters(
+    connection: &Connection,
+    (replay, at): (i64, Timestamp),
+    action: JournalAction,
+    (letters, result): (&[i64], &str),
+) -> rusqlite::Result<()> {
+    if letters.is_empty() {
+        return Ok(());
+    }
+    let actor: String =
+        connection.prepare_cached("SELECT actor FROM replays WHERE id = ?1")?.query_row([replay], |row| row.get(0))?;
+    let (subject, result) = (json!({"replay": replay, "ids": letters}), json!({result: letters.len()}));
+    note(connection, (&actor, at), action, (&subject, &result))
 }
 
 /// `None`: too many have not ended.
@@ -166,9 +188,13 @@ fn select(
         .prepare_cached("SELECT DISTINCT cause FROM replay_counts WHERE replay_id = ?1")?
         .query_map([replay], |row| row.get(0))?
         .collect::<rusqlite::Result<_>>()?;
+    let mut selected = Vec::new();
     for letter in letters {
-        select_one(connection, (replay, &token), (letter, &mut causes), is_named, at)?;
+        if select_one(connection, (replay, &token), (letter, &mut causes), is_named, at)? {
+            selected.push(letter.letter);
+        }
     }
+    note_letters(connection, (replay, at), JournalAction::Replay, (&selected, "selected"))?;
     connection
         .prepare_cached("UPDATE replays SET selected_to = coalesce(?2, selected_to), state = ?3 WHERE id = ?1")?
         .execute((replay, letters.last().map(|letter| letter.letter), if is_last { "running" } else { "selecting" }))
@@ -187,13 +213,14 @@ fn reading(connection: &Connection, (replay, letter): (i64, i64), reader: Option
     Ok(tries.unwrap_or(0))
 }
 
+/// Whether the letter is the replay's now.
 fn select_one(
     connection: &Connection,
     (replay, token): (i64, &[u8; KEY_BYTES]),
     (letter, causes): (&ToSelect, &mut BTreeSet<String>),
     is_named: bool,
     at: Timestamp,
-) -> rusqlite::Result<()> {
+) -> rusqlite::Result<bool> {
     let id = letter.letter;
     let claimed = connection
         .prepare_cached(
@@ -216,7 +243,7 @@ fn select_one(
             .optional()?;
         let code = if is_named { state.unwrap_or_else(|| "missing".to_owned()) } else { MAYBE_DUPLICATE.to_owned() };
         insert.execute((replay, id, None::<&str>, LetterProgress::Skipped.as_str(), Some(code), at, "", ""))?;
-        return Ok(());
+        return Ok(false);
     };
     let key = key(connection, replay, token, &fingerprint)?;
     if !causes.contains(&cause) && causes.len() >= MAX_CAUSES {
@@ -225,7 +252,7 @@ fn select_one(
     let selected = LetterProgress::Selected.as_str();
     insert.execute((replay, id, key, selected, None::<&str>, at, &letter.queue, &cause))?;
     causes.insert(cause);
-    Ok(())
+    Ok(true)
 }
 
 /// A value of `x-replay-id` that no other letter has. It depends on what the message contains, and not on its number, which differs
@@ -375,9 +402,12 @@ fn stop(
 fn give_up_half_published(connection: &Connection, replay: i64, at: Timestamp) -> rusqlite::Result<bool> {
     let mut update = connection.prepare_cached(
         "UPDATE replay_letters SET state = 'unknown', changed_at = ?2 WHERE replay_id = ?1 AND state = 'publishing'
-         AND EXISTS (SELECT 1 FROM replays WHERE id = ?1 AND state = 'stopping')",
+         AND EXISTS (SELECT 1 FROM replays WHERE id = ?1 AND state = 'stopping') RETURNING letter_id",
     )?;
-    Ok(update.execute((replay, at.as_millisecond()))? > 0)
+    let given_up = update.query_map((replay, at.as_millisecond()), |row| row.get(0))?;
+    let given_up: Vec<i64> = given_up.collect::<rusqlite::Result<_>>()?;
+    note_letters(connection, (replay, at), JournalAction::Replay, (&given_up, "unknown"))?;
+    Ok(!given_up.is_empty())
 }
 
 fn give_back(connection: &Connection, replay: i64, limit: usize, at: Timestamp) -> rusqlite::Result<bool> {
@@ -416,7 +446,18 @@ fn finish(connection: &Connection, replay: i64, at: Timestamp) -> rusqlite::Resu
     let counts =
         select.query_map([replay], |row| Ok((row.get::<_, String>(0)?, Value::from(row.get::<_, i64>(1)?))))?;
     let counts: serde_json::Map<String, Value> = counts.collect::<rusqlite::Result<_>>()?;
-    let result = json!({"state": state, "letters": counts});
+    let mut result = json!({"state": state, "letters": counts});
+    for progress in [LetterProgress::FailedAgain, LetterProgress::Unknown] {
+        let sql = format!(
+            "SELECT letter_id FROM replay_letters WHERE replay_id = ?1 AND state = ?2 LIMIT {MAX_NOTED_LETTERS}"
+        );
+        let mut select = connection.prepare_cached(&sql)?;
+        let ids = select.query_map((replay, progress.as_str()), |row| row.get::<_, i64>(0))?;
+        let ids: Vec<i64> = ids.collect::<rusqlite::Result<_>>()?;
+        if !ids.is_empty() {
+            result[progress.as_str()] = json!(ids);
+        }
+    }
     note(connection, (&actor, at), JournalAction::Replay, (&json!({"replay": replay}), &result))?;
     Ok(true)
 }

@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::entry_queues::{EntryQueues, Precedence, refuse};
 use super::files::{FileReplaced, OpenFiles};
+use super::journal;
 use super::monitor::Busy;
 use super::overwrite::OverwriteDetector;
 use super::record_error::RecordError;
@@ -384,11 +385,13 @@ impl<'c> Writer<'c> {
             let outcomes = match result {
                 Ok(outcomes) => {
                     self.shared.commits.fetch_add(1, Ordering::Relaxed);
+                    journal::log_committed();
                     self.outage = None;
                     outcomes
                 }
                 Err(error) => {
                     self.statements.roll_back(self.connection);
+                    journal::forget_uncommitted();
                     match (error, size) {
                         (error @ LedgerError::Refused { .. }, 1) => vec![Err(error)],
                         (LedgerError::Refused { .. }, _) => {

@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 
-use super::super::SqliteLedger;
+use super::super::{FILE_NAME, SqliteLedger};
 use crate::ledger::conformance::{accept, attempt, finish, order, stored_letter};
 use crate::ledger::report::{DeadLettered, GroupBy, PointInTime, ReportQuery};
 use crate::ledger::{
@@ -269,4 +269,47 @@ async fn a_letter_that_failed_again_has_the_code_of_the_letter_it_has_become_whi
     let ledger = SqliteLedger::open(directory.path()).unwrap();
     let unknown = outcome(&ledger, "1-of-another-ledger", ReplayOutcome::Processed).await;
     assert_eq!(unknown, Recorded::UnknownReplay);
+}
+
+#[tokio::test]
+async fn the_journal_alone_says_who_replayed_which_letters_and_what_became_of_them() {
+    let directory = tempfile::tempdir().unwrap();
+    let ledger = SqliteLedger::open(directory.path()).unwrap();
+    selected(&ledger).await;
+    let PublishAnswer::Publish { key, .. } = publish(&ledger, "a", 1, 1).await else { panic!("it is published") };
+    let PublishAnswer::Publish { key: second, .. } = publish(&ledger, "a", 2, 1).await else {
+        panic!("it is published")
+    };
+    outcome(&ledger, &key, ReplayOutcome::FailedAgain).await;
+    assert_eq!(change(&ledger, DeskChange::Finish { replay: by("a"), at: at(5) }).await, DeskAnswer::Done(true));
+    outcome(&ledger, &second, ReplayOutcome::Processed).await;
+    let file = rusqlite::Connection::open(directory.path().join(FILE_NAME)).unwrap();
+    let mut select = file.prepare("SELECT actor || subject || result FROM journal ORDER BY seq").unwrap();
+    let entries = select.query_map([], |row| row.get::<_, String>(0)).unwrap().map(Result::unwrap).collect::<Vec<_>>();
+    assert_eq!(entries.len(), 4, "{entries:?}");
+    assert!(entries.iter().all(|entry| entry.starts_with("ada")), "{entries:?}");
+    assert!(entries[1].contains(r#""ids":[1,2]"#) && entries[1].contains("selected"), "{entries:?}");
+    assert!(entries[2].contains(r#""failed_again":[1]"#) && entries[2].contains(r#""unknown":[2]"#), "{entries:?}");
+    assert!(entries[3].contains(r#""ids":[2]"#) && entries[3].contains("processed"), "a late outcome: {entries:?}");
+}
+
+#[tokio::test]
+async fn a_letter_without_an_outcome_is_released_or_erased_only_once_none_is_expected_any_more() {
+    let directory = tempfile::tempdir().unwrap();
+    let ledger = SqliteLedger::open(directory.path()).unwrap();
+    selected(&ledger).await;
+    publish(&ledger, "a", 1, 1).await;
+    change(&ledger, DeskChange::Published { replay: 1, letters: vec![1], at: at(2), due: at(100) }).await;
+    let (by_person, reason) = (Some("bob".to_owned()), "requested");
+    change(&ledger, DeskChange::Stop { replay: 1, by: by_person, reason, detail: None, at: at(3) }).await;
+    change(&ledger, DeskChange::GiveBack { replay: by("a"), limit: 10, at: at(3) }).await;
+    change(&ledger, DeskChange::Finish { replay: by("a"), at: at(4) }).await;
+    let release = |second| {
+        let change = LetterChange::Release;
+        DeskChange::Letters { ids: vec![1], change, by: "ada".to_owned(), at: at(second) }
+    };
+    let refused = ChangeAnswer::Refused(LetterState::Replaying);
+    assert_eq!(change(&ledger, release(50)).await, DeskAnswer::Letters(vec![refused]), "it may be on its way");
+    assert_eq!(change(&ledger, release(101)).await, DeskAnswer::Letters(vec![ChangeAnswer::Changed]));
+    assert_eq!(state(&ledger, 1).await, LetterState::Open);
 }
