@@ -9,6 +9,7 @@ use super::harness::audit::{Progress, Published};
 use super::harness::daemon::Daemon;
 use super::harness::environment::Environment;
 use super::harness::shop::Shop;
+use super::harness::shop::books::Refusals;
 use super::harness::{Outcome, interrupt, sibling_program};
 use super::{DEADLINE, POLL, command, show_command, stop};
 
@@ -22,7 +23,7 @@ pub fn repair(environment: &mut Environment, daemon: &mut Daemon, shop: &Shop) -
         "\nthe customers use other cards, the stock is filled up, a carrier delivers everywhere, and an orderd without the \
          permanent fault is started"
     );
-    shop.refuse_none();
+    shop.refuse(Refusals::None);
     stop(daemon)?;
     environment.set("ORDERD_CONSUMERS__ORDER__FAULTS__PERMANENT", "0".to_owned());
     *daemon = environment.start_daemon(&sibling_program("orderd")?)?;

@@ -45,7 +45,9 @@ impl QueuedMessages {
         let mut select = ledger.prepare(
             "SELECT source, message_id, reason, EXISTS (SELECT 1 FROM replay_letters AS copies
                  WHERE copies.letter_id = letters.id AND copies.state IN ('processed', 'cancelled'))
-             FROM stored_dead_letters AS letters WHERE message_id IS NOT NULL",
+             FROM stored_dead_letters AS letters WHERE message_id IS NOT NULL
+             -- What has failed again is the dead letter that it has become.
+             AND NOT EXISTS (SELECT 1 FROM replay_letters WHERE letter_id = letters.id AND came_back_as IS NOT NULL)",
         )?;
         let mut rows = select.query([])?;
         while let Some(row) = rows.next()? {

@@ -49,8 +49,19 @@ pub struct Books {
     refused: BTreeMap<Action, HashSet<String>>,
     /// Calls with a key that was known.
     repeated: u64,
-    /// No order is refused any more.
-    refuses_none: bool,
+    refusals: Refusals,
+    /// The orders that were refused once more.
+    refused_once_more: HashSet<String>,
+}
+
+/// Which orders are refused, of those that can be.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Refusals {
+    #[default]
+    All,
+    /// Those with an even number, once more.
+    OnceMore,
+    None,
 }
 
 /// What became of the orders.
@@ -64,9 +75,22 @@ pub struct OrderStates {
 }
 
 impl Books {
-    /// From now on no order is refused: the goods are in stock, the cards are covered, and a carrier delivers everywhere.
-    pub fn refuse_none(&mut self) {
-        self.refuses_none = true;
+    /// From now on no other orders are refused than these: the goods are in stock, the cards are covered, and a carrier delivers everywhere.
+    pub fn refuse(&mut self, refusals: Refusals) {
+        self.refusals = refusals;
+    }
+
+    /// The answer to an order that is refused.
+    fn refuses(&mut self, action: Action, order: &str) -> Option<(&'static str, String)> {
+        let refusal = refusal(action, order)?;
+        let refused = match self.refusals {
+            Refusals::All => true,
+            Refusals::OnceMore => {
+                order.ends_with(['0', '2', '4', '6', '8']) && self.refused_once_more.insert(order.to_owned())
+            }
+            Refusals::None => false,
+        };
+        refused.then_some(refusal)
     }
 
     /// Answers a call with a status and a body: a known key with its first answer.
@@ -75,7 +99,7 @@ impl Books {
             self.repeated += 1;
             return ("200 OK", known.clone());
         }
-        if let Some(refusal) = refusal(action, order).filter(|_| !self.refuses_none) {
+        if let Some(refusal) = self.refuses(action, order) {
             self.refused.entry(action).or_default().insert(order.to_owned());
             return refusal;
         }
@@ -155,7 +179,7 @@ impl Books {
     }
 }
 
-/// The answer to an order that is refused.
+/// The answer to an order that is refused, if it is one of those that can be.
 fn refusal(action: Action, order: &str) -> Option<(&'static str, String)> {
     let number: u64 = order.rsplit('-').next()?.parse().ok()?;
     let (every, status, reason) = match action {
@@ -307,7 +331,7 @@ mod tests {
     fn a_replayed_order_may_be_charged_again_once_its_charge_was_refunded() {
         let passes = |calls: &[(Action, &str)]| {
             let mut books = books();
-            books.refuse_none();
+            books.refuse(Refusals::None);
             calls.iter().for_each(|(action, key)| drop(books.call(*action, key, "a-94")));
             let orders = ids(&["a-2", "a-94"]);
             let states = OrderStates { processed: orders, replayed: ids(&["a-94"]), ..OrderStates::default() };

@@ -13,7 +13,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use books::Books;
+use books::{Books, Refusals};
 use server::Server;
 
 /// The running services: one for reservations, which can go away, and one for everything else.
@@ -59,9 +59,9 @@ impl Shop {
         self.reservations.start()
     }
 
-    /// From now on no order is refused.
-    pub fn refuse_none(&self) {
-        self.books.lock().unwrap_or_else(PoisonError::into_inner).refuse_none();
+    /// From now on no other orders are refused than these.
+    pub fn refuse(&self, refusals: Refusals) {
+        self.books.lock().unwrap_or_else(PoisonError::into_inner).refuse(refusals);
     }
 
     /// What the services have done so far.

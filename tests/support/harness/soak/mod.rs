@@ -1,5 +1,5 @@
 //! The soak: orders under load, some of which fail, while orderd, the broker, the network and the disk suffer random faults. A
-//! shop's services charge, reserve and ship each order. From the middle of the run on they refuse none, and an operator replays those
+//! shop's services charge, reserve and ship each order. From the middle of the run on they refuse an order once more at most, and an operator replays those
 //! that they have refused. At the end every published order must have been processed once, be a dead
 //! letter or be unrouted; every recorded event must have a whole line in its file, the sums must match, and what the services did
 //! must be kept with a processed order or undone.
@@ -35,6 +35,7 @@ use super::environment::{ADDRESSES, EarlierData, Environment};
 use super::node::Node;
 use super::queued_messages::QueuedMessages;
 use super::shop::Shop;
+use super::shop::books::Refusals;
 
 /// Orders published in a second.
 const RATE: u32 = 50;
@@ -176,9 +177,9 @@ impl Soak {
                 break;
             }
             if targets.operator.is_none() && report.faults() >= self.faults / 2 {
-                log("the shop's services refuse nothing any more, and an operator replays what they have refused"
+                log("the shop's services refuse an order once more at most, and an operator replays what they have refused"
                     .to_owned());
-                shop.refuse_none();
+                shop.refuse(Refusals::OnceMore);
                 targets.operator = Some(Operator::start(targets.environment, self.program.as_path(), self.seed));
             }
             let mut fault = fault(self.seed, number, kind);

@@ -17,6 +17,8 @@ use super::super::{Outcome, interrupt};
 
 /// The codes of orders that the shop's services have refused.
 const REFUSALS: [&str; 3] = ["http_402", "http_409", "http_422"];
+/// Percentages of `--stop-at`: replays that stop soon, and replays that do not.
+const STOP_AT: [&str; 2] = ["10", "100"];
 /// How long a waiting command is left alone, at most; then it is killed.
 const LONGEST_WAIT: u64 = 8_000;
 const POLL: Duration = Duration::from_millis(100);
@@ -64,7 +66,8 @@ impl Drop for Operator {
 fn operate(replay: &Replay, random: &mut Rng, paused: &AtomicBool, stopped: &AtomicBool) {
     while !stopped.load(Ordering::SeqCst) {
         if !paused.load(Ordering::SeqCst)
-            && let Ok(mut command) = replay.command(REFUSALS[random.usize(..REFUSALS.len())]).spawn()
+            && let Ok(mut command) =
+                replay.command(REFUSALS[random.usize(..REFUSALS.len())], STOP_AT[random.usize(..STOP_AT.len())]).spawn()
         {
             end(&mut command, Duration::from_millis(random.u64(..LONGEST_WAIT)), stopped);
         }
@@ -102,9 +105,11 @@ impl Replay {
         }
     }
 
-    fn command(&self, code: &str) -> Command {
+    fn command(&self, code: &str, stop_at: &str) -> Command {
         let mut command = Command::new(&self.program);
-        command.args(["dead-letters", "replay", "--yes", "--code", code, "--config"]).arg(&self.config_file);
+        command
+            .args(["dead-letters", "replay", "--yes", "--code", code, "--stop-at", stop_at, "--config"])
+            .arg(&self.config_file);
         command.envs(self.settings.iter().map(|(key, value)| (key, value)));
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         command
@@ -129,7 +134,7 @@ pub fn replay_all(environment: &Environment, program: &Path, ledger: &Path) -> O
             left += open;
             if open > 0 {
                 // Whether it succeeds shows in the ledger.
-                replay.command(code).status()?;
+                replay.command(code, "100").status()?;
             }
         }
         if left == 0 && idle {
