@@ -2,7 +2,7 @@
 //!
 //! Reading leaves them in the queues; collecting removes them, so that the queues may be deleted.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::time::Duration;
 
@@ -27,6 +27,8 @@ pub struct QueuedMessages {
     pub replayed: HashSet<String>,
     /// The same of unrouted messages.
     pub replayed_unrouted: HashSet<String>,
+    /// How often messages were replayed, by id.
+    pub replays: HashMap<String, usize>,
 }
 
 impl QueuedMessages {
@@ -46,8 +48,8 @@ impl QueuedMessages {
             "SELECT source, message_id, reason, EXISTS (SELECT 1 FROM replay_letters AS copies
                  WHERE copies.letter_id = letters.id AND copies.state IN ('processed', 'cancelled'))
              FROM stored_dead_letters AS letters WHERE message_id IS NOT NULL
-             -- What has failed again is the dead letter that it has become.
-             AND NOT EXISTS (SELECT 1 FROM replay_letters WHERE letter_id = letters.id AND came_back_as IS NOT NULL)",
+             -- Those of orders that have ended otherwise are discarded; what has failed again is the dead letter that it has become.
+             AND state <> 'discarded' AND NOT EXISTS (SELECT 1 FROM replay_letters WHERE letter_id = letters.id AND came_back_as IS NOT NULL)",
         )?;
         let mut rows = select.query([])?;
         while let Some(row) = rows.next()? {
@@ -59,6 +61,12 @@ impl QueuedMessages {
                 (false, true) => drop(all.replayed.insert(id)),
             }
         }
+        let mut select = ledger.prepare(
+            "SELECT message_id, count(*) FROM replay_letters JOIN stored_dead_letters ON stored_dead_letters.id = letter_id
+             WHERE message_id IS NOT NULL AND replay_letters.state NOT IN ('skipped', 'returned') GROUP BY message_id",
+        )?;
+        all.replays =
+            select.query_map([], |row| Ok((row.get(0)?, row.get::<_, u32>(1)? as usize)))?.collect::<Result<_, _>>()?;
         Ok(all)
     }
 

@@ -121,6 +121,7 @@ impl Audit {
         audit.records.replayed = queued.replayed.difference(&audit.records.dead_letters).cloned().collect();
         audit.records.replayed.retain(|id| id.starts_with(&audit.published.prefix));
         audit.records.replayed_unrouted = queued.replayed_unrouted;
+        audit.records.replays = queued.replays;
         audit.records.unrouted = queued.unrouted;
         audit.records.unrouted.retain(|id| id.starts_with(&audit.published.prefix));
         audit.records.processed = audit.ids(&ledger, "SELECT id FROM orders WHERE status = 'processed'")?;
@@ -215,10 +216,10 @@ impl Audit {
 
     /// What became of the orders.
     pub fn order_states(&self) -> OrderStates {
-        let Records { processed, dead_letters, cancelled, replayed, replayed_unrouted, .. } = &self.records;
+        let Records { processed, dead_letters, cancelled, replayed, replayed_unrouted, replays, .. } = &self.records;
         let replayed = replayed.union(replayed_unrouted).cloned().collect();
         let [processed, dead_lettered, cancelled] = [processed, dead_letters, cancelled].map(HashSet::clone);
-        OrderStates { processed, dead_lettered, cancelled, replayed }
+        OrderStates { processed, dead_lettered, cancelled, replayed, replays: replays.clone() }
     }
 
     /// The orders that are unrouted and nowhere else.

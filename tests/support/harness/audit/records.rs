@@ -1,6 +1,6 @@
 //! What was found of the published messages, and its comparison with what was published. Pure.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use super::Published;
 
@@ -26,6 +26,8 @@ pub struct Records {
     pub replayed: HashSet<String>,
     /// The same of unrouted messages.
     pub replayed_unrouted: HashSet<String>,
+    /// How often messages were replayed, by id.
+    pub replays: HashMap<String, usize>,
 }
 
 impl Records {

@@ -72,6 +72,8 @@ pub struct OrderStates {
     pub cancelled: HashSet<String>,
     /// The dead letters that were replayed and then processed or cancelled. What was done for them may have been undone before.
     pub replayed: HashSet<String>,
+    /// How often orders were replayed, whatever became of them.
+    pub replays: HashMap<String, usize>,
 }
 
 impl Books {
@@ -130,10 +132,10 @@ impl Books {
 
     /// Compares what was done with what became of the orders.
     pub fn audit(self, states: &OrderStates) -> BooksAudit {
-        let OrderStates { processed, dead_lettered, cancelled, replayed } = states;
+        let OrderStates { processed, dead_lettered, cancelled, replayed, replays } = states;
         let ended: HashSet<String> = [dead_lettered, cancelled, replayed].into_iter().flatten().cloned().collect();
-        // Once, and once more after a replay.
-        let allowed = |order: &String| 1 + usize::from(replayed.contains(order));
+        // Once, and once more after each replay.
+        let allowed = |order: &String| 1 + replays.get(order).copied().unwrap_or_default();
         let mut problems = Problems::default();
         for (what, undo, doing, undoing) in [
             ("charged", "refunded", Action::Charge, Action::Refund),
@@ -334,7 +336,8 @@ mod tests {
             books.refuse(Refusals::None);
             calls.iter().for_each(|(action, key)| drop(books.call(*action, key, "a-94")));
             let orders = ids(&["a-2", "a-94"]);
-            let states = OrderStates { processed: orders, replayed: ids(&["a-94"]), ..OrderStates::default() };
+            let replays = HashMap::from([("a-94".to_owned(), 1)]);
+            let states = OrderStates { processed: orders, replayed: ids(&["a-94"]), replays, ..OrderStates::default() };
             books.audit(&states).passed()
         };
         let again = [(Action::Charge, "2/charge"), (Action::Reserve, "2/reserve"), (Action::Ship, "2/ship")];
