@@ -128,8 +128,9 @@ fn registry(view: BrokerView) -> (StatusRegistry, Vec<Arc<dyn std::any::Any + Se
         state: LetterState::Open,
         messages: 1,
         money,
+        oldest: at(1_000),
     }];
-    registry.set_unresolved_dead_letters(Ok(UnresolvedDeadLetters { sums, oldest: Some(at(1_000)) }));
+    registry.set_unresolved_dead_letters(Ok(UnresolvedDeadLetters { sums, stopped: Vec::new() }));
     registry.set_last_reload(LastReload { at: at(2_000), by: "admin".to_owned(), report: reload_report() });
     let settings = BreakerSettings { failures: 0.5, window: Duration::from_secs(30), open: Duration::from_secs(10) };
     let breaker = registry.breakers().breaker(&"order".into(), BreakerKind::Step, &"charge".into(), settings);

@@ -8,6 +8,11 @@ use jiff::Timestamp;
 /// Counts of one consumer, reason and code.
 pub(super) type DeadLetterKey = (String, String, String);
 
+/// That of messages that matched no binding: they have no consumer.
+pub fn unrouted_key() -> DeadLetterKey {
+    (String::new(), "unrouted".to_owned(), String::new())
+}
+
 /// How finely times are kept: the window has this many parts, so its memory is limited.
 const PARTS: u32 = 60;
 

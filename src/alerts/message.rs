@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use super::observation::{CauseKind, is_event, runbook_entry};
+use super::cause::{CauseKind, is_event, runbook_entry};
 use super::tracker::Due;
 use crate::config::duration;
 use crate::ledger::AlertRecord;
@@ -154,12 +154,18 @@ fn detail(alert: &AlertRecord) -> &str {
         ("ended", Some(CauseKind::DeadLetters)) => {
             "No more are dead-lettered for now. Those that were still have to be dealt with, as the runbook says"
         }
+        ("ended", Some(CauseKind::Unrouted)) => {
+            "No more are stored for now. Those that were still have to be dealt with, as the runbook says"
+        }
         ("ended", _) => {
             "It has not happened again. What has happened may still have to be dealt with, as the runbook says"
         }
         ("resolved", Some(CauseKind::Breaker)) => "The circuit breaker is closed: calls are made as usual again",
         ("resolved", Some(CauseKind::Reload)) => "A later reload was not rejected, or orderd has started again",
-        ("resolved", Some(CauseKind::Finding | CauseKind::DeadLetters) | None) => "The cause is gone",
+        ("resolved", Some(CauseKind::DeadLettersWaiting)) => {
+            "No dead letter from this queue has been open for more than a day"
+        }
+        ("resolved", _) => "The cause is gone",
         _ => &alert.detail,
     }
 }
@@ -235,7 +241,13 @@ mod tests {
 
     #[test]
     fn the_end_of_what_has_happened_does_not_say_that_it_is_resolved() {
-        for cause in ["dead_letters/order/undo_failed", "dead_letters/order/permanent", "finding/redeclared/orders"] {
+        for cause in [
+            "dead_letters/order/undo_failed",
+            "dead_letters/order/permanent",
+            "finding/redeclared/orders",
+            "unrouted",
+            "replay_stopped/7",
+        ] {
             let (_, body) = built(vec![alert(cause, Some(90))]);
             assert_eq!(body["alerts"][0]["state"], "ended", "{cause}");
         }
@@ -243,7 +255,10 @@ mod tests {
 
     #[test]
     fn the_end_of_an_alert_does_not_show_the_old_state_as_the_present_one() {
-        for cause in ["dead_letters/order/permanent", "finding/queue_missing/a", "breaker/channel/n/email", "reload"] {
+        let waiting = "dead_letters_waiting/dead_letter_queue";
+        for cause in
+            ["dead_letters/order/permanent", "finding/queue_missing/a", "breaker/channel/n/email", "reload", waiting]
+        {
             let (_, body) = built(vec![alert(cause, Some(90))]);
             assert_ne!(body["text"], "Details", "{cause}");
             assert_ne!(body["alerts"][0]["detail"], "Details", "{cause}");

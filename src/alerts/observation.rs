@@ -1,25 +1,23 @@
 //! What the daemon sees at one moment, as causes of alerts with texts for people. Pure.
 //!
-//! Names and conditions are those of `config/prometheus/orderd.rules.yml` where it has them. It never decides whether a cause is an
-//! alert: it may have begun just now.
+//! Conditions are those of `config/prometheus/orderd.rules.yml` where it has them. It never decides whether a cause is an alert: it may
+//! have begun just now.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use jiff::Timestamp;
 
+use super::cause::{Cause, cause, is_event_finding, limited};
 use super::dead_letters::{DeadLetterKey, DeadLetterWindow, Growth, Moment};
 use super::settings::DeadLetterLimit;
+use super::stored::{StoredState, replay_causes, unrouted_cause, waiting_causes};
 use crate::config::duration;
 use crate::control::{ReloadOutcome, ReloadReport};
-use crate::escape::escaped;
 use crate::metrics::DeadLettersOfCode;
 use crate::reconcile::{ApiState, Finding, FindingKind};
 use crate::steps::{BreakerKind, BreakerReading, BreakerState};
 
-/// The longest title and the longest explanation, in characters.
-const MAX_TITLE_CHARS: usize = 160;
-const MAX_DETAIL_CHARS: usize = 1_000;
 /// The most codes of dead letters, and the longest id of an example, in characters.
 const MAX_CODES_SHOWN: usize = 5;
 const MAX_EXAMPLE_CHARS: usize = 60;
@@ -50,19 +48,8 @@ pub struct LocalState {
     pub last_reload: Option<(Timestamp, ReloadReport)>,
     /// Dead letters since the start, by consumer, reason and code.
     pub dead_letters: BTreeMap<DeadLetterKey, DeadLettersOfCode>,
-}
-
-/// What may be an alert.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Cause {
-    pub scope: String,
-    /// Kind and subject: the same for as long as it lasts.
-    pub id: String,
-    pub title: String,
-    pub detail: String,
-    pub since: Timestamp,
-    /// How long it must have been seen before it is an alert. Zero for what has happened, and so cannot pass.
-    pub wait: Duration,
+    /// What the store has.
+    pub stored: StoredState,
 }
 
 /// All causes at one moment.
@@ -73,111 +60,8 @@ pub(super) struct Observation {
     pub scopes: AlertScopes,
     /// Whether it sees all findings. If not, findings may last although they are not seen.
     pub sees_findings: bool,
-}
-
-/// The kinds of causes; also the values of a metric label.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum CauseKind {
-    Finding,
-    DeadLetters,
-    Breaker,
-    Reload,
-}
-
-impl CauseKind {
-    pub const ALL: [CauseKind; 4] = [CauseKind::Finding, CauseKind::DeadLetters, CauseKind::Breaker, CauseKind::Reload];
-
-    pub fn as_str(self) -> &'static str {
-        match self {
-            CauseKind::Finding => "finding",
-            CauseKind::DeadLetters => "dead_letters",
-            CauseKind::Breaker => "breaker",
-            CauseKind::Reload => "reload",
-        }
-    }
-
-    /// Of a cause's id.
-    pub fn of(id: &str) -> Option<Self> {
-        let word = id.split('/').next().unwrap_or_default();
-        Self::ALL.into_iter().find(|kind| kind.as_str() == word)
-    }
-}
-
-/// Whether a cause is something that has happened. Then its alert ends once it has not happened again for some time, which
-/// corrects nothing.
-pub(super) fn is_event(id: &str) -> bool {
-    match CauseKind::of(id) {
-        Some(CauseKind::DeadLetters) => true,
-        Some(CauseKind::Finding) => finding_kind(id).is_some_and(is_event_finding),
-        Some(CauseKind::Breaker | CauseKind::Reload) | None => false,
-    }
-}
-
-/// Whether findings of this kind are events, which are shown for some time after they have happened.
-fn is_event_finding(kind: FindingKind) -> bool {
-    match kind {
-        FindingKind::Redeclared
-        | FindingKind::AckedByOthers
-        | FindingKind::AcksMissing
-        | FindingKind::DeliveriesMissing
-        | FindingKind::PublishesMissing
-        | FindingKind::TakenByOthers
-        | FindingKind::UndoFailed => true,
-        FindingKind::ExchangeMissing
-        | FindingKind::QueueMissing
-        | FindingKind::BindingMissing
-        | FindingKind::ExchangeMismatch
-        | FindingKind::QueueMismatch
-        | FindingKind::DangerousPolicy
-        | FindingKind::ShortConsumerTimeout
-        | FindingKind::NoConsumer
-        | FindingKind::ConsumerPaused
-        | FindingKind::UnackedNotHeld
-        | FindingKind::DeadLettersHeld
-        | FindingKind::RetriesOverdue
-        | FindingKind::NotCollected => false,
-    }
-}
-
-fn finding_kind(id: &str) -> Option<FindingKind> {
-    let word = id.split('/').nth(1).unwrap_or_default();
-    FindingKind::ALL.into_iter().find(|kind| kind.as_str() == word)
-}
-
-/// The entry of the runbook about a cause.
-pub(super) fn runbook_entry(id: &str) -> &'static str {
-    match CauseKind::of(id) {
-        Some(CauseKind::DeadLetters) if id.ends_with("/undo_failed") => "OrderdUndoFailed",
-        Some(CauseKind::DeadLetters) => "OrderdDeadLettersGrowing",
-        Some(CauseKind::Breaker) if id.starts_with("breaker/channel/") => "OrderdChannelUnavailable",
-        Some(CauseKind::Breaker) => "OrderdStepUnavailable",
-        Some(CauseKind::Reload) => "OrderdConfigRejected",
-        Some(CauseKind::Finding) => finding_kind(id).map_or("Alerts", finding_entry),
-        None => "Alerts",
-    }
-}
-
-fn finding_entry(kind: FindingKind) -> &'static str {
-    match kind {
-        FindingKind::ExchangeMissing => "OrderdExchangeMissing",
-        FindingKind::QueueMissing => "OrderdQueueMissing",
-        FindingKind::BindingMissing => "OrderdBindingMissing",
-        FindingKind::ExchangeMismatch | FindingKind::QueueMismatch => "OrderdTopologyMismatch",
-        FindingKind::DangerousPolicy => "OrderdDangerousPolicy",
-        FindingKind::ShortConsumerTimeout => "OrderdShortConsumerTimeout",
-        FindingKind::Redeclared => "OrderdTopologyRedeclared",
-        FindingKind::NoConsumer => "OrderdNoConsumer",
-        FindingKind::ConsumerPaused => "OrderdConsumerPaused",
-        FindingKind::AckedByOthers
-        | FindingKind::AcksMissing
-        | FindingKind::DeliveriesMissing
-        | FindingKind::PublishesMissing
-        | FindingKind::TakenByOthers
-        | FindingKind::UnackedNotHeld => "OrderdMessagesMissing",
-        FindingKind::DeadLettersHeld | FindingKind::RetriesOverdue => "OrderdRetriesOverdue",
-        FindingKind::UndoFailed => "OrderdUndoFailed",
-        FindingKind::NotCollected => "OrderdDeadLettersNotCollected",
-    }
+    /// Whether it sees what the store has. If not, what waits there may still wait.
+    pub sees_store: bool,
 }
 
 /// Every cause at this moment. States that may pass are to be seen for `open_after`.
@@ -198,37 +82,28 @@ pub(super) fn observe(
     // Trials and the ramp-up are part of the time in which the service is unavailable.
     let breakers = state.breakers.iter().filter(|breaker| breaker.state != BreakerState::Closed);
     let rejected = state.last_reload.iter().filter(|(_, report)| report.outcome == ReloadOutcome::Rejected);
+    let (stored, broker) = (&state.stored, &scopes.broker);
+    let grown = dead_letters.grown();
+    let (unrouted, of_consumers): (Vec<_>, Vec<_>) =
+        grown.into_iter().partition(|((consumer, _), _)| consumer.is_empty());
     let causes = findings
         .map(|finding| finding_cause(finding, &scopes.broker, open_after))
         .chain(
-            dead_letters
-                .grown()
+            of_consumers
                 .into_iter()
                 .filter(|((_, reason), growth)| growth.count >= limit.count || *reason == UNDO_FAILED)
                 .map(|(key, growth)| dead_letter_cause(key, &growth, &state.dead_letters, limit, &scopes.broker)),
         )
         .chain(breakers.map(|breaker| breaker_cause(breaker, &scopes.instance, open_after)))
-        .chain(rejected.map(|(at, report)| reload_cause(*at, report, &scopes.instance)));
-    Observation { causes: causes.collect(), scopes: scopes.clone(), sees_findings: state.api == ApiState::Fresh }
-}
-
-fn cause(scope: &str, id: &[&str], title: &str, detail: &str, since: Timestamp) -> Cause {
-    Cause {
-        scope: scope.to_owned(),
-        id: id.iter().map(|part| escaped(part)).collect::<Vec<_>>().join("/"),
-        title: limited(title, MAX_TITLE_CHARS),
-        detail: limited(detail, MAX_DETAIL_CHARS),
-        since,
-        wait: Duration::ZERO,
-    }
-}
-
-/// Texts of others, such as names of queues and answers of services, in one line.
-fn limited(text: &str, max: usize) -> String {
-    let text = escaped(text);
-    match text.char_indices().nth(max) {
-        None => text,
-        Some((end, _)) => format!("{}…", &text[..end]),
+        .chain(rejected.map(|(at, report)| reload_cause(*at, report, &scopes.instance)))
+        .chain(unrouted.iter().map(|(_, growth)| unrouted_cause(growth, stored, limit, broker)))
+        .chain(waiting_causes(stored, broker, open_after, moment.wall))
+        .chain(replay_causes(stored, broker, moment.wall));
+    Observation {
+        causes: causes.collect(),
+        scopes: scopes.clone(),
+        sees_findings: state.api == ApiState::Fresh,
+        sees_store: stored.is_current,
     }
 }
 
@@ -332,6 +207,8 @@ fn reload_cause(at: Timestamp, report: &ReloadReport, scope: &str) -> Cause {
 
 #[cfg(test)]
 mod tests {
+    use super::super::cause::{MAX_DETAIL_CHARS, is_event, runbook_entry};
+    use super::super::dead_letters::unrouted_key;
     use super::*;
     use crate::control::ConfigChange;
 
@@ -378,7 +255,7 @@ mod tests {
     const OPEN_AFTER: Duration = Duration::from_secs(60);
 
     fn observed(state: &LocalState) -> Observation {
-        let moment = Moment { wall: at(10), uptime: Duration::from_secs(10) };
+        let moment = Moment { wall: at(100_010), uptime: Duration::from_secs(10) };
         observe(state, &scopes(), &mut DeadLetterWindow::default(), LIMIT, OPEN_AFTER, moment)
     }
 
@@ -388,8 +265,9 @@ mod tests {
 
     #[test]
     fn every_kind_of_cause_has_an_id_that_does_not_change_and_one_line_of_limited_text() {
-        let state = LocalState {
+        let mut state = LocalState {
             api: ApiState::Fresh,
+            stored: super::super::stored::tests::stored(),
             findings: FindingKind::ALL.map(finding).to_vec(),
             breakers: vec![breaker(BreakerState::Open, "charge"), breaker(BreakerState::RampUp, "email")],
             last_reload: Some((at(3), report(ReloadOutcome::Rejected))),
@@ -397,6 +275,7 @@ mod tests {
                 .map(|(reason, count)| dead_letter(reason, "a_code", count, "ord-1"))
                 .into(),
         };
+        state.dead_letters.insert(unrouted_key(), DeadLettersOfCode { count: 1, ..DeadLettersOfCode::default() });
         let observation = observed(&state);
         let mut ids: Vec<&str> = observation.causes.iter().map(|cause| cause.id.as_str()).collect();
         assert!(ids.contains(&"finding/queue_missing/a\\r\\nBcc: eve"), "{ids:?}");
@@ -406,10 +285,13 @@ mod tests {
             "breaker/step/order/charge",
             "breaker/channel/order/email",
             "reload",
+            "unrouted",
+            "dead_letters_waiting/dead_letter_queue",
+            "replay_stopped/7",
         ] {
             assert!(ids.contains(&id), "{id}");
         }
-        assert_eq!(ids.len(), FindingKind::ALL.len() - 2 + 5);
+        assert_eq!(ids.len(), FindingKind::ALL.len() - 2 + 8);
         ids.sort_unstable();
         ids.dedup();
         assert_eq!(ids.len(), observation.causes.len(), "two causes have one id");
@@ -420,7 +302,7 @@ mod tests {
             let must_last = !is_event(&cause.id) && cause.id != "reload";
             assert_eq!(cause.wait >= OPEN_AFTER, must_last, "what has happened is an alert at once: {cause:?}");
         }
-        assert!(observation.sees_findings);
+        assert!(observation.sees_findings && observation.sees_store);
     }
 
     fn dead_letter(reason: &str, code: &str, count: u64, last: &str) -> (DeadLetterKey, DeadLettersOfCode) {

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::observation::CauseKind;
+use super::cause::CauseKind;
 use super::tracker::unsent;
 use crate::ledger::AlertBook;
 

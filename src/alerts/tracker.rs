@@ -14,8 +14,9 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
+use super::cause::{Cause, CauseKind};
 use super::dead_letters::Moment;
-use super::observation::{AlertScopes, Cause, CauseKind, Observation};
+use super::observation::{AlertScopes, Observation};
 use super::settings::AlertTimes;
 use crate::ledger::{AlertBook, AlertRecord};
 
@@ -27,8 +28,9 @@ const MAX_REFRESH: Duration = Duration::from_secs(60);
 /// How long findings are not seen at most although they last, after the poller has begun: some need a minute, and the details of each
 /// queue.
 const FINDINGS_DELAY: Duration = Duration::from_secs(120);
-/// After this time, the alert about a finding ends that no instance can see: without the management API, it may last.
-const UNSEEN_FINDING: Duration = Duration::from_secs(86_400);
+/// After this time, the alert about a finding or the store ends that no instance can see: without the management API, or while the ledger
+/// cannot be read, it may last.
+const UNSEEN: Duration = Duration::from_secs(86_400);
 /// After this time, an alert ends of an instance that has stopped. Its cause ended with it, and while it ran it refreshed the alert.
 const STOPPED_INSTANCE: Duration = Duration::from_secs(15 * 60);
 
@@ -47,6 +49,8 @@ pub(super) struct Tracker {
     seen_since: BTreeMap<AlertKey, Duration>,
     /// Since when all findings have been seen without a gap.
     findings_since: Option<Duration>,
+    /// Since when what the store has has been seen without a gap.
+    store_since: Option<Duration>,
 }
 
 impl Tracker {
@@ -60,6 +64,7 @@ impl Tracker {
             self.seen_since.entry(key).or_insert(now.uptime);
         }
         self.findings_since = observation.sees_findings.then(|| self.findings_since.unwrap_or(now.uptime));
+        self.store_since = observation.sees_store.then(|| self.store_since.unwrap_or(now.uptime));
     }
 
     /// What is to be recorded after this observation, in place of `book`; equal to it if nothing changes.
@@ -115,9 +120,12 @@ impl Tracker {
         match CauseKind::of(&alert.cause) {
             Some(CauseKind::Finding) => {
                 let after = times.resolved_after.max(FINDINGS_DELAY);
-                unseen >= UNSEEN_FINDING || is_own && seen_by_this(after, self.findings_since)
+                unseen >= UNSEEN || is_own && seen_by_this(after, self.findings_since)
             }
-            Some(CauseKind::DeadLetters | CauseKind::Breaker | CauseKind::Reload) | None => {
+            Some(CauseKind::DeadLettersWaiting | CauseKind::ReplayStopped) => {
+                unseen >= UNSEEN || is_own && seen_by_this(times.resolved_after, self.store_since)
+            }
+            Some(CauseKind::DeadLetters | CauseKind::Unrouted | CauseKind::Breaker | CauseKind::Reload) | None => {
                 let stopped = unseen >= times.resolved_after.max(STOPPED_INSTANCE);
                 stopped || is_own && seen_by_this(times.resolved_after, self.begun)
             }

@@ -11,10 +11,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::error;
 
-use crate::alerts::{self, AlertDeps, AlertHistory, AlertScopes, AlertSettings, LocalState};
+use crate::alerts::{self, AlertDeps, AlertHistory, AlertScopes, AlertSettings, LocalState, StoredState, unrouted_key};
 use crate::config::Config;
 use crate::instance;
-use crate::ledger::Ledger;
+use crate::ledger::{Ledger, LetterSource};
 use crate::metrics::DeadLettersOfCode;
 use crate::notify::{Channel, OperatorChannel};
 use crate::shutdown::Shutdown;
@@ -113,10 +113,14 @@ fn local_state(registry: &StatusRegistry) -> LocalState {
         breakers: registry.breakers().read(),
         last_reload: registry.last_reload().map(|reload| (reload.at, reload.report)),
         dead_letters: dead_letters(registry),
+        stored: StoredState {
+            unresolved: registry.unresolved_dead_letters(),
+            is_current: registry.sees_unresolved_dead_letters(),
+        },
     }
 }
 
-/// Since the start, by consumer, reason and code.
+/// Since the start, by consumer, reason and code, with those that matched no binding.
 fn dead_letters(registry: &StatusRegistry) -> BTreeMap<(String, String, String), DeadLettersOfCode> {
     let mut dead_letters = BTreeMap::<_, DeadLettersOfCode>::new();
     for counters in registry.all_counters().values() {
@@ -127,6 +131,8 @@ fn dead_letters(registry: &StatusRegistry) -> BTreeMap<(String, String, String),
             all.last = of_code.last;
         }
     }
+    let unrouted = registry.collector(LetterSource::UnroutedQueue).read().stored;
+    dead_letters.insert(unrouted_key(), DeadLettersOfCode { count: unrouted, last: String::new() });
     dead_letters
 }
 

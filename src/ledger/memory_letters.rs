@@ -124,8 +124,8 @@ impl MemoryLetters {
         let all = DeadLetterFilter::default();
         let open = self.found(&all).filter(|(_, known)| !known.state.is_closed());
         open.for_each(|(id, known)| sums.add(counted(id, known)));
-        let waiting = self.letters.iter().filter(|known| known.state == LetterState::Open);
-        sums.finish(waiting.map(|known| known.letter.failed_at).min())
+        // It has no replays.
+        sums.finish(Vec::new())
     }
 
     /// Without attempts and steps.

@@ -60,7 +60,8 @@ pub use dead_letters::{
     DeadLetter, DeadLetterContent, DeadLetterDetail, DeadLetterFilter, DeadLetterGroup, DeadLetterGroups,
     DeadLetterPage, DeadLetterQuery, EndedReading, FoundInLetter, Identification, LetterAttempt, LetterOrder,
     LetterOrigin, LetterReplay, LetterRevision, LetterSource, LetterState, LetterStep, MAX_SEARCH_BYTES,
-    NewStoredLetter, StoreAnswer, UnresolvedDeadLetters, UnresolvedSum, WholeDeadLetters, session_id,
+    NewStoredLetter, STOP_CODES, StoppedReplay, StoreAnswer, UnresolvedDeadLetters, UnresolvedSum, WholeDeadLetters,
+    session_id,
 };
 pub use entry::{
     CancelAnswer, CancelledOrder, FailedDelivery, LedgerEntry, NewAnalytics, NewAttempt, NewCancellation,

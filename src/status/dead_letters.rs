@@ -128,9 +128,15 @@ impl DeadLetterRegistry {
         self.counted.lock().unwrap_or_else(PoisonError::into_inner).open.clone()
     }
 
+    /// Whether they could be read the last time.
+    pub fn is_current(&self) -> bool {
+        let counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
+        counted.at.is_some() && counted.error.is_none()
+    }
+
     pub fn status(&self) -> DeadLettersStatus {
         let Counted { open, at, error } = self.counted.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let UnresolvedDeadLetters { sums, oldest } = &open;
+        let sums = &open.sums;
         let by_reason = |UnresolvedSum { source, reason, state, messages, .. }: &UnresolvedSum| UnresolvedLetters {
             source: source.as_str().to_owned(),
             reason: reason.clone(),
@@ -145,7 +151,7 @@ impl DeadLetterRegistry {
             replaying: count(LetterState::Replaying),
             by_reason: sums.iter().map(by_reason).collect(),
             money: open.money().into_iter().map(|(currency, sum)| (currency, sum.to_string())).collect(),
-            oldest: *oldest,
+            oldest: open.oldest(),
             counted_at: at,
             count_error: error,
         }

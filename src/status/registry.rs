@@ -158,6 +158,16 @@ impl StatusRegistry {
         self.dead_letters.set_open(open);
     }
 
+    /// The last sums of the store.
+    pub fn unresolved_dead_letters(&self) -> UnresolvedDeadLetters {
+        self.dead_letters.open()
+    }
+
+    /// Whether the store could be added up the last time.
+    pub fn sees_unresolved_dead_letters(&self) -> bool {
+        self.dead_letters.is_current()
+    }
+
     /// Enters the result of a reload.
     pub fn set_last_reload(&self, reload: LastReload) {
         self.config_generation.store(reload.report.generation, Ordering::Relaxed);

@@ -45,8 +45,9 @@ async fn scrape() -> String {
     registry.set_ledger(ledger.clone());
     let money = [("EUR".to_owned(), "1.00".parse().unwrap())].into();
     let (source, reason) = (LetterSource::UnroutedQueue, "unrouted".to_owned());
-    let sums = vec![UnresolvedSum { source, reason, state: LetterState::Open, messages: 1, money }];
-    registry.set_unresolved_dead_letters(Ok(UnresolvedDeadLetters { sums, oldest: Some(jiff::Timestamp::UNIX_EPOCH) }));
+    let oldest = jiff::Timestamp::UNIX_EPOCH;
+    let sums = vec![UnresolvedSum { source, reason, state: LetterState::Open, messages: 1, money, oldest }];
+    registry.set_unresolved_dead_letters(Ok(UnresolvedDeadLetters { sums, stopped: Vec::new() }));
     let settings = BreakerSettings { failures: 0.5, window: Duration::from_secs(30), open: Duration::from_secs(10) };
     let of_step = (BreakerKind::Step, "order", "charge");
     let breaker = |(kind, consumer, name): (BreakerKind, &str, &str)| {
@@ -119,11 +120,23 @@ fn rule_expressions() -> Vec<String> {
     rules.lines().filter_map(|line| line.trim().strip_prefix("expr: ")).map(str::to_owned).collect()
 }
 
+/// Texts of alerts that ask for a metric.
+fn rule_annotations() -> Vec<String> {
+    let rules = file("config/prometheus/orderd.rules.yml");
+    rules.lines().filter(|line| line.contains("query") && line.contains("orderd_")).map(str::to_owned).collect()
+}
+
+#[test]
+fn the_alert_about_dead_letters_that_wait_says_how_much_money_is_at_stake() {
+    let annotations = rule_annotations();
+    assert!(annotations.iter().any(|text| text.contains("orderd_dead_letters_money")), "{annotations:?}");
+}
+
 #[tokio::test]
 async fn every_metric_on_the_dashboard_and_in_the_rules_exists_with_its_labels() {
     let scrape = scrape().await;
     let (names, labels) = (names(&scrape), labels(&scrape));
-    let expressions = [dashboard_expressions(), rule_expressions()].concat();
+    let expressions = [dashboard_expressions(), rule_expressions(), rule_annotations()].concat();
     assert!(expressions.len() > 30, "{expressions:?}");
     for expression in &expressions {
         for (name, matched) in metrics_in(expression) {
@@ -158,6 +171,8 @@ fn no_panel_adds_up_over_instances_what_all_of_them_read_from_the_broker() {
                 "orderd_dead_letters_unresolved",
                 "orderd_dead_letters_oldest_seconds",
                 "orderd_dead_letters_money",
+                "orderd_dead_letters_counted_timestamp_seconds",
+                "orderd_replays_stopped",
                 "orderd_alerts_open",
                 "orderd_alerts_unsent",
             ];
@@ -179,6 +194,8 @@ fn every_alert_that_an_operator_relies_on_exists() {
         "UnroutedMessages",
         "DeadLettersNotCollected",
         "DeadLettersWaiting",
+        "DeadLettersNotCounted",
+        "ReplayStopped",
         "ConservationBroken",
         "NotReady",
         "ConfigRejected",

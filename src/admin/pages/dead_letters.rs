@@ -1,8 +1,10 @@
 //! The metrics of dead letters: what collectors do, and what the store has.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use super::metric_writer::{MetricWriter, flag};
+use crate::ledger::{LetterSource, STOP_CODES};
 use crate::metrics::KeptCause;
 use crate::status::StatusSnapshot;
 
@@ -26,12 +28,24 @@ pub(super) fn dead_letters(snapshot: &StatusSnapshot, writer: &mut MetricWriter<
     });
     writer.gauges("dead_letters_unresolved", "Messages in the store, neither replayed nor discarded", by_reason)?;
     let counted_at = snapshot.status.dead_letters.counted_at;
-    let age = unresolved.oldest.zip(counted_at).map_or(0.0, |(oldest, now)| now.duration_since(oldest).as_secs_f64());
+    let age = |source| {
+        let oldest = unresolved.oldest_of(source).zip(counted_at);
+        oldest.map_or(0.0, |(oldest, now)| now.duration_since(oldest).as_secs_f64().max(0.0))
+    };
+    let ages = LetterSource::ALL.iter().map(|source| ([("source", source.as_str())], age(*source)));
+    writer.gauges("dead_letters_oldest_seconds", "Age of the oldest that is open; 0 if there are none", ages)?;
+    let counted = counted_at.map_or(0.0, |at| at.as_second() as f64);
     writer.gauge(
-        "dead_letters_oldest_seconds",
-        "Age of the oldest that is not held; 0 if there are none",
-        age.max(0.0),
+        "dead_letters_counted_timestamp_seconds",
+        "When the store was last added up, in seconds since 1970; 0 if it was not yet",
+        counted,
     )?;
+    let mut stopped: BTreeMap<&str, f64> = STOP_CODES.map(|code| (code, 0.0)).into();
+    for replay in counted_at.into_iter().flat_map(|now| unresolved.stopped_lately(now)) {
+        *stopped.entry(&replay.reason).or_default() += 1.0;
+    }
+    let stopped = stopped.into_iter().map(|(reason, count)| ([("reason", reason)], count));
+    writer.gauges("replays_stopped", "Replays that stopped by themselves within a day", stopped)?;
     let money = unresolved.money();
     let money = money.iter().map(|(currency, sum)| ([("currency", currency.as_str())], sum.approximate()));
     writer.gauges("dead_letters_money", "What the orders among them cost", money)

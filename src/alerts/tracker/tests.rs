@@ -39,7 +39,8 @@ fn cause(name: &str) -> Cause {
 }
 
 fn seen(ids: &[&str]) -> Observation {
-    Observation { causes: ids.iter().map(|id| cause(id)).collect(), scopes: scopes(), sees_findings: true }
+    let causes = ids.iter().map(|id| cause(id)).collect();
+    Observation { causes, scopes: scopes(), sees_findings: true, sees_store: true }
 }
 
 /// As [`seen`], without the management API.

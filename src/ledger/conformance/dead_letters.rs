@@ -183,7 +183,7 @@ async fn groups_add_up_messages_and_money_by_cause(ledger: &dyn Ledger) {
     assert_eq!((first.messages, first.code.as_str(), first.example), (3, "card_expired", 3));
     assert_eq!(first.money["EUR"].to_string(), "3600.30");
     let open = ledger.unresolved_dead_letters().await.unwrap();
-    assert_eq!((open.sums.len(), open.sums[0].messages, open.oldest), (1, 4, Some(at(6_000))));
+    assert_eq!((open.sums.len(), open.sums[0].messages, open.oldest()), (1, 4, Some(at(6_000))));
     assert_eq!(open.money()["EUR"].to_string(), "4800.40");
 }
 

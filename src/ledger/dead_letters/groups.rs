@@ -6,7 +6,9 @@ use std::collections::{BTreeMap, HashMap};
 use jiff::Timestamp;
 
 use super::new::{LetterSource, LetterState};
-use super::query::{DeadLetterGroup, DeadLetterGroups, MAX_GROUPS, UnresolvedDeadLetters, UnresolvedSum};
+use super::query::{
+    DeadLetterGroup, DeadLetterGroups, MAX_GROUPS, StoppedReplay, UnresolvedDeadLetters, UnresolvedSum,
+};
 use crate::domain::ExactSum;
 
 /// Why a message was dead-lettered.
@@ -84,16 +86,18 @@ pub(in crate::ledger) struct UnresolvedBuilder {
 
 impl UnresolvedBuilder {
     pub fn add(&mut self, letter: Counted) {
-        let Counted { state, cause: Cause { source, reason, .. }, total, .. } = letter;
-        let new = || UnresolvedSum { source, reason: reason.clone(), state, messages: 0, money: BTreeMap::new() };
+        let Counted { state, cause: Cause { source, reason, .. }, total, failed_at: oldest, .. } = letter;
+        let (messages, money) = (0, BTreeMap::new());
+        let new = || UnresolvedSum { source, reason: reason.clone(), state, messages, money, oldest };
         let sum = self.sums.entry((source, reason.clone(), state)).or_insert_with(new);
         sum.messages += 1;
+        sum.oldest = sum.oldest.min(oldest);
         add_money(&mut sum.money, total);
     }
 
-    /// `oldest`: when the first failed of those that are waiting.
-    pub fn finish(self, oldest: Option<Timestamp>) -> UnresolvedDeadLetters {
-        UnresolvedDeadLetters { sums: self.sums.into_values().collect(), oldest }
+    /// With the replays that stopped by themselves.
+    pub fn finish(self, stopped: Vec<StoppedReplay>) -> UnresolvedDeadLetters {
+        UnresolvedDeadLetters { sums: self.sums.into_values().collect(), stopped }
     }
 }
 

@@ -25,6 +25,7 @@ pub use new::{
 };
 pub use query::{
     DeadLetter, DeadLetterContent, DeadLetterDetail, DeadLetterFilter, DeadLetterGroup, DeadLetterGroups,
-    DeadLetterPage, DeadLetterQuery, LetterAttempt, LetterStep, UnresolvedDeadLetters, UnresolvedSum, WholeDeadLetters,
+    DeadLetterPage, DeadLetterQuery, LetterAttempt, LetterStep, MAX_STOPPED_REPLAYS, STOP_CODES, StoppedReplay,
+    UnresolvedDeadLetters, UnresolvedSum, WholeDeadLetters,
 };
 pub use replayed::{LetterProgress, LetterReplay, LetterRevision};

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
@@ -283,18 +283,58 @@ pub struct UnresolvedSum {
     pub messages: u64,
     /// What the orders cost, by currency.
     pub money: BTreeMap<String, ExactSum>,
+    /// When the first of them failed.
+    pub oldest: Timestamp,
 }
 
-/// All messages that are neither replayed nor discarded.
+/// All messages that are neither replayed nor discarded, and the replays that did not come to their end.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct UnresolvedDeadLetters {
     /// By source, reason and state, in order.
     pub sums: Vec<UnresolvedSum>,
-    /// When the first of those failed that are in the state `open`: one that is held has been put aside.
-    pub oldest: Option<Timestamp>,
+    /// The latest replays that stopped by themselves, at most [`MAX_STOPPED_REPLAYS`], the latest first.
+    pub stopped: Vec<StoppedReplay>,
+}
+
+/// The most replays of [`UnresolvedDeadLetters::stopped`].
+pub const MAX_STOPPED_REPLAYS: usize = 20;
+/// Why replays stop by themselves: stable codes.
+pub const STOP_CODES: [&str; 2] = ["too_many_failed", "refused"];
+/// How long it is shown that a replay stopped by itself.
+const STOPPED_FOR: SignedDuration = SignedDuration::from_hours(24);
+
+/// A replay that stopped by itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoppedReplay {
+    /// Its number.
+    pub id: i64,
+    /// Why: a stable code, as `too_many_failed`.
+    pub reason: String,
+    /// What the broker said, if it refused what was published.
+    pub detail: Option<String>,
+    /// When it ended; `None` while it is stopping.
+    pub at: Option<Timestamp>,
 }
 
 impl UnresolvedDeadLetters {
+    /// When the first of those failed that are in the state `open`: one that is held has been put aside.
+    pub fn oldest(&self) -> Option<Timestamp> {
+        LetterSource::ALL.iter().filter_map(|source| self.oldest_of(*source)).min()
+    }
+
+    /// The same of those that were taken from one queue.
+    pub fn oldest_of(&self, source: LetterSource) -> Option<Timestamp> {
+        let open = self.sums.iter().filter(|sum| sum.source == source && sum.state == LetterState::Open);
+        open.map(|sum| sum.oldest).min()
+    }
+
+    /// The replays that stopped by themselves within a day.
+    pub fn stopped_lately(&self, now: Timestamp) -> impl Iterator<Item = &StoppedReplay> {
+        // It is still stopping, if the time is not known.
+        let is_late = move |replay: &&StoppedReplay| replay.at.is_none_or(|at| now.duration_since(at) < STOPPED_FOR);
+        self.stopped.iter().filter(is_late)
+    }
+
     /// What all of the orders cost, by currency.
     pub fn money(&self) -> BTreeMap<String, ExactSum> {
         let mut money: BTreeMap<String, ExactSum> = BTreeMap::new();

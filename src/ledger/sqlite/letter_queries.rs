@@ -12,6 +12,7 @@ use super::columns::named;
 use super::letter_history::{self, ReplayLookup};
 use super::open::{self, READ_BUSY_TIMEOUT};
 use super::order_sums::read_amount;
+use super::stopped_replays;
 use super::trace::{time, timestamp};
 use crate::ledger::dead_letters::{
     Cause, Counted, DeadLetter, DeadLetterContent, DeadLetterDetail, DeadLetterFilter, DeadLetterGroups,
@@ -97,10 +98,7 @@ pub(super) fn unresolved_letters(directory: &Path) -> Result<UnresolvedDeadLette
         let states = LetterState::ALL.iter().copied().filter(|state| !state.is_closed()).collect();
         let filter = DeadLetterFilter { states, ..DeadLetterFilter::default() };
         count(connection, &filter, |letter| sums.add(letter))?;
-        // Not of those that a person has put aside.
-        let oldest = "SELECT min(failed_at) FROM stored_dead_letters WHERE state = 'open'";
-        let oldest: Option<i64> = connection.query_row(oldest, [], |row| row.get(0))?;
-        Ok(sums.finish(oldest.map(timestamp)))
+        Ok(sums.finish(stopped_replays::latest(connection)?))
     })
 }
 

@@ -38,6 +38,7 @@ mod schema_version_4;
 mod statements;
 mod step_runs;
 mod step_texts;
+mod stopped_replays;
 mod store_error;
 mod totals;
 mod trace;

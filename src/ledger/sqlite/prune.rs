@@ -2,7 +2,7 @@
 //!
 //! Rows are stored in order of arrival, so a pass finds the old ones from the start of a table, without an index. It
 //! never removes an order that is neither processed nor cancelled, what a stored dead letter is compared with when it is replayed,
-//! a dead letter (its message may still be in the queue), or an aggregate
+//! what failed before it was dead-lettered, a dead letter (its message may still be in the queue), or an aggregate
 //! of an hour or day, which reports need.
 
 use rusqlite::Connection;
@@ -115,7 +115,15 @@ impl Pruner {
                 "failed_at",
                 "failed_at",
             ),
-            notification_attempts: table("notification_attempts", "TRUE", "failed_at", "failed_at"),
+            notification_attempts: table(
+                "notification_attempts",
+                // For the same reason.
+                "NOT EXISTS (SELECT 1 FROM stored_dead_letters
+                             WHERE stored_dead_letters.identity = notification_attempts.identity
+                             AND state IN ('open', 'held', 'replaying'))",
+                "failed_at",
+                "failed_at",
+            ),
             step_runs: RunPruner::default(),
         }
     }

@@ -36,6 +36,7 @@ fn each_cause_is_one_e_mail_and_its_end_another_also_over_a_restart() {
     let operators = [("type", "smtp"), ("address", &address), ("from", "orderd@example.com"), ("tls", "none")];
     let (env, mut file) = alerts(TestEnv::new(&node), &operators)
         .set("alerts.to", "[\"later@example.com\", \"ada@example.com\", \"refused@example.com\", \"bob@example.com\"]")
+        .set("dead_letters.collect", "true")
         .set("consumers.order.steps", &step)
         .set("consumers.order.retry.immediate", "0")
         .set("consumers.order.retry.delays", &["300ms"; 16].join(","))
@@ -44,6 +45,7 @@ fn each_cause_is_one_e_mail_and_its_end_another_also_over_a_restart() {
     let mut raw = env.raw();
     raw.publish_to("orders", NORMAL, &Properties::persistent(), b"no JSON");
     env.raw().publish_all("orders", (0..30).map(|n| (NORMAL.to_owned(), order(&format!("ord-{n}")))));
+    raw.publish_to("orders", "order.unknown", &Properties::persistent(), &order("ord-unrouted"));
     // No producer reaches the operators.
     let phishing = br#"{"event": "processed", "email": "ada@example.com"}"#;
     raw.publish_to("orders", "order.notification.operators", &Properties::persistent(), phishing);
@@ -60,12 +62,13 @@ fn each_cause_is_one_e_mail_and_its_end_another_also_over_a_restart() {
         "Messages of consumer \"notification\" are dead-lettered",
         "Step \"charge\" of consumer \"order\" is unavailable",
         "A reload was rejected",
+        "Messages matched no binding and were stored",
     ];
     let opened = || causes.map(|cause| count(&format!("\r\nOPEN: {cause}")));
     // Dead letters remain when no more are added.
-    let ends = ["ENDED", "ENDED", "RESOLVED", "RESOLVED"];
-    let resolved = || [0, 1, 2, 3].map(|index| count(&format!("\r\n{}: {}", ends[index], causes[index])));
-    wait_until("every cause is reported", || opened() == [1; 4]);
+    let ends = ["ENDED", "ENDED", "RESOLVED", "RESOLVED", "ENDED"];
+    let resolved = || [0, 1, 2, 3, 4].map(|index| count(&format!("\r\n{}: {}", ends[index], causes[index])));
+    wait_until("every cause is reported", || opened() == [1; 5]);
     let refused = "SELECT failure_code FROM dead_letters WHERE consumer = 'notification'";
     assert_eq!(env.ledger().rows(refused), ["unknown_channel"]);
     let first = content(&mails.mails()[0]);
@@ -77,8 +80,8 @@ fn each_cause_is_one_e_mail_and_its_end_another_also_over_a_restart() {
     assert_eq!(orderd.stop(), 0);
     file.set("consumers.order.workers", "4").save();
     let mut orderd = env.start();
-    wait_until("what ended meanwhile is reported", || resolved() == [1, 1, 0, 1]);
-    assert_eq!(opened(), [1; 4], "what is open is not reported again");
+    wait_until("what ended meanwhile is reported", || resolved() == [1, 1, 0, 1, 1]);
+    assert_eq!(opened(), [1; 5], "what is open is not reported again");
     let status = orderd.status();
     assert_eq!(status["alerts"]["open"][0]["cause"], "breaker/step/order/charge", "{status}");
     assert_eq!(Scrape::of(orderd.admin_address()).sum("orderd_alerts_open", &[("kind", "breaker")]), 1.0);
@@ -91,7 +94,7 @@ fn each_cause_is_one_e_mail_and_its_end_another_also_over_a_restart() {
     let last = || mails.mails_to("eve@example.com").iter().map(content).collect::<Vec<_>>();
     wait_until("the last one ends", || !last().is_empty());
     assert!(last().len() == 1 && last()[0].contains(&format!("\r\nRESOLVED: {}", causes[2])), "{:?}", last());
-    assert_eq!((opened(), resolved()), ([1; 4], [1, 1, 0, 1]));
+    assert_eq!((opened(), resolved()), ([1; 5], [1, 1, 0, 1, 1]));
     wait_until("nothing is left in the ledger", || env.ledger().number("SELECT count(*) FROM alerts") == 0);
     assert_eq!(orderd.stop(), 0);
 }

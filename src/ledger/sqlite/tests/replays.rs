@@ -313,3 +313,24 @@ async fn a_letter_without_an_outcome_is_released_or_erased_only_once_none_is_exp
     assert_eq!(change(&ledger, release(101)).await, DeskAnswer::Letters(vec![ChangeAnswer::Changed]));
     assert_eq!(state(&ledger, 1).await, LetterState::Open);
 }
+
+#[tokio::test]
+async fn a_replay_that_stopped_by_itself_is_among_what_is_unresolved_and_one_that_a_person_stopped_is_not() {
+    for (by_person, reason) in [(None, "too_many_failed"), (Some("ada"), "requested")] {
+        let directory = tempfile::tempdir().unwrap();
+        let ledger = SqliteLedger::open(directory.path()).unwrap();
+        selected(&ledger).await;
+        let detail = Some("text".to_owned());
+        let stop = DeskChange::Stop { replay: 1, by: by_person.map(str::to_owned), reason, detail, at: at(5) };
+        change(&ledger, stop).await;
+        let stopped = async || ledger.unresolved_dead_letters().await.unwrap().stopped;
+        let found: Vec<_> = stopped().await.into_iter().map(|replay| (replay.id, replay.reason, replay.at)).collect();
+        let expected = vec![(1, reason.to_owned(), None)];
+        assert_eq!(found, if by_person.is_none() { expected } else { Vec::new() });
+        change(&ledger, DeskChange::GiveBack { replay: by("a"), limit: 10, at: at(6) }).await;
+        change(&ledger, DeskChange::Finish { replay: by("a"), at: at(7) }).await;
+        let ended: Vec<_> = stopped().await.into_iter().map(|replay| replay.at).collect();
+        assert_eq!(ended, if by_person.is_none() { vec![Some(at(7))] } else { Vec::new() });
+        ledger.close().await;
+    }
+}

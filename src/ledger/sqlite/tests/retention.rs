@@ -9,10 +9,10 @@ use super::super::prune::BATCH_ROWS;
 use super::super::{FILE_NAME, SqliteLedger, Tuning};
 use super::outage;
 use crate::domain::{Item, MAX_ITEMS, OrderId};
-use crate::ledger::conformance::{accept, analytics, at, attempt, dead_letter, order, sale, with_items};
+use crate::ledger::conformance::{accept, analytics, at, attempt, dead_letter, order, sale, stored_letter, with_items};
 use crate::ledger::{
-    LedgerEntry, LedgerMaintenance, LedgerWriter, NewAttempt, NewNotification, NewOrder, NotificationDelivery,
-    OutageCause, Pruned, Recorded,
+    DeskChange, DeskWriter, FailedDelivery, LedgerEntry, LedgerMaintenance, LedgerWriter, LetterChange, LetterWriter,
+    NewAttempt, NewNotification, NewOrder, NotificationDelivery, OutageCause, Pruned, Recorded,
 };
 
 const DAY: i64 = 86_400_000;
@@ -89,6 +89,42 @@ async fn old_rows_and_minutes_are_removed_and_the_rest_stays() {
     assert!(ledger.prune(at(2 * DAY)).await.unwrap().is_empty());
     ledger.close().await;
     assert!(ledger.prune(at(2 * DAY)).await.is_err());
+}
+
+#[tokio::test]
+async fn the_failed_deliveries_of_a_notification_are_kept_as_long_as_its_dead_letter_is_open() {
+    let directory = TempDir::new().unwrap();
+    let ledger = SqliteLedger::open(directory.path()).unwrap();
+    for identity in ["open", "none"] {
+        let failed = FailedDelivery {
+            channel: "email".to_owned(),
+            provider: "backup".to_owned(),
+            recipient: None,
+            kind: "transient",
+            code: "smtp_450".to_owned(),
+            reason: "the mailbox is full".to_owned(),
+            at: at(DAY),
+        };
+        let (order_id, channel) = (None, "email".to_owned());
+        let delivery = NotificationDelivery { failed: vec![failed], ..NotificationDelivery::default() };
+        let entry = NewNotification { id: identity.to_owned(), order_id, channel, at: at(DAY), delivery };
+        record(&ledger, [LedgerEntry::Notification(Box::new(entry))]).await;
+        let failed = NewAttempt { failed_at: at(DAY), ..attempt(identity, "notification", 0) };
+        record(&ledger, [LedgerEntry::Attempt(Box::new(failed))]).await;
+    }
+    ledger.store_letter(stored_letter("open", 1)).await.unwrap();
+    prune_all(&ledger, 2 * DAY).await;
+    for table in ["attempts", "notification_attempts"] {
+        assert_eq!(ids(&directory, table, "identity"), ["open"], "{table}");
+    }
+    let change = LetterChange::Discard { reason: "test".to_owned() };
+    let discard = DeskChange::Letters { ids: vec![1], change, by: "ada".to_owned(), at: at(DAY) };
+    ledger.change_desk(discard).await.unwrap();
+    prune_all(&ledger, 2 * DAY).await;
+    for table in ["attempts", "notification_attempts"] {
+        assert_eq!(count(&directory, table), 0, "{table}");
+    }
+    ledger.close().await;
 }
 
 #[tokio::test]
