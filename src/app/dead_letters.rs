@@ -112,6 +112,7 @@ impl DeadLetters {
             directory: config.ledger.directory.clone(),
             shutdown: deps.shutdown.clone(),
         };
+        status_registry.set_replays(replayer.running());
         let replays = replay_supervised(Arc::clone(&replayer), deps.shutdown.clone());
         let mut this = DeadLetters {
             deps,

@@ -1,12 +1,14 @@
 //! The dead letters in the status: what collectors do, and what the store has. It only assembles readings.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 use utoipa::ToSchema;
 
+use crate::dead_letters::RunningReplay;
 use crate::ledger::{LetterSource, LetterState, UnresolvedDeadLetters, UnresolvedSum};
 use crate::metrics::{CollectorCounters, CollectorReading};
 
@@ -42,6 +44,40 @@ pub struct DeadLettersStatus {
     /// Why it could not be added up the last time.
     #[serde(default)]
     pub count_error: Option<String>,
+    /// The replays that have not ended.
+    #[serde(default)]
+    pub replays: Vec<ActiveReplay>,
+}
+
+/// A replay that has not ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ActiveReplay {
+    /// Its number.
+    pub id: i64,
+    /// `selecting`, `running` or `stopping`.
+    pub state: String,
+    /// Who has started it.
+    pub by: String,
+    /// Its letters, by how far they are.
+    pub letters: BTreeMap<String, u64>,
+    /// Why it waits, or some of its letters do: a stable name.
+    pub waiting_cause: Option<String>,
+    /// The same for people.
+    pub waiting: Option<String>,
+}
+
+impl From<&RunningReplay> for ActiveReplay {
+    fn from(RunningReplay { replay, waiting }: &RunningReplay) -> Self {
+        let letters = replay.letters.iter().map(|(progress, letters)| (progress.as_str().to_owned(), *letters));
+        ActiveReplay {
+            id: replay.id,
+            state: replay.state.as_str().to_owned(),
+            by: replay.by.clone(),
+            letters: letters.collect(),
+            waiting_cause: waiting.as_ref().map(|waiting| waiting.cause.as_str().to_owned()),
+            waiting: waiting.as_ref().map(|waiting| waiting.text.clone()),
+        }
+    }
 }
 
 /// The messages in the store with one reason and state that are neither replayed nor discarded.
@@ -99,6 +135,8 @@ pub(super) struct DeadLetterRegistry {
     dead_letter_queue: Arc<CollectorCounters>,
     unrouted_queue: Arc<CollectorCounters>,
     counted: Mutex<Counted>,
+    /// Set once replays are carried out.
+    replays: OnceLock<watch::Receiver<Vec<RunningReplay>>>,
 }
 
 impl DeadLetterRegistry {
@@ -121,6 +159,16 @@ impl DeadLetterRegistry {
             Ok(open) => *counted = Counted { open, at: Some(Timestamp::now()), error: None },
             Err(error) => counted.error = Some(error),
         }
+    }
+
+    /// Only the first call has an effect.
+    pub fn set_replays(&self, replays: watch::Receiver<Vec<RunningReplay>>) {
+        // Once in the life of a daemon.
+        let _ = self.replays.set(replays);
+    }
+
+    fn replays(&self) -> Vec<ActiveReplay> {
+        self.replays.get().map_or_else(Vec::new, |replays| replays.borrow().iter().map(ActiveReplay::from).collect())
     }
 
     /// The last sums.
@@ -154,6 +202,7 @@ impl DeadLetterRegistry {
             oldest: open.oldest(),
             counted_at: at,
             count_error: error,
+            replays: self.replays(),
         }
     }
 }

@@ -33,7 +33,7 @@ use crate::reconcile::BrokerView;
 pub use assemble::ConsumerReading;
 pub use channels::provider_in_use;
 pub use consumer_registry::RegisteredConsumer;
-pub use dead_letters::{CollectorStatus, DeadLettersStatus, UnresolvedLetters};
+pub use dead_letters::{ActiveReplay, CollectorStatus, DeadLettersStatus, UnresolvedLetters};
 pub use invariant_check::check_invariants;
 pub use readiness::ReadinessCheck;
 pub use registry::StatusRegistry;

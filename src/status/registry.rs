@@ -21,6 +21,7 @@ use super::summary::{ConsumerSummary, StatusSummary, SubscriptionState};
 use super::{DaemonState, DaemonStatus, LastReload, LedgerStatus, PublisherStatus, Status};
 use crate::alerts::AlertsStatus;
 use crate::amqp::ConfirmingPublisher;
+use crate::dead_letters::RunningReplay;
 use crate::files::FileState;
 use crate::ledger::{LedgerMaintenance, LedgerState, LetterSource, Outage, UnresolvedDeadLetters};
 use crate::metrics::{CollectorCounters, CollectorReading, Counters};
@@ -151,6 +152,11 @@ impl StatusRegistry {
     pub fn running_collectors(&self) -> BTreeMap<String, CollectorReading> {
         let readings = self.dead_letters.readings().filter(|(_, reading)| reading.enabled);
         readings.map(|(queue, reading)| (queue.as_str().to_owned(), reading)).collect()
+    }
+
+    /// Enters where the replays that have not ended are shown. Only the first call has an effect.
+    pub fn set_replays(&self, replays: watch::Receiver<Vec<RunningReplay>>) {
+        self.dead_letters.set_replays(replays);
     }
 
     /// Enters what the store of dead letters has, or why that could not be read.

@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use super::metric_writer::{MetricWriter, flag};
-use crate::ledger::{LetterSource, STOP_CODES};
+use crate::dead_letters::WaitCause;
+use crate::ledger::{LetterProgress, LetterSource, ReplayState, STOP_CODES};
 use crate::metrics::KeptCause;
-use crate::status::StatusSnapshot;
+use crate::status::{ActiveReplay, StatusSnapshot};
 
 /// Writes them.
 pub(super) fn dead_letters(snapshot: &StatusSnapshot, writer: &mut MetricWriter<'_>) -> fmt::Result {
@@ -48,5 +49,23 @@ pub(super) fn dead_letters(snapshot: &StatusSnapshot, writer: &mut MetricWriter<
     writer.gauges("replays_stopped", "Replays that stopped by themselves within a day", stopped)?;
     let money = unresolved.money();
     let money = money.iter().map(|(currency, sum)| ([("currency", currency.as_str())], sum.approximate()));
-    writer.gauges("dead_letters_money", "What the orders among them cost", money)
+    writer.gauges("dead_letters_money", "What the orders among them cost", money)?;
+    replays(&snapshot.status.dead_letters.replays, writer)
+}
+
+fn replays(replays: &[ActiveReplay], writer: &mut MetricWriter<'_>) -> fmt::Result {
+    let count =
+        |is_counted: &dyn Fn(&ActiveReplay) -> bool| replays.iter().filter(|replay| is_counted(replay)).count() as f64;
+    let states = ReplayState::ALL.iter().filter(|state| !state.has_ended()).map(|state| state.as_str());
+    let states = states.map(|state| ([("state", state)], count(&|replay| replay.state == state)));
+    writer.gauges("replays", "Replays of dead letters that have not ended", states)?;
+    let waiting = WaitCause::ALL.map(WaitCause::as_str);
+    let is_waiting = |replay: &ActiveReplay, cause: &str| replay.waiting_cause.as_deref() == Some(cause);
+    let waiting = waiting.into_iter().map(|cause| ([("cause", cause)], count(&|replay| is_waiting(replay, cause))));
+    writer.gauges("replays_waiting", "Those of them that wait, or some of whose letters do", waiting)?;
+    let letters = LetterProgress::ALL.iter().map(|progress| {
+        let letters = replays.iter().filter_map(|replay| replay.letters.get(progress.as_str())).sum::<u64>();
+        ([("progress", progress.as_str())], letters as f64)
+    });
+    writer.gauges("replay_letters", "Letters of replays that have not ended", letters)
 }

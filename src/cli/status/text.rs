@@ -11,8 +11,8 @@ use crate::cli::text::{age, counted, labelled, whole_seconds, wrapped};
 use crate::escape::escaped;
 use crate::reconcile::{ApiState, BrokerView};
 use crate::status::{
-    BreakerStatus, CollectorStatus, ConsumerStatus, DaemonState, DeadLettersStatus, OtherConsumer, ReadinessCheck,
-    SenderCounts, Status,
+    ActiveReplay, BreakerStatus, CollectorStatus, ConsumerStatus, DaemonState, DeadLettersStatus, OtherConsumer,
+    ReadinessCheck, SenderCounts, Status,
 };
 
 /// Most open alerts that are shown. The JSON output has all of them.
@@ -288,6 +288,12 @@ fn write_store(store: &DeadLettersStatus, now: Timestamp, out: &mut dyn Write) -
             );
             wrapped(&kept, out)?;
         }
+    }
+    for ActiveReplay { id, state, by, letters, waiting, .. } in &store.replays {
+        let letters = letters.iter().map(|(progress, letters)| format!("{letters} {}", progress.replace('_', " ")));
+        let letters = letters.collect::<Vec<_>>().join(", ");
+        let waits = waiting.as_ref().map_or_else(String::new, |waiting| format!("; waits: {}", escaped(waiting)));
+        wrapped(&format!("replay {id} (by {}) {}: {letters}{waits}", escaped(by), escaped(state)), out)?;
     }
     let states = [(store.open, "open"), (store.held, "held"), (store.replaying, "replaying")];
     let states =
