@@ -57,12 +57,25 @@ fn find(connection: &Connection, subject: &ErasureSubject) -> rusqlite::Result<E
             let stored = "SELECT order_id FROM stored_dead_letters WHERE customer_id = ?1 AND order_id IS NOT NULL
                           AND order_id NOT IN (SELECT id FROM orders WHERE customer_id = ?1) GROUP BY order_id";
             found.orders.extend(read(stored, id)?);
+            // Of contents that were edited since.
+            let former =
+                "SELECT order_id FROM former_orders WHERE customer_id = ?1 AND customer_id <> '' AND order_id <> ''
+                          AND NOT EXISTS (SELECT 1 FROM orders WHERE orders.id = former_orders.order_id)
+                          AND NOT EXISTS (SELECT 1 FROM stored_dead_letters AS letters
+                                          WHERE letters.order_id = former_orders.order_id AND letters.customer_id = ?1)
+                          GROUP BY order_id";
+            found.orders.extend(read(former, id)?);
+            let edited = "SELECT DISTINCT letter_id FROM former_orders JOIN stored_dead_letters ON id = letter_id
+                          WHERE former_orders.customer_id = ?1 AND former_orders.customer_id <> '' AND erased_at IS NULL";
+            let mut select = connection.prepare(edited)?;
+            found.dead_letters = select.query_map([id], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
         }
         ErasureSubject::Order(id) => {
             let known = "SELECT ?1 WHERE EXISTS (SELECT 1 FROM orders WHERE id = ?1)
                 OR EXISTS (SELECT 1 FROM attempts WHERE identity = ?1)
                 OR EXISTS (SELECT 1 FROM dead_letters WHERE identity = ?1)
                 OR EXISTS (SELECT 1 FROM stored_dead_letters WHERE order_id = ?1)
+                OR EXISTS (SELECT 1 FROM former_orders WHERE order_id = ?1 AND order_id <> '')
                 OR EXISTS (SELECT 1 FROM step_runs WHERE scope = '' AND identity = ?1)";
             found.orders = read(known, id)?;
         }
@@ -130,7 +143,9 @@ fn erase_in(
     connection.pragma_update_and_check(None, "secure_delete", true, |_| Ok(()))?;
     let mut erased = ErasedRows::default();
     let mut letters = FoundLetters::default();
-    letters.erasable.extend(&targets.dead_letters);
+    for id in &targets.dead_letters {
+        letters.add(&connection, Subject::Letter(*id), None)?;
+    }
     let orders = targets.orders.iter().map(|order| Target::Order(order));
     let mut left = orders.chain(targets.messages.iter().map(|identity| Target::Message(identity))).peekable();
     // Once even without any target: that somebody wanted to erase something is recorded too, if not with the dead letters.

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use jiff::Timestamp;
-use rusqlite::{Connection, OptionalExtension, TransactionBehavior};
+use rusqlite::{Connection, OptionalExtension, ToSql, TransactionBehavior};
 use serde_json::json;
 
 use super::letter_changes::is_abandoned;
@@ -24,6 +24,8 @@ pub(super) enum Subject<'a> {
     Order(&'a str),
     /// Those with this identity.
     Identity(&'a str),
+    /// The one with this number.
+    Letter(i64),
 }
 
 /// What is to be erased, by number.
@@ -43,14 +45,21 @@ impl FoundLetters {
         subject: Subject<'_>,
         customer: Option<&str>,
     ) -> rusqlite::Result<()> {
-        let (column, value) = match subject {
-            Subject::Order(order) => ("order_id", order),
-            Subject::Identity(identity) => ("identity", identity),
+        let (condition, value): (&str, &dyn ToSql) = match subject {
+            // The contents before an edit may name another order.
+            Subject::Order(ref order) => (
+                "(order_id = ?1 AND (?2 IS NULL OR customer_id IS NULL OR customer_id = ?2)
+                  OR id IN (SELECT letter_id FROM former_orders WHERE order_id = ?1 AND order_id <> ''
+                            AND (?2 IS NULL OR former_orders.customer_id IN ('', ?2))))",
+                order,
+            ),
+            Subject::Identity(ref identity) => {
+                ("identity = ?1 AND (?2 IS NULL OR customer_id IS NULL OR customer_id = ?2)", identity)
+            }
+            Subject::Letter(ref id) => ("id = ?1 AND ?2 IS NULL", id),
         };
-        let sql = format!(
-            "SELECT id, state = 'replaying' FROM stored_dead_letters
-             WHERE {column} = ?1 AND (?2 IS NULL OR customer_id IS NULL OR customer_id = ?2) AND erased_at IS NULL"
-        );
+        let sql =
+            format!("SELECT id, state = 'replaying' FROM stored_dead_letters WHERE {condition} AND erased_at IS NULL");
         let mut select = connection.prepare_cached(&sql)?;
         let found = select.query_map((value, customer), |row| Ok((row.get(0)?, row.get(1)?)))?;
         for letter in found {
@@ -111,10 +120,12 @@ fn erase_one(connection: &Connection, id: i64) -> rusqlite::Result<Option<i64>> 
     )?;
     content.execute([id])?;
     connection.prepare_cached("DELETE FROM stored_contents WHERE letter_id = ?1 AND revision > 0")?.execute([id])?;
-    connection.prepare_cached("DELETE FROM stored_texts WHERE letter_id = ?1")?.execute([id])?;
+    for table in ["stored_texts", "stored_products", "former_orders"] {
+        connection.prepare_cached(&format!("DELETE FROM {table} WHERE letter_id = ?1"))?.execute([id])?;
+    }
     let mut letter = connection.prepare_cached(
         "UPDATE stored_dead_letters
-         SET customer_id = NULL, failure_reason = iif(failure_reason IS NULL, NULL, ?2), note = ?2, state = ?3,
+         SET customer_id = NULL, product = NULL, failure_reason = iif(failure_reason IS NULL, NULL, ?2), note = ?2, state = ?3,
              closed_at = coalesce(closed_at, ?4), bytes = 0, erased_at = ?4
          WHERE id = ?1",
     )?;

@@ -8,6 +8,7 @@ use serde_json::json;
 
 use super::journal;
 use super::order_items::{Compared, SELECT_STORED, compare};
+use super::step_texts::securely;
 use crate::ledger::dead_letters::{LetterOrder, LetterState};
 use crate::ledger::journal::{JournalAction, NewJournalEntry, text_hash};
 use crate::ledger::replays::{ChangeAnswer, LetterChange, LetterEdit};
@@ -139,6 +140,26 @@ pub(super) fn describe(
     identity: Option<&str>,
     search: &str,
 ) -> rusqlite::Result<()> {
+    // What is replaced may be about a customer who is erased later.
+    securely(connection, || describe_anew(connection, id, order, identity, search))
+}
+
+fn describe_anew(
+    connection: &Connection,
+    id: i64,
+    order: &LetterOrder,
+    identity: Option<&str>,
+    search: &str,
+) -> rusqlite::Result<()> {
+    // The content before is kept, and erasing the order or the customer that it names must find it.
+    connection
+        .prepare_cached(
+            "INSERT OR IGNORE INTO former_orders (letter_id, order_id, customer_id)
+             SELECT id, coalesce(order_id, ''), coalesce(customer_id, '') FROM stored_dead_letters
+             WHERE id = ?1 AND (order_id IS NOT NULL OR customer_id IS NOT NULL)
+               AND (order_id IS NOT ?2 OR customer_id IS NOT ?3)",
+        )?
+        .execute(params![id, order.id, order.customer_id])?;
     let (total, currency) = order.total.as_ref().map(|(total, currency)| (total, currency)).unzip();
     connection
         .prepare_cached(

@@ -284,6 +284,7 @@ pub(super) fn prune(connection: &Connection, before: i64) -> rusqlite::Result<(u
             ("stored_contents", "letter_id"),
             ("stored_products", "letter_id"),
             ("stored_texts", "letter_id"),
+            ("former_orders", "letter_id"),
             ("replay_letters", "letter_id"),
             ("stored_dead_letters", "id"),
         ] {

@@ -202,6 +202,16 @@ pub(super) const VERSION_4: &str = "
     ) STRICT, WITHOUT ROWID;
     CREATE INDEX stored_products_by_letter ON stored_products (letter_id);
 
+    -- The orders and customers that contents before an edit name, if they are others. Empty: not known.
+    CREATE TABLE former_orders (
+        letter_id   INTEGER NOT NULL,
+        order_id    TEXT NOT NULL,
+        customer_id TEXT NOT NULL,
+        PRIMARY KEY (letter_id, order_id, customer_id)
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX former_orders_by_order ON former_orders (order_id) WHERE order_id <> '';
+    CREATE INDEX former_orders_by_customer ON former_orders (customer_id) WHERE customer_id <> '';
+
     -- What a search finds, in lower case.
     CREATE TABLE stored_texts (
         letter_id INTEGER PRIMARY KEY,

@@ -359,6 +359,54 @@ async fn an_erased_customer_is_in_no_dead_letter_and_the_dead_letters_still_coun
 }
 
 #[tokio::test]
+async fn a_customer_or_an_order_that_an_edit_replaced_is_erased_with_all_bodies_of_the_dead_letter() {
+    let directory = directory();
+    let ledger = SqliteLedger::open(directory.path()).unwrap();
+    let order = |id: &str, customer: &str| LetterOrder {
+        id: text(id),
+        customer_id: text(customer),
+        products: vec![format!("Ring, engraved {customer}")],
+        ..LetterOrder::default()
+    };
+    let body = |customer: &str| format!(r#"{{"email":"{customer}@example.com"}}"#).into_bytes();
+    for content in [1, 2, 3] {
+        let (order, search) = (order("ord-1", "ada-lovelace"), "ada-lovelace@example.com".to_owned());
+        let letter =
+            NewStoredLetter { order, search, body: body("ada-lovelace").into(), ..stored_letter("ord-1", content) };
+        ledger.store_letter(letter).await.unwrap();
+    }
+    let edit = async |letter, base, id: &str, customer: &str| {
+        let edit = LetterEdit {
+            letter,
+            base,
+            body: body(customer).into(),
+            order: order(id, customer),
+            identity: text(id),
+            search: format!("{customer}@example.com"),
+            whole_order: None,
+            by: "operator".to_owned(),
+            at: at(1),
+        };
+        ledger.change_desk(DeskChange::Edit(Box::new(edit))).await.unwrap();
+    };
+    edit(1, 0, "ord-1", "grace-hopper").await;
+    edit(1, 1, "ord-1", "joan-clarke").await;
+    edit(2, 0, "ord-2", "grace-hopper").await;
+    edit(2, 1, "ord-3", "joan-clarke").await;
+    let erased = |subject| {
+        let targets = super::super::erasure_targets(directory.path(), &subject).unwrap();
+        super::super::erase(directory.path(), &targets, ErasureOptions::default(), "local").unwrap().dead_letters
+    };
+    assert_eq!(erased(ErasureSubject::Order("ord-2".to_owned())), 1, "the second order of three");
+    assert_eq!(erased(ErasureSubject::Customer("ada-lovelace".to_owned())), 2, "edited twice, and not edited");
+    assert_eq!(erased(ErasureSubject::Customer("grace-hopper".to_owned())), 0, "nothing is left");
+    ledger.close().await;
+    for customer in ["ada-lovelace", "grace-hopper", "joan-clarke"] {
+        assert!(!contains(&directory, customer), "{customer}");
+    }
+}
+
+#[tokio::test]
 async fn a_message_that_the_broker_dead_lettered_itself_has_the_reason_that_orderd_has_recorded() {
     let directory = directory();
     let ledger = SqliteLedger::open(directory.path()).unwrap();

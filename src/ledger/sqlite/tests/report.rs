@@ -45,6 +45,7 @@ proptest! {
                     "stored_contents",
                     "stored_products",
                     "stored_texts",
+                    "former_orders",
                     "replays",
                     "replay_counts",
                     "replay_letters",
