@@ -7,6 +7,8 @@ use jiff::Timestamp;
 pub enum ReplayOutcome {
     /// It was processed, or had been before.
     Processed,
+    /// It is a notification that was recorded, and could not be delivered: its order has no address.
+    NotDelivered,
     /// Its order was cancelled.
     Cancelled,
     /// It has failed, and is retried.

@@ -162,9 +162,8 @@ async fn record_replay(
 ) -> DeliveryOutcome {
     let now = Timestamp::now();
     let outcome = match &handled {
-        HandlerOutcome::Completed | HandlerOutcome::Duplicate | HandlerOutcome::Cancelled | HandlerOutcome::Skipped => {
-            ReplayOutcome::Processed
-        }
+        HandlerOutcome::Completed | HandlerOutcome::Duplicate | HandlerOutcome::Cancelled => ReplayOutcome::Processed,
+        HandlerOutcome::Skipped => ReplayOutcome::NotDelivered,
         HandlerOutcome::Prevented => ReplayOutcome::Cancelled,
         HandlerOutcome::Retried { delay, .. } => {
             let delay = SignedDuration::try_from(delay.as_duration()).unwrap_or(SignedDuration::MAX);

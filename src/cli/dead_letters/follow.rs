@@ -82,10 +82,11 @@ fn ended(json: &Value, report: &ReplayReport, format: Format, out: &mut dyn Writ
     Ok(exit(report))
 }
 
-/// 0 if none failed again.
+/// 0 if all had their effect.
 pub(super) fn exit(report: &ReplayReport) -> Exit {
     let replay = &report.replay;
-    let failed = replay.count(LetterProgress::FailedAgain) + replay.count(LetterProgress::Unknown);
+    let failed = [LetterProgress::FailedAgain, LetterProgress::NotDelivered, LetterProgress::Unknown];
+    let failed: u64 = failed.into_iter().map(|progress| replay.count(progress)).sum();
     if failed == 0 && replay.end_reason.is_none() { Exit::Done } else { Exit::Refused }
 }
 

@@ -81,11 +81,11 @@ pub(super) struct Traffic {
 impl Traffic {
     /// That of these replays.
     pub fn of(replays: &[Replay]) -> Self {
-        use LetterProgress::{Cancelled, FailedAgain, Processed, Undone, Unknown};
+        use LetterProgress::{Cancelled, FailedAgain, NotDelivered, Processed, Undone, Unknown};
         let mut traffic = Traffic::default();
         for group in replays.iter().flat_map(|replay| &replay.groups) {
             let failed = group.count(&[FailedAgain]);
-            let ended = group.count(&[Processed, Cancelled, Undone]) + failed;
+            let ended = group.count(&[Processed, NotDelivered, Cancelled, Undone]) + failed;
             let published = ended + group.count(&[Unknown]) + group.count(LetterProgress::IN_FLIGHT);
             traffic.add(&group.queue, &group.cause, Counts { published, in_flight: group.in_flight(), ended, failed });
         }

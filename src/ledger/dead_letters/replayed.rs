@@ -19,6 +19,8 @@ named! {
         Retrying = "retrying",
         /// It was processed, now or before.
         Processed = "processed",
+        /// It is a notification that was recorded, and could not be delivered: its order has no address.
+        NotDelivered = "not_delivered",
         /// Its order was cancelled, so it was not processed.
         Cancelled = "cancelled",
         /// Its steps, whose undo had failed, are undone now. It was dead-lettered again, for its first failure.
@@ -44,6 +46,7 @@ impl LetterProgress {
             | LetterProgress::Unknown => true,
             LetterProgress::Selected
             | LetterProgress::Processed
+            | LetterProgress::NotDelivered
             | LetterProgress::Cancelled
             | LetterProgress::Undone
             | LetterProgress::FailedAgain

@@ -23,6 +23,7 @@ pub(super) fn record(
 ) -> rusqlite::Result<Recorded> {
     let (progress, due) = match outcome {
         ReplayOutcome::Processed => (LetterProgress::Processed, None),
+        ReplayOutcome::NotDelivered => (LetterProgress::NotDelivered, None),
         ReplayOutcome::Cancelled => (LetterProgress::Cancelled, None),
         ReplayOutcome::Retrying { due } => (LetterProgress::Retrying, Some(due.as_millisecond())),
         ReplayOutcome::Undone => (LetterProgress::Undone, None),

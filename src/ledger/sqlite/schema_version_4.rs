@@ -267,7 +267,7 @@ pub(super) const VERSION_4: &str = "
         queue        TEXT NOT NULL DEFAULT '',  -- where it is published; empty: not known yet
         cause        TEXT NOT NULL DEFAULT '',  -- the code with which it had failed; empty: one of many
         state        TEXT NOT NULL,     -- selected | publishing | published | retrying | processed | cancelled
-                                        -- | undone | failed_again | skipped | returned | unknown
+                                        -- | not_delivered | undone | failed_again | skipped | returned | unknown
         code         TEXT,              -- why it was skipped, or has failed
         reader       TEXT,              -- the process that is reading the letter
         tries        INTEGER NOT NULL DEFAULT 0,  -- how many processes have ended while they were reading it

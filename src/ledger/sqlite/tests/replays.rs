@@ -334,3 +334,17 @@ async fn a_replay_that_stopped_by_itself_is_among_what_is_unresolved_and_one_tha
         ledger.close().await;
     }
 }
+
+#[tokio::test]
+async fn a_replayed_notification_without_an_address_is_closed_and_not_counted_as_processed() {
+    let directory = tempfile::tempdir().unwrap();
+    let ledger = SqliteLedger::open(directory.path()).unwrap();
+    selected(&ledger).await;
+    let PublishAnswer::Publish { key, .. } = publish(&ledger, "a", 1, 1).await else { panic!("it is published") };
+    assert_eq!(outcome(&ledger, &key, ReplayOutcome::NotDelivered).await, Recorded::New);
+    assert_eq!(state(&ledger, 1).await, LetterState::Replayed);
+    assert_eq!(
+        (count(&ledger, LetterProgress::NotDelivered).await, count(&ledger, LetterProgress::Processed).await),
+        (1, 0)
+    );
+}
