@@ -29,6 +29,12 @@ const OTHER: &str = "other";
 /// As in the ledger's other tables: the queue that the message failed in has no consumer.
 const UNKNOWN: &str = "unknown";
 
+/// Every reason that orderd gives a dead letter.
+pub(super) fn known_reasons() -> impl Iterator<Item = &'static str> {
+    let reasons = DeadLetterReason::ALL.into_iter().map(DeadLetterReason::as_str);
+    reasons.chain(BROKER_REASONS).chain([OTHER, FOREIGN, UNROUTED])
+}
+
 /// A consumer whose messages may be dead-lettered.
 #[derive(Debug, Clone, PartialEq)]
 pub struct KnownConsumer {

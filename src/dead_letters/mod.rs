@@ -24,7 +24,8 @@ pub use collector::{Collector, CollectorDeps};
 pub use letter_reader::{BodyAccess, KnownConsumer, KnownConsumers, LetterReader};
 pub use read_again::ReadAgain;
 pub use replay::{
-    AccessToQueue, ChangedLetters, Desk, DeskError, DeskHandle, EditRequest, LetterRequest, QueueAccess, ReplayDeps,
+    AccessToQueue, ChangedLetters, Desk, DeskError, DeskHandle, EditDraft, EditRequest, EditedLetter, LetterAction,
+    LetterRequest, ListedReplay, NewBody, NotReplayed, NothingFound, QueueAccess, ReplayDeps, ReplayLetters,
     ReplayPlan, ReplayReport, ReplayRequest, Replayer, RunningReplay, WaitCause, Waiting,
 };
 pub use whole_letter::WholeLetter;

@@ -4,9 +4,11 @@
 //! Pure. The body itself is never changed: copies of a message keep its bytes.
 
 use std::borrow::Cow;
-use std::io::Read;
+use std::io::{self, Read, Write};
 
+use flate2::Compression as Level;
 use flate2::read::{DeflateDecoder, MultiGzDecoder, ZlibDecoder};
+use flate2::write::{GzEncoder, ZlibEncoder};
 use flate2::{Decompress, FlushDecompress, Status};
 
 /// How much the output of a decompression grows by, in bytes.
@@ -103,6 +105,28 @@ pub fn decompressed_length(body: &[u8], content_encoding: Option<&str>, max: usi
     }
 }
 
+/// A text as the body of a message with this `content_encoding`: compressed if that names a compression. `None` if [`body_text`] could
+/// not read it then.
+///
+/// # Errors
+/// It cannot be compressed.
+pub fn encoded_body(text: Vec<u8>, content_encoding: Option<&str>) -> io::Result<Option<Vec<u8>>> {
+    match content_encoding.map_or(Ok(None), compression) {
+        Ok(None) => Ok(Some(text)),
+        Ok(Some(Compression::Gzip)) => {
+            let mut encoder = GzEncoder::new(Vec::new(), Level::default());
+            encoder.write_all(&text)?;
+            encoder.finish().map(Some)
+        }
+        Ok(Some(Compression::Deflate)) => {
+            let mut encoder = ZlibEncoder::new(Vec::new(), Level::default());
+            encoder.write_all(&text)?;
+            encoder.finish().map(Some)
+        }
+        Err(_) => Ok(None),
+    }
+}
+
 /// Whether a content encoding names a compression that [`body_text`] reads.
 pub fn is_compressed(content_encoding: Option<&str>) -> bool {
     matches!(content_encoding.map_or(Ok(None), compression), Ok(Some(_)))
@@ -185,10 +209,7 @@ fn utf8(body: &[u8]) -> Result<&str, BodyError> {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
-
-    use flate2::Compression as Level;
-    use flate2::write::{DeflateEncoder, GzEncoder, ZlibEncoder};
+    use flate2::write::DeflateEncoder;
 
     use super::*;
 
@@ -230,6 +251,18 @@ mod tests {
             (raw_deflate(TEXT.as_bytes()), Some("DEFLATE")),
         ] {
             assert_eq!(body_text(&body, encoding, MAX).unwrap(), TEXT, "{encoding:?}");
+        }
+    }
+
+    #[test]
+    fn a_text_is_encoded_as_its_body_was() {
+        for encoding in [None, Some("UTF-8"), Some("gzip"), Some("gzip:UTF-8"), Some("deflate")] {
+            let body = encoded_body(TEXT.as_bytes().to_vec(), encoding).unwrap().unwrap();
+            assert_eq!(body == TEXT.as_bytes(), !is_compressed(encoding), "{encoding:?}");
+            assert_eq!(body_text(&body, encoding, MAX).unwrap(), TEXT, "{encoding:?}");
+        }
+        for encoding in ["br", "UTF-16", "gzip, gzip"] {
+            assert_eq!(encoded_body(TEXT.as_bytes().to_vec(), Some(encoding)).unwrap(), None, "{encoding}");
         }
     }
 

@@ -17,7 +17,7 @@ mod rule;
 mod sale;
 pub mod value;
 
-pub use body::{BodyError, body_text, decompressed_length, is_compressed};
+pub use body::{BodyError, body_text, decompressed_length, encoded_body, is_compressed};
 pub use currency::Currency;
 pub use decode::DecodeError;
 pub use event::{AnalyticsEvent, CANCELLATION_SUFFIX, CancelledEvent, EVENT_ID_SUFFIXES, Notification};

@@ -7,6 +7,7 @@ use std::sync::atomic::AtomicBool;
 use super::backup::{BackupError, BackupProgress, BackupSummary};
 use super::erase::{ErasedRows, ErasureOptions, ErasureSubject, ErasureTargets};
 use super::error::OpenError;
+use super::replays::Replay;
 use super::sqlite::{self, SqliteLedger, SqliteReader};
 use super::traits::{Ledger, LedgerReader};
 
@@ -78,6 +79,19 @@ impl LedgerLocation {
             LedgerLocation::Directory(directory) => {
                 let (directory, actor) = (directory.clone(), actor.to_owned());
                 blocking(move || sqlite::erase(&directory, &targets, options, &actor)).await
+            }
+        }
+    }
+
+    /// Stops a replay, also while daemons use the ledger: what is not published is open again. `None` if there is none with this number.
+    ///
+    /// # Errors
+    /// The ledger cannot be written. Repeating it is safe.
+    pub async fn stop_replay(&self, id: i64, actor: &str) -> Result<Option<Replay>, OpenError> {
+        match self {
+            LedgerLocation::Directory(directory) => {
+                let (directory, actor) = (directory.clone(), actor.to_owned());
+                blocking(move || sqlite::stop_replay(&directory, id, &actor)).await
             }
         }
     }

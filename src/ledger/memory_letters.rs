@@ -212,6 +212,7 @@ fn row(id: i64, known: &MemoryLetter) -> DeadLetter {
         consumer: Some(letter.consumer).filter(|consumer| !consumer.is_empty()),
         retries: letter.retries,
         identity: letter.identity,
+        former_order_id: None,
         order_id: letter.order.id,
         customer_id: letter.order.customer_id,
         product: letter.order.products.first().cloned(),

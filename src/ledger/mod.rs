@@ -57,9 +57,9 @@ mod traits;
 pub use alerts::{AlertAnswer, AlertBook, AlertRecord};
 pub use backup::{BackupError, BackupProgress, BackupSummary};
 pub use dead_letters::{
-    DeadLetter, DeadLetterContent, DeadLetterDetail, DeadLetterFilter, DeadLetterGroup, DeadLetterGroups,
-    DeadLetterPage, DeadLetterQuery, EndedReading, FoundInLetter, Identification, LetterAttempt, LetterOrder,
-    LetterOrigin, LetterReplay, LetterRevision, LetterSource, LetterState, LetterStep, MAX_SEARCH_BYTES,
+    Counted, DeadLetter, DeadLetterContent, DeadLetterDetail, DeadLetterFilter, DeadLetterGroup, DeadLetterGroups,
+    DeadLetterPage, DeadLetterQuery, EndedReading, FoundInLetter, GroupBuilder, Identification, LetterAttempt,
+    LetterOrder, LetterOrigin, LetterReplay, LetterRevision, LetterSource, LetterState, LetterStep, MAX_SEARCH_BYTES,
     NewStoredLetter, STOP_CODES, StoppedReplay, StoreAnswer, UnresolvedDeadLetters, UnresolvedSum, WholeDeadLetters,
     session_id,
 };
@@ -79,7 +79,8 @@ pub use replay_outcome::ReplayOutcome;
 pub use replays::{
     BeginAnswer, ChangeAnswer, ClaimedReplay, DeskAnswer, DeskChange, DeskWriter, LetterChange, LetterEdit,
     LetterProgress, LetterSelection, MAX_ACTIVE_REPLAYS, MAX_SELECTED_IDS, MAYBE_DUPLICATE, NewReplay, PublishAnswer,
-    Replay, ReplayCandidate, ReplayGroup, ReplayLetter, ReplayOptions, ReplayReader, ReplayState, ToPublish, ToSelect,
+    Replay, ReplayCandidate, ReplayGroup, ReplayLetter, ReplayOptions, ReplayReader, ReplayState, SelectionFields,
+    ToPublish, ToSelect,
 };
 pub use retention::Pruned;
 pub use state::{LedgerState, Outage, OutageCause};

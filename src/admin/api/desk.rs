@@ -9,24 +9,25 @@ use axum::middleware::from_fn;
 use axum::response::{IntoResponse, Response};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::json;
-use utoipa::{IntoResponses, ToSchema};
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, IntoResponses, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::commands::reject_cross_site;
 use super::document::{AnyError, ApiError};
+use super::query::{Parameters, page_limit};
 use crate::admin::access::Actor;
 use crate::admin::body::read_json;
 use crate::admin::guard::require_user;
 use crate::admin::response::{error_response, json_response};
 use crate::chain::chain;
 use crate::dead_letters::{
-    ChangedLetters, Desk, DeskError, DeskHandle, EditRequest, LetterRequest, ReplayPlan, ReplayReport, ReplayRequest,
+    ChangedLetters, Desk, DeskError, DeskHandle, EditDraft, EditRequest, EditedLetter, LetterAction, LetterRequest,
+    ListedReplay, NewBody, ReplayLetters, ReplayPlan, ReplayReport, ReplayRequest,
 };
-use crate::ledger::{LetterChange, Replay};
+use crate::ledger::LetterProgress;
 
 /// Largest body of a request, in bytes: 10,000 numbers of dead letters and more.
 const MAX_REQUEST: usize = 256 << 10;
@@ -38,6 +39,7 @@ pub(in crate::admin) fn router(desk: DeskHandle) -> OpenApiRouter {
     OpenApiRouter::new()
         .routes(routes!(replays, start))
         .routes(routes!(replay))
+        .routes(routes!(letters))
         .routes(routes!(stop))
         .routes(routes!(hold))
         .routes(routes!(release))
@@ -49,32 +51,45 @@ pub(in crate::admin) fn router(desk: DeskHandle) -> OpenApiRouter {
 }
 
 /// The latest replays.
-#[derive(ToSchema)]
-#[expect(dead_code, reason = "only its schema is used")]
+#[derive(Serialize, ToSchema)]
 struct ReplayList {
     /// The last one first.
-    replays: Vec<Replay>,
+    replays: Vec<ListedReplay>,
 }
 
 /// What would happen, or has begun.
 #[derive(Serialize, ToSchema)]
 #[serde(untagged)]
-#[expect(dead_code, reason = "only its schema is used")]
 enum ReplayAnswer {
     /// With `dry_run`.
-    Plan(ReplayPlan),
+    Plan(Box<ReplayPlan>),
     /// Without.
     Report(Box<ReplayReport>),
 }
 
-/// An edited dead letter.
-#[derive(ToSchema)]
-#[expect(dead_code, reason = "only its schema is used")]
-struct EditedLetter {
-    /// Its number.
-    id: i64,
-    /// The revision that is valid now.
-    revision: i64,
+/// What can be edited, or was.
+#[derive(Serialize, ToSchema)]
+#[serde(untagged)]
+enum EditAnswer {
+    /// With `dry_run`.
+    Draft(EditDraft),
+    /// Without.
+    Edited(EditedLetter),
+}
+
+/// Which letters of a replay.
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+struct LettersQuery {
+    /// Only those that are so far
+    #[param(value_type = Option<String>)]
+    progress: Option<LetterProgress>,
+    /// Only those with a higher number: `next` of the page before
+    #[serde(default)]
+    after: i64,
+    /// How many at most, from 1 to 1000; 50 by default
+    limit: Option<usize>,
 }
 
 /// The errors of the desk.
@@ -111,7 +126,7 @@ enum DeskRefusal {
     responses((status = 200, body = ReplayList), AnyError, DeskRefusal)
 )]
 async fn replays(State(desk): State<DeskHandle>) -> Response {
-    respond(async { Ok(json!({"replays": opened(&desk)?.replays().await.map_err(failure)?})) }).await
+    respond(async { Ok(ReplayList { replays: opened(&desk)?.replays().await.map_err(failure)? }) }).await
 }
 
 /// How far a replay is
@@ -125,6 +140,26 @@ async fn replay(State(desk): State<DeskHandle>, Path(id): Path<i64>) -> Response
     respond(async { opened(&desk)?.replay(id).await.map_err(failure) }).await
 }
 
+/// The dead letters of a replay, by number, with their outcome
+#[utoipa::path(
+    get,
+    path = "/api/v1/dead-letters/replays/{id}/letters",
+    params(("id" = i64, Path, description = "Its number"), LettersQuery),
+    responses((status = 200, body = ReplayLetters), AnyError, DeskRefusal)
+)]
+async fn letters(
+    State(desk): State<DeskHandle>,
+    Path(id): Path<i64>,
+    Parameters(query): Parameters<LettersQuery>,
+) -> Response {
+    respond(async {
+        let LettersQuery { progress, after, limit } = query;
+        let limit = page_limit(limit).map_err(|error| Box::new(error.into_response()))?;
+        opened(&desk)?.replay_letters(id, progress, after, limit).await.map_err(failure)
+    })
+    .await
+}
+
 /// Start a replay of dead letters, or say what it would do
 #[utoipa::path(
     post,
@@ -133,16 +168,15 @@ async fn replay(State(desk): State<DeskHandle>, Path(id): Path<i64>) -> Response
     responses((status = 200, body = ReplayAnswer), AnyError, DeskRefusal)
 )]
 async fn start(State(desk): State<DeskHandle>, Extension(actor): Extension<Actor>, request: Request) -> Response {
-    let answer = async {
+    respond(async {
         let (desk, request) = (opened(&desk)?, read::<ReplayRequest>(request, MAX_REQUEST).await?);
-        if request.dry_run {
-            let plan = desk.plan(&request).await.map_err(failure)?;
-            return Ok(json_response(StatusCode::OK, &plan));
-        }
-        let report = desk.start(request, actor.name).await.map_err(failure)?;
-        Ok(json_response(StatusCode::OK, &report))
-    };
-    answer.await.unwrap_or_else(|rejected: Box<Response>| *rejected)
+        Ok(if request.dry_run {
+            ReplayAnswer::Plan(Box::new(desk.plan(&request).await.map_err(failure)?))
+        } else {
+            ReplayAnswer::Report(Box::new(desk.start(request, actor.name).await.map_err(failure)?))
+        })
+    })
+    .await
 }
 
 /// Stop a replay: what is not published is open again
@@ -164,7 +198,7 @@ async fn stop(State(desk): State<DeskHandle>, Path(id): Path<i64>, Extension(act
     responses((status = 200, body = ChangedLetters), AnyError, DeskRefusal)
 )]
 async fn hold(State(desk): State<DeskHandle>, Extension(actor): Extension<Actor>, request: Request) -> Response {
-    change(desk, actor, request, |note| LetterChange::Hold { note }).await
+    change(desk, actor, request, LetterAction::Hold).await
 }
 
 /// Open dead letters again that were put aside
@@ -175,10 +209,10 @@ async fn hold(State(desk): State<DeskHandle>, Extension(actor): Extension<Actor>
     responses((status = 200, body = ChangedLetters), AnyError, DeskRefusal)
 )]
 async fn release(State(desk): State<DeskHandle>, Extension(actor): Extension<Actor>, request: Request) -> Response {
-    change(desk, actor, request, |_| LetterChange::Release).await
+    change(desk, actor, request, LetterAction::Release).await
 }
 
-/// Close dead letters that are not needed, with a reason
+/// Close dead letters that are not needed, with a note
 #[utoipa::path(
     post,
     path = "/api/v1/dead-letters/discard",
@@ -186,30 +220,24 @@ async fn release(State(desk): State<DeskHandle>, Extension(actor): Extension<Act
     responses((status = 200, body = ChangedLetters), AnyError, DeskRefusal)
 )]
 async fn discard(State(desk): State<DeskHandle>, Extension(actor): Extension<Actor>, request: Request) -> Response {
-    change(desk, actor, request, |reason| LetterChange::Discard { reason }).await
+    change(desk, actor, request, LetterAction::Discard).await
 }
 
-async fn change(
-    desk: DeskHandle,
-    actor: Actor,
-    request: Request,
-    change: impl FnOnce(String) -> LetterChange,
-) -> Response {
+async fn change(desk: DeskHandle, actor: Actor, request: Request, action: LetterAction) -> Response {
     respond(async {
         let (desk, request) = (opened(&desk)?, read::<LetterRequest>(request, MAX_REQUEST).await?);
-        let LetterRequest { selection, note } = request;
-        desk.change_letters(selection, change(note), actor.name).await.map_err(failure)
+        desk.change_letters(action, request, actor.name).await.map_err(failure)
     })
     .await
 }
 
-/// Replace the body of a dead letter; the original is kept
+/// Replace the body of a dead letter, the original is kept; or ask for the body to edit
 #[utoipa::path(
     post,
     path = "/api/v1/dead-letters/{id}/edit",
     params(("id" = i64, Path, description = "Its number")),
     request_body = EditRequest,
-    responses((status = 200, body = EditedLetter), AnyError, DeskRefusal)
+    responses((status = 200, body = EditAnswer), AnyError, DeskRefusal)
 )]
 async fn edit(
     State(desk): State<DeskHandle>,
@@ -219,12 +247,22 @@ async fn edit(
 ) -> Response {
     respond(async {
         let (desk, request) = (opened(&desk)?, read::<EditRequest>(request, MAX_EDIT).await?);
-        let EditRequest { revision, body_base64 } = request;
-        let body = STANDARD.decode(body_base64).map_err(|error| {
-            Box::new(error_response(StatusCode::BAD_REQUEST, "body_base64", &format!("is not Base64: {error}")))
-        })?;
-        desk.edit(id, revision, body, actor.name).await.map_err(failure)?;
-        Ok(json!({"id": id, "revision": revision + 1}))
+        let new = match request {
+            EditRequest { dry_run: true, revision: None, body_base64: None, change_order_id: false } => {
+                return desk.draft(id).await.map(EditAnswer::Draft).map_err(failure);
+            }
+            EditRequest { dry_run: false, revision: Some(revision), body_base64: Some(body), change_order_id } => {
+                let body = STANDARD.decode(body).map_err(|error| {
+                    Box::new(error_response(StatusCode::BAD_REQUEST, "body_base64", &format!("is not Base64: {error}")))
+                })?;
+                NewBody { revision, body, change_order_id }
+            }
+            EditRequest { .. } => {
+                let message = "an edit needs `revision` and `body_base64`, or `dry_run` alone";
+                return Err(Box::new(error_response(StatusCode::BAD_REQUEST, "invalid", message)));
+            }
+        };
+        desk.edit(id, new, actor.name).await.map(EditAnswer::Edited).map_err(failure)
     })
     .await
 }

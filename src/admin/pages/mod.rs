@@ -35,7 +35,7 @@ async fn index() -> &'static str {
         env!("CARGO_PKG_VERSION"),
         "\n/livez\n/readyz\n/readyz?verbose\n/metrics\n/api/v1/status\n/api/v1/report?since=7d&until=now&by=day\n",
         "/api/v1/journal?since=7d\n/api/v1/dead-letters\n/api/v1/dead-letters/groups\n/api/v1/dead-letters/export\n/api/v1/dead-letters/<id>\n",
-        "/api/v1/dead-letters/replays\n/api/v1/dead-letters/replays/<id>\n",
+        "/api/v1/dead-letters/replays\n/api/v1/dead-letters/replays/<id>\n/api/v1/dead-letters/replays/<id>/letters\n",
         "/api/v1/orders/<id>\n/api/v1/openapi.json\n",
         "POST /api/v1/dead-letters/replays\nPOST /api/v1/dead-letters/replays/<id>/stop\nPOST /api/v1/dead-letters/hold\n",
         "POST /api/v1/dead-letters/release\nPOST /api/v1/dead-letters/discard\nPOST /api/v1/dead-letters/<id>/edit\n",

@@ -83,10 +83,12 @@ impl AdminClientError {
     /// The exit code of a command that fails with this error.
     pub(in crate::cli) fn exit(&self) -> Exit {
         match self {
-            AdminClientError::Load(_)
-            | AdminClientError::TokenFile { .. }
-            | AdminClientError::NoAddress { .. }
-            | AdminClientError::Rejected { .. } => Exit::Config,
+            AdminClientError::Load(_) | AdminClientError::TokenFile { .. } | AdminClientError::NoAddress { .. } => {
+                Exit::Config
+            }
+            AdminClientError::Rejected { status: StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN, .. } => Exit::Denied,
+            // The address is not one that the daemon answers to.
+            AdminClientError::Rejected { .. } => Exit::Config,
             AdminClientError::Unreachable { .. }
             | AdminClientError::UnreachableAddress { .. }
             | AdminClientError::NoAnswer { .. }

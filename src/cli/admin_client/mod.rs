@@ -31,8 +31,8 @@ const READ_DEADLINE: Duration = Duration::from_secs(15);
 const COMMAND_GRACE: Duration = Duration::from_secs(6);
 /// Deadline of a connection attempt.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(3);
-/// Maximum size of an answer, in bytes.
-const MAX_ANSWER_BYTES: usize = 8 << 20;
+/// Maximum size of an answer, in bytes: a body of 16 MiB in Base64, and more.
+const MAX_ANSWER_BYTES: usize = 24 << 20;
 /// Maximum length of the message of a rejection that is shown, in characters.
 const MAX_MESSAGE_CHARS: usize = 300;
 
@@ -239,6 +239,11 @@ impl AdminClient {
     fn parse<T: DeserializeOwned>(&self, body: &[u8]) -> Result<(Value, T), AdminClientError> {
         let not_orderd = |error: serde_json::Error| self.not_orderd(error.to_string());
         Ok((serde_json::from_slice(body).map_err(not_orderd)?, serde_json::from_slice(body).map_err(not_orderd)?))
+    }
+
+    /// The error for an answer that is not what this version expects.
+    pub(super) fn unusable_answer(&self, problem: &str) -> AdminClientError {
+        self.not_orderd(problem.to_owned())
     }
 
     fn not_orderd(&self, problem: String) -> AdminClientError {

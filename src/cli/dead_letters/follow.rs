@@ -7,123 +7,127 @@ use serde_json::Value;
 use tokio::time::{Instant, sleep};
 
 use super::Asked;
+use super::progress::Progress;
+use super::report_text::{exit, summary, write_report};
+use crate::chain::chain;
 use crate::cli::admin_client::{AdminClient, AdminClientError};
 use crate::cli::output::write_json;
 use crate::cli::{Exit, Format};
 use crate::dead_letters::ReplayReport;
 use crate::escape::escaped;
-use crate::ledger::LetterProgress;
 
 /// How often the daemon is asked.
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
 /// How long the daemon may be away, for example while it is restarted.
 const MAX_ABSENCE: Duration = Duration::from_secs(60);
+/// How long a stop is followed: what is on its way has its outcome soon, unless the consumer is paused or a retry is due later.
+const MAX_STOPPING: Duration = Duration::from_secs(60);
+
+/// What is waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Until {
+    /// The replay has ended. If it was stopped, also the outcome of what is on its way, for a while.
+    Ended,
+    /// It was stopped on request: the same, but not longer than a while in all.
+    Stopped,
+}
 
 /// Writes how far the replay is to `err` whenever that changes, and its end to `out`.
 pub(super) async fn follow(
     client: &AdminClient,
     id: i64,
+    until: Until,
     format: Format,
     out: &mut dyn Write,
     err: &mut dyn Write,
 ) -> io::Result<Asked> {
     let path = format!("replays/{id}");
-    let (mut last, mut answered_at) = (String::new(), Instant::now());
+    let mut progress = Progress::new();
+    let (mut answered_at, mut is_away) = (Instant::now(), false);
+    let mut give_up_at = (until == Until::Stopped).then(|| Instant::now() + MAX_STOPPING);
     loop {
+        // Cancel-safe: a request that is dropped changes nothing.
         let answer = tokio::select! {
             answer = client.dead_letters::<ReplayReport>(&path, None) => answer,
-            _ = tokio::signal::ctrl_c() => return detached(id, err).map(Ok),
+            _ = tokio::signal::ctrl_c() => return interrupted(id, progress, err).map(Ok),
         };
         match answer {
             Ok((json, report)) => {
                 answered_at = Instant::now();
-                if report.replay.state.has_ended() {
-                    return ended(&json, &report, format, out).map(Ok);
+                if std::mem::take(&mut is_away) {
+                    progress.note("the daemon answers again", err)?;
                 }
-                let line = summary(&report);
-                if line != last {
-                    writeln!(err, "{line}")?;
-                    last = line;
+                let has_ended = report.replay.state.has_ended();
+                if has_ended && report.replay.in_flight() > 0 && give_up_at.is_none() {
+                    give_up_at = Some(Instant::now() + MAX_STOPPING);
                 }
+                let is_known = has_ended && report.replay.in_flight() == 0;
+                if is_known || give_up_at.is_some_and(|at| at <= Instant::now()) {
+                    drop(progress);
+                    return ended(&json, &report, until, format, out).map(Ok);
+                }
+                progress.show(&summary(&report), err)?;
             }
-            Err(AdminClientError::Refused { message, is_usage }) => {
-                return Ok(Err(AdminClientError::Refused { message, is_usage }));
-            }
+            Err(error) if !error.is_absence() => return Ok(Err(error)),
             Err(error) if answered_at.elapsed() > MAX_ABSENCE => {
-                writeln!(
-                    err,
-                    "orderd: the replay continues as soon as a daemon runs: orderd dead-letters replays {id}"
-                )?;
+                let text = "the replay continues as soon as a daemon runs: orderd dead-letters replays";
+                progress.note(&format!("orderd: {text} {id}"), err)?;
                 return Ok(Err(error));
             }
-            Err(_) => {}
+            Err(error) => {
+                if !std::mem::replace(&mut is_away, true) {
+                    let error = escaped(&chain(&error));
+                    progress.note(&format!("waiting for the daemon, which continues the replay: {error}"), err)?;
+                }
+            }
         }
         // Cancel-safe: both only wait.
         tokio::select! {
             () = sleep(POLL_INTERVAL) => {}
-            _ = tokio::signal::ctrl_c() => return detached(id, err).map(Ok),
+            _ = tokio::signal::ctrl_c() => return interrupted(id, progress, err).map(Ok),
         }
     }
 }
 
-fn detached(id: i64, err: &mut dyn Write) -> io::Result<Exit> {
+fn interrupted(id: i64, progress: Progress, err: &mut dyn Write) -> io::Result<Exit> {
+    drop(progress);
     writeln!(
         err,
         "\nreplay {id} continues: follow it with `orderd dead-letters replays {id}`, stop it with `orderd dead-letters replays --stop {id}`"
     )?;
-    Ok(Exit::Refused)
+    Ok(Exit::Interrupted)
 }
 
-fn ended(json: &Value, report: &ReplayReport, format: Format, out: &mut dyn Write) -> io::Result<Exit> {
+fn ended(json: &Value, report: &ReplayReport, until: Until, format: Format, out: &mut dyn Write) -> io::Result<Exit> {
     match format {
         Format::Text => write_report(report, out)?,
         Format::Json => write_json(json, out)?,
     }
-    Ok(exit(report))
+    Ok(match until {
+        Until::Ended => exit(report),
+        Until::Stopped if report.replay.state.has_ended() => Exit::Done,
+        Until::Stopped => Exit::Refused,
+    })
 }
 
-/// 0 if all had their effect.
-pub(super) fn exit(report: &ReplayReport) -> Exit {
-    let replay = &report.replay;
-    let failed = [LetterProgress::FailedAgain, LetterProgress::NotDelivered, LetterProgress::Unknown];
-    let failed: u64 = failed.into_iter().map(|progress| replay.count(progress)).sum();
-    if failed == 0 && replay.end_reason.is_none() { Exit::Done } else { Exit::Refused }
-}
-
-/// One line.
-pub(super) fn summary(report: &ReplayReport) -> String {
-    let replay = &report.replay;
-    let counts: Vec<String> = LetterProgress::ALL
-        .iter()
-        .filter(|progress| replay.count(**progress) > 0)
-        .map(|progress| format!("{} {}", replay.count(*progress), progress.as_str().replace('_', " ")))
-        .collect();
-    let waits = report.waiting.as_ref().map_or_else(String::new, |reason| format!("; waits: {}", escaped(reason)));
-    let state = replay.state.as_str();
-    format!(
-        "replay {} {state}: {}{waits}",
-        replay.id,
-        if counts.is_empty() { "nothing yet".to_owned() } else { counts.join(", ") }
-    )
-}
-
-/// How a replay has ended, or how far it is.
-pub(super) fn write_report(report: &ReplayReport, out: &mut dyn Write) -> io::Result<()> {
-    writeln!(out, "{}", summary(report))?;
-    for (reason, letters) in &report.replay.skipped {
-        writeln!(out, "  {letters} not replayed: {}", escaped(reason))?;
-    }
-    for letter in &report.failed_again {
-        let code = letter.code.as_deref().unwrap_or("unknown");
-        let became = letter.came_back_as.map_or_else(String::new, |id| format!(", now dead letter {id}"));
-        writeln!(out, "  dead letter {} failed again: {}{became}", letter.id, escaped(code))?;
-    }
-    match report.replay.end_reason.as_deref() {
-        Some("too_many_failed") => {
-            let share = report.replay.options.stop_at * 100.0;
-            writeln!(out, "  stopped, because more than {share:.0} % failed again; the rest is as it was")
+impl AdminClientError {
+    /// Whether the daemon may answer later.
+    fn is_absence(&self) -> bool {
+        match self {
+            AdminClientError::Unreachable { .. }
+            | AdminClientError::UnreachableAddress { .. }
+            | AdminClientError::NoAnswer { .. }
+            | AdminClientError::CutOff { .. }
+            | AdminClientError::Busy { .. } => true,
+            AdminClientError::Load(_)
+            | AdminClientError::TokenFile { .. }
+            | AdminClientError::NoAddress { .. }
+            | AdminClientError::Client(_)
+            | AdminClientError::Rejected { .. }
+            | AdminClientError::NotOrderd { .. }
+            | AdminClientError::AnotherDaemon { .. }
+            | AdminClientError::Control(_)
+            | AdminClientError::Refused { .. } => false,
         }
-        Some(reason) => writeln!(out, "  stopped: {}", escaped(reason)),
-        None => Ok(()),
     }
 }

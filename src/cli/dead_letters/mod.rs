@@ -11,8 +11,11 @@ mod filters;
 mod follow;
 mod list;
 mod list_text;
+mod plan_text;
+mod progress;
 mod replay;
 mod replays;
+mod report_text;
 mod selection;
 mod show;
 
@@ -25,8 +28,9 @@ use super::Exit;
 use super::admin_client::{AdminClientError, DaemonTarget};
 use super::ledger_source::{LedgerSource, SourceError};
 use crate::chain::chain;
-use crate::config::Sources;
+use crate::config::{Config, Sources, load_ledger_directory};
 use crate::escape::escaped;
+use crate::ledger::LedgerLocation;
 
 /// Arguments of `orderd dead-letters`.
 #[derive(Debug, Args)]
@@ -48,12 +52,13 @@ enum DeadLettersCommand {
     Export(export::ExportArgs),
     /// Give dead letters back to the queues they came from, and wait for the outcome
     ///
-    /// One is published first, then ten, then the rest; it stops when too many fail again. Interrupted, the replay continues in the daemon.
-    /// Exits with 1 if any failed again, or was not replayed although it was named.
+    /// One is published first, then ten, then the rest; it stops when too many fail again. Interrupted, the command exits with 130 and the
+    /// replay continues in the daemon. Exits with 1 if any failed again, or was not replayed although it was named; with 3 if there is
+    /// nothing to replay.
     Replay(replay::ReplayArgs),
-    /// Show replays, follow one, or stop one
+    /// Show replays, follow one, list its dead letters, or stop it, also if no daemon runs
     Replays(replays::ReplaysArgs),
-    /// Edit the body of a dead letter in $VISUAL or $EDITOR; the original is kept
+    /// Edit the body of a dead letter in $VISUAL or $EDITOR, decompressed; the original is kept
     Edit(edit::EditArgs),
     /// Put dead letters aside with a note: no replay takes them
     Hold(change::HoldArgs),
@@ -87,7 +92,8 @@ impl DeadLettersArgs {
 
 /// Asks the daemon.
 ///
-/// Returns the exit code: 0, 1 if not all was done, 64 if the request makes no sense, 69 if no daemon answers.
+/// Returns the exit code: 0, 1 if not all was done, 3 if there was nothing to do, 64 if the request makes no sense, 69 if no daemon
+/// answers, 77 if it does not accept the token, 130 if the command was interrupted while it waited.
 ///
 /// # Errors
 /// When `out` or `err` cannot be written.
@@ -114,6 +120,14 @@ pub async fn act(
             writeln!(err, "orderd: {}", escaped(&chain(&error)))?;
             Ok(error.exit())
         }
+    }
+}
+
+/// The ledger of this machine. Errors elsewhere in the configuration do not matter.
+fn ledger_of(sources: &Sources) -> Option<LedgerLocation> {
+    match Config::load_usable(sources) {
+        Ok((loaded, _)) => Some(loaded.config.ledger.location()),
+        Err(_) => load_ledger_directory(sources).map(LedgerLocation::Directory),
     }
 }
 

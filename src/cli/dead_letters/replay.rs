@@ -7,15 +7,18 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::Asked;
-use super::follow::follow;
-use super::selection::{Selection, confirmed, unusable};
-use crate::cli::admin_client::DaemonTarget;
+use super::follow::{Until, follow};
+use super::plan_text::{write_no_plan, write_plan};
+use super::progress::Progress;
+use super::report_text::summary;
+use super::selection::{Selection, bounded, confirmed, unusable};
+use crate::cli::admin_client::{AdminClient, AdminClientError, DaemonTarget};
 use crate::cli::output::write_json;
+use crate::cli::text::counted;
 use crate::cli::{Exit, Format};
 use crate::config::Sources;
 use crate::dead_letters::{ReplayPlan, ReplayReport, ReplayRequest};
-use crate::escape::escaped;
-use crate::ledger::{LetterSelection, ReplayOptions};
+use crate::ledger::ReplayOptions;
 
 /// Arguments of `orderd dead-letters replay`.
 #[derive(Debug, Args)]
@@ -28,7 +31,7 @@ pub(super) struct ReplayArgs {
     /// Publish at most this many a second, from 1 to 1000
     #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=1_000))]
     rate: u32,
-    /// Stop when more than this share of those published has failed again, in percent
+    /// Stop when more than this share of the latest 100 outcomes is that a dead letter failed again, in percent
     #[arg(long, value_name = "PERCENT", default_value_t = 10, value_parser = clap::value_parser!(u8).range(0..=100))]
     stop_at: u8,
     /// Do not begin with one, then ten
@@ -56,36 +59,36 @@ pub(super) async fn run(
     out: &mut dyn Write,
     err: &mut dyn Write,
 ) -> io::Result<Asked> {
-    let client = match args.daemon.client(sources, err)? {
-        Ok(client) => client,
-        Err(error) => return Ok(Err(error)),
-    };
-    let options = ReplayOptions {
-        to: args.to.clone(),
-        rate: args.rate,
-        stop_at: f64::from(args.stop_at) / 100.0,
-        canary: !args.no_canary,
-    };
     let selection = match args.selection.selection(Timestamp::now()) {
         Ok(selection) => selection,
         Err(problem) => return unusable(problem, err).map(Ok),
     };
-    let mut request = ReplayRequest { selection, options, dry_run: true };
-    let (plan_json, plan): (Value, ReplayPlan) = match client.dead_letters("replays", Some(&json!(request))).await {
+    let client = match args.daemon.client(sources, err)? {
+        Ok(client) => client,
+        Err(error) => return Ok(Err(error)),
+    };
+    let options =
+        ReplayOptions { to: args.to.clone(), rate: args.rate, stop_at: args.stop_at, canary: !args.no_canary };
+    let mut request = ReplayRequest { selection, options, dry_run: true, after: 0 };
+    let plan = match plan(&client, &mut request, err).await? {
         Ok(plan) => plan,
         Err(error) => return Ok(Err(error)),
     };
-    let letters: u64 = plan.queues.values().sum();
-    let is_refused = !args.selection.ids.is_empty() && !plan.skipped.is_empty();
-    if args.dry_run || letters == 0 {
+    let is_incomplete = !args.selection.ids.is_empty() && !plan.skipped.is_empty();
+    if args.dry_run || plan.letters() == 0 {
         match args.format {
-            Format::Text => write_plan(&plan, letters, out)?,
-            Format::Json => write_json(&plan_json, out)?,
+            Format::Text if plan.letters() == 0 => write_no_plan(&plan, out)?,
+            Format::Text => write_plan(&plan, out)?,
+            Format::Json => write_json(&plan, out)?,
         }
-        return Ok(Ok(if is_refused { Exit::Refused } else { Exit::Done }));
+        return Ok(Ok(match plan.letters() {
+            0 => Exit::Nothing,
+            _ if is_incomplete => Exit::Refused,
+            _ => Exit::Done,
+        }));
     }
     if !args.yes {
-        write_plan(&plan, letters, err)?;
+        write_plan(&plan, err)?;
         match confirmed("Replay them?", err)? {
             Some(true) => {}
             Some(false) => return Ok(Ok(Exit::Refused)),
@@ -95,44 +98,49 @@ pub(super) async fn run(
             }
         }
     }
-    // What is stored from now on is not meant.
-    if let LetterSelection::Filter { up_to, .. } = &mut request.selection {
-        *up_to = plan.up_to;
-    }
-    request.dry_run = false;
+    (request.dry_run, request.after) = (false, 0);
     let (json, report): (Value, ReplayReport) = match client.dead_letters("replays", Some(&json!(request))).await {
         Ok(started) => started,
         Err(error) => return Ok(Err(error)),
     };
+    let id = report.replay.id;
     if args.detach {
         match args.format {
-            Format::Text => writeln!(out, "replay {} has begun: orderd dead-letters replays {0}", report.replay.id)?,
+            Format::Text => writeln!(out, "{}; follow it with `orderd dead-letters replays {id}`", summary(&report))?,
             Format::Json => write_json(&json, out)?,
         }
         return Ok(Ok(Exit::Done));
     }
-    let followed = follow(&client, report.replay.id, args.format, out, err).await?;
-    Ok(followed.map(|exit| if exit == Exit::Done && is_refused { Exit::Refused } else { exit }))
+    let followed = follow(&client, id, Until::Ended, args.format, out, err).await?;
+    Ok(followed.map(|exit| if exit == Exit::Done && is_incomplete { Exit::Refused } else { exit }))
 }
 
-fn write_plan(plan: &ReplayPlan, letters: u64, out: &mut dyn Write) -> io::Result<()> {
-    writeln!(out, "{letters} dead letters would be replayed")?;
-    for (queue, letters) in &plan.queues {
-        let waits = plan.waiting.get(queue).map_or_else(String::new, |reason| format!("; waits: {reason}"));
-        writeln!(out, "  {letters} to {}{}", escaped(queue), escaped(&waits))?;
-    }
-    for (reason, letters) in &plan.skipped {
-        let hint = match reason.as_str() {
-            "no_queue" => "no consumer has their queue; name one with --to",
-            "order_processed" => "their order was processed meanwhile",
-            "order_cancelled" => "their order was cancelled",
-            "maybe_duplicate" => "each may be another dead letter, delivered again; name those that are not",
-            "held" => "they are held; release them first",
-            "missing" => "there are none with these numbers",
-            _ => "",
+/// Asks what would happen, however many letters there are. The request is then for what is stored now.
+async fn plan(
+    client: &AdminClient,
+    request: &mut ReplayRequest,
+    err: &mut dyn Write,
+) -> io::Result<Result<ReplayPlan, AdminClientError>> {
+    let mut all: Option<ReplayPlan> = None;
+    let mut progress: Option<Progress> = None;
+    loop {
+        let (_, plan): (Value, ReplayPlan) = match client.dead_letters("replays", Some(&json!(request))).await {
+            Ok(plan) => plan,
+            Err(error) => return Ok(Err(error)),
         };
-        let hint = if hint.is_empty() { String::new() } else { format!(": {hint}") };
-        writeln!(out, "  {letters} not ({}){hint}", escaped(reason))?;
+        bounded(&mut request.selection, plan.up_to);
+        let plan = match all.take() {
+            Some(mut all) => {
+                all.add(plan);
+                all
+            }
+            None => plan,
+        };
+        let Some(next) = plan.next else { return Ok(Ok(plan)) };
+        request.after = next;
+        let looked_at = plan.letters() + plan.skipped.values().sum::<u64>();
+        let text = format!("{} looked at", counted(looked_at, "dead letter"));
+        progress.get_or_insert_with(Progress::new).show(&text, err)?;
+        all = Some(plan);
     }
-    Ok(())
 }

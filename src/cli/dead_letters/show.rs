@@ -87,6 +87,7 @@ fn write_text(whole: &WholeLetter, out: &mut dyn Write) -> io::Result<()> {
     }
     line("identity", letter.identity.as_deref())?;
     line("order", letter.order_id.as_deref())?;
+    line("was order", letter.former_order_id.as_deref())?;
     line("customer", letter.customer_id.as_deref())?;
     line("products", Some(&*product_names.join(", ")).filter(|names| !names.is_empty()))?;
     let total = letter.total.zip(letter.currency.as_deref()).map(|(total, currency)| format!("{total} {currency}"));

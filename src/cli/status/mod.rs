@@ -44,8 +44,8 @@ fn watch_interval(text: &str) -> Result<Duration, String> {
 
 /// Shows the status once, or repeatedly until interrupted or until the reader of the output has closed the pipe.
 ///
-/// Returns the exit code: 0, 69 if the daemon cannot be reached or has no connection to its broker, 78 if it rejects the
-/// request or the configuration has no address.
+/// Returns the exit code: 0, 69 if the daemon cannot be reached or has no connection to its broker, 77 if it does
+/// not accept the token, 78 if the configuration has no address.
 ///
 /// # Errors
 /// When `out` or `err` cannot be written.

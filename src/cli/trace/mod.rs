@@ -21,7 +21,7 @@ use crate::chain::chain;
 use crate::config::{Config, MessageKind, Sources};
 use crate::delay::Delay;
 use crate::ledger::trace::{MessageState, Trace, TracedMessage};
-use crate::ledger::{DeadLetterFilter, DeadLetterQuery, LetterState};
+use crate::ledger::{DeadLetter, DeadLetterFilter, DeadLetterQuery, LetterState};
 use crate::message::ExchangeNames;
 
 /// The most stored dead letters of one order that are looked at.
@@ -72,6 +72,8 @@ struct StoredCopy {
     /// Its number, for `orderd dead-letters show`.
     id: i64,
     state: LetterState,
+    /// The order that it is now, if it was edited to another one.
+    edited_to: Option<String>,
 }
 
 /// A queue that may contain a message.
@@ -138,11 +140,20 @@ pub async fn run(
         .into_iter()
         .map(|(message, state)| {
             let queues = config.map_or_else(Vec::new, |config| queues(config, message, &state, &trace));
-            let stored = stored.iter().filter(|letter| message.is_meant_by(&args.id, letter.identity.as_deref()));
+            let was_this = |letter: &DeadLetter| letter.former_order_id.as_ref() == Some(&args.id);
+            let stored = stored.iter().filter(|letter| {
+                was_this(letter) && message == TracedMessage::Order
+                    || message.is_meant_by(&args.id, letter.identity.as_deref())
+            });
+            let copy = |letter: &DeadLetter| StoredCopy {
+                id: letter.id,
+                state: letter.state,
+                edited_to: letter.order_id.clone().filter(|_| was_this(letter)),
+            };
             MessageLocation {
                 message,
                 queues: queues.into_iter().map(|name| TracedQueue { name, depth: None }).collect(),
-                stored: stored.map(|letter| StoredCopy { id: letter.id, state: letter.state }).collect(),
+                stored: stored.map(copy).collect(),
                 state,
             }
         })

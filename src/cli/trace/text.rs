@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use jiff::{SignedDuration, Timestamp};
 
 use super::queue_depth::QueueDepth;
-use super::{MessageLocation, TraceReport, TracedQueue};
+use super::{MessageLocation, StoredCopy, TraceReport, TracedQueue};
 use crate::cli::table;
 use crate::cli::text::counted;
 use crate::escape::escaped;
@@ -208,7 +208,12 @@ fn location(message: &MessageLocation, has_config: bool, now: Timestamp) -> Stri
         true => "a queue that the configuration names".to_owned(),
         false => queues.join(" or "),
     };
-    let copies: Vec<_> = message.stored.iter().map(|copy| format!("{} ({})", copy.id, copy.state.as_str())).collect();
+    let copy = |StoredCopy { id, state, edited_to }: &StoredCopy| {
+        let edited =
+            edited_to.as_ref().map_or_else(String::new, |order| format!(", edited to order {}", escaped(order)));
+        format!("{id} ({}{edited})", state.as_str())
+    };
+    let copies: Vec<_> = message.stored.iter().map(copy).collect();
     let stored = (!copies.is_empty()).then(|| format!("stored as dead letter {}", copies.join(", ")));
     match (&message.state, stored) {
         (MessageState::DeadLettered { since }, Some(stored)) => format!("{stored}, since {}", moment(*since)),

@@ -1,21 +1,27 @@
 //! What the new body of a letter says. Pure.
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
 use jiff::Timestamp;
 
 use super::super::letter_reader::KnownConsumers;
+use super::super::message_json::properties_json;
 use super::super::order::read_failed_order;
 use super::message::{order as whole_order, stored_delivery, target};
-use crate::domain::OrderDocument;
+use crate::domain::{BodyError, OrderDocument, body_text, encoded_body};
 use crate::formats::{Format, OrderFaults};
 use crate::ledger::{DeadLetter, DeadLetterDetail, LetterOrder, MAX_SEARCH_BYTES, NewOrder};
-use crate::message::{Delivery, DocumentError};
+use crate::message::{Delivery, DocumentError, Message};
+
+/// The longest body that can be edited, decompressed, in bytes: what a request may contain in Base64.
+pub(super) const MAX_EDITED_BYTES: usize = 16 << 20;
 
 /// Why a new body is not accepted.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum EditError {
     /// It is larger than orderd reads.
-    #[error("the body is larger than broker.max_body")]
+    #[error("the body is larger than broker.max_body, or than 16 MiB")]
     TooLarge,
     /// The letter's properties or headers cannot be read.
     #[error("the letter's properties or headers cannot be read")]
@@ -28,6 +34,8 @@ pub(super) enum EditError {
 /// A new body, and what it says.
 pub(super) struct Edited {
     pub body: Bytes,
+    /// As JSON, if they change.
+    pub properties: Option<String>,
     pub order: LetterOrder,
     /// Of an order.
     pub identity: Option<String>,
@@ -42,11 +50,14 @@ pub(super) fn edited(
     consumers: &KnownConsumers,
     max_body: usize,
 ) -> Result<Edited, EditError> {
-    if body.len() > max_body {
+    if body.len() > max_body.min(MAX_EDITED_BYTES) {
         return Err(EditError::TooLarge);
     }
     let (letter, mut delivery) = stored_delivery(detail).ok_or(EditError::Unreadable)?;
-    delivery.message.body = body.into();
+    let properties = encode(&mut delivery.message, body)?;
+    if delivery.message.body.len() > max_body {
+        return Err(EditError::TooLarge);
+    }
     let consumer = target(consumers, None, letter.origin_queue.as_deref(), letter.consumer.as_deref());
     let whole = consumer.and_then(|(_, consumer)| whole_order(&delivery, consumer, max_body, Timestamp::now()));
     let (order, identity) = match consumer.and_then(|(_, consumer)| consumer.format.as_ref()) {
@@ -59,7 +70,37 @@ pub(super) fn edited(
         None => (LetterOrder { id: letter.order_id.clone(), ..LetterOrder::default() }, None),
     };
     let search = search_text(&letter, &order, &delivery, max_body);
-    Ok(Edited { body: delivery.message.body, order, identity, search, whole })
+    Ok(Edited { body: delivery.message.body, properties, order, identity, search, whole })
+}
+
+/// The body as it is edited: without its compression. What cannot be decompressed is shown as it is.
+pub(super) fn present_body(detail: DeadLetterDetail, max_body: usize) -> Result<Vec<u8>, EditError> {
+    let (_, delivery) = stored_delivery(detail).ok_or(EditError::Unreadable)?;
+    let Message { body, properties, .. } = &delivery.message;
+    let encoding = properties.content_encoding.as_deref();
+    let text = match body_text(body, encoding, max_body) {
+        // Its producer did not say that it is compressed. The new body is not.
+        Err(BodyError::UndeclaredGzip) => body_text(body, Some("gzip"), max_body),
+        text => text,
+    };
+    Ok(match text {
+        Ok(Cow::Owned(text)) => text.into_bytes(),
+        Ok(Cow::Borrowed(_)) | Err(_) => body.to_vec(),
+    })
+}
+
+/// Gives a message a new body, as its `content_encoding` says. One that orderd cannot read is removed: then the properties are returned
+/// as JSON.
+fn encode(message: &mut Message, text: Vec<u8>) -> Result<Option<String>, EditError> {
+    let encoding = message.properties.content_encoding.as_deref();
+    let encoded = encoded_body(text.clone(), encoding).map_err(|_| EditError::Unreadable)?;
+    let Some(body) = encoded else {
+        message.body = text.into();
+        message.properties.content_encoding = None;
+        return Ok(Some(properties_json(&message.properties).to_string()));
+    };
+    message.body = body.into();
+    Ok(None)
 }
 
 fn check(delivery: &Delivery, format: &Format, max_body: usize) -> Result<(), EditError> {

@@ -270,15 +270,18 @@ impl Replayer {
 
     /// Claims the letters of the selection.
     async fn select(&self, replay: &Replay, pace: &mut Pace) -> Result<(), StepError> {
-        const OPEN: &[LetterState] = &[LetterState::Open];
         let id = replay.id;
         loop {
             let Some((selection, after)) = self.deps.ledger.replay_selection(id).await? else { return Ok(()) };
-            let found = self.deps.ledger.replay_candidates(selection.clone(), OPEN, after, SELECT_BATCH).await?;
+            let found = self
+                .deps
+                .ledger
+                .replay_candidates(selection.clone(), vec![LetterState::Open], after, SELECT_BATCH)
+                .await?;
             let consumers = self.deps.consumers.borrow().clone();
             let to = replay.options.to.as_deref();
             let queue = |candidate: &ReplayCandidate| {
-                target(&consumers, to, candidate.origin_queue.as_deref(), Some(&candidate.consumer))
+                target(&consumers, to, candidate.origin_queue.as_deref(), Some(&candidate.counted.cause.consumer))
                     .map_or_else(String::new, |(queue, _)| queue.clone())
             };
             let found: BTreeMap<i64, String> = found.iter().map(|candidate| (candidate.id, queue(candidate))).collect();

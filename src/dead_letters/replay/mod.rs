@@ -1,7 +1,11 @@
 //! What persons do with stored letters: replay, hold, release, discard, edit.
 //!
 //! ```text
-//! desk       what the admin API calls: checks a request and records it
+//! requests   what is asked of the desk, and its answers: plain values
+//! desk       what the admin API calls: starts, stops and reports replays
+//! plan       what a replay would do, and why it would leave letters out
+//! changes    holds, releases and discards letters
+//! editing    edits letters
 //! executor   carries out replays, one step after the other, and continues after a crash: what is done is in the ledger
 //! publish    some letters of a replay, read and published
 //! pace       how fast a replay may publish, and which queues the broker refuses
@@ -13,20 +17,28 @@
 //! A letter is published with a mark that all of its copies keep. The pipeline records by that mark what becomes of it, before it acks
 //! the message. So a replay may publish a letter twice, but never forgets one.
 
+mod changes;
 mod desk;
 mod edit;
+mod editing;
 mod executor;
 mod message;
 mod pace;
+mod plan;
 mod publish;
+mod requests;
 mod step;
 #[cfg(test)]
 mod tests;
 mod waiting;
 
-pub use desk::{
-    ChangedLetters, Desk, DeskError, DeskHandle, EditRequest, LetterRequest, ReplayPlan, ReplayReport, ReplayRequest,
-};
+pub use changes::LetterAction;
+pub use desk::{Desk, DeskError, DeskHandle};
+pub use editing::NewBody;
 pub use executor::{AccessToQueue, ReplayDeps, Replayer, RunningReplay};
 pub(super) use message::stored_delivery;
+pub use requests::{
+    ChangedLetters, EditDraft, EditRequest, EditedLetter, LetterRequest, ListedReplay, NotReplayed, NothingFound,
+    ReplayLetters, ReplayPlan, ReplayReport, ReplayRequest,
+};
 pub use waiting::{QueueAccess, WaitCause, Waiting};

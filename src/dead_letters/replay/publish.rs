@@ -169,7 +169,7 @@ impl Replayer {
     ) -> Result<Option<u64>, StepError> {
         let limit = usize::try_from(limit).unwrap_or(usize::MAX);
         let group = (turn.queue.clone(), turn.cause.clone());
-        let next = self.deps.ledger.replay_letters(replay.id, turn.progress, Some(group), limit).await?;
+        let next = self.deps.ledger.replay_letters(replay.id, turn.progress, Some(group), 0, limit).await?;
         let ids: Vec<i64> = next.iter().map(|letter| letter.id).collect();
         let DeskAnswer::Reading(tries) = self.reading(replay.id, ids.clone(), false).await? else { return Ok(None) };
         let mut done = 0;

@@ -181,7 +181,7 @@ fn queue_room(replay: &Replay, queue: Counts) -> u64 {
         return MAX_IN_FLIGHT.saturating_sub(queue.in_flight);
     }
     #[expect(clippy::cast_precision_loss, reason = "far fewer letters than an f64 can count")]
-    let share = queue.ended as f64 * replay.options.stop_at;
+    let share = queue.ended as f64 * f64::from(replay.options.stop_at) / 100.0;
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it is not negative")]
     let may_fail = (share as u64).max(MIN_FAILURES).saturating_sub(queue.failed);
     // Those that failed long ago do not count when it is decided whether to stop, so it must not wait for ever.
@@ -200,7 +200,7 @@ fn has_failed(replay: &Replay) -> bool {
     let (failed, ended) = (replay.recent_failed + unseen, replay.recent + unseen);
     #[expect(clippy::cast_precision_loss, reason = "far fewer letters than an f64 can count")]
     let share = failed as f64 / ended.max(1) as f64;
-    failed > 0 && share > replay.options.stop_at
+    failed > 0 && share * 100.0 > f64::from(replay.options.stop_at)
 }
 
 #[cfg(test)]
@@ -237,6 +237,7 @@ mod tests {
             ended_at: None,
             end_reason: None,
             end_detail: None,
+            stopped_by: None,
             skipped: BTreeMap::new(),
             overdue: 0,
             slow: 0,
@@ -373,7 +374,7 @@ mod tests {
         let mut overdue = replay(&[(Selected, 9_999), (Published, 1)]);
         (overdue.overdue, overdue.groups[0].overdue) = (1, 1);
         assert_eq!(decide(&overdue), Step::Stop);
-        overdue.options.stop_at = 1.0;
+        overdue.options.stop_at = 100;
         assert_eq!(decide(&overdue), new(10), "it does not wait for ever");
         overdue.letters.remove(&Selected);
         overdue.groups[0].letters.remove(&Selected);
@@ -386,7 +387,7 @@ mod tests {
         bears.recent_failed = 10;
         assert_eq!(decide(&bears), new(1), "exactly as many as may have failed, long ago");
         let mut all = replay(&[(Selected, 1_000), (FailedAgain, 20)]);
-        all.options.stop_at = 1.0;
+        all.options.stop_at = 100;
         assert_eq!(decide(&all), new(1));
     }
 

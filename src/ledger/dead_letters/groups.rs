@@ -13,11 +13,14 @@ use crate::domain::ExactSum;
 
 /// Why a message was dead-lettered.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(in crate::ledger) struct Cause {
+pub struct Cause {
+    /// The queue that it was taken from.
     pub source: LetterSource,
+    /// Why it was there.
     pub reason: String,
-    /// Empty: none.
+    /// The consumer that failed. Empty: none.
     pub consumer: String,
+    /// The failure's stable code.
     pub code: String,
     /// The routing key, if it is from `unrouted_queue`.
     pub routing_key: Option<String>,
@@ -25,23 +28,28 @@ pub(in crate::ledger) struct Cause {
 
 /// One message, as far as it is added up.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(in crate::ledger) struct Counted {
+pub struct Counted {
+    /// Its number.
     pub id: i64,
+    /// Its state.
     pub state: LetterState,
+    /// Why it was dead-lettered.
     pub cause: Cause,
-    /// With its currency.
+    /// What the order costs, with its currency.
     pub total: Option<(String, ExactSum)>,
+    /// When it failed.
     pub failed_at: Timestamp,
 }
 
 /// The groups so far.
 #[derive(Debug, Default)]
-pub(in crate::ledger) struct GroupBuilder {
+pub struct GroupBuilder {
     groups: HashMap<Cause, DeadLetterGroup>,
     messages: u64,
 }
 
 impl GroupBuilder {
+    /// Adds a message.
     pub fn add(&mut self, letter: Counted) {
         let Counted { id, state: _, cause, total, failed_at } = letter;
         self.messages += 1;
@@ -68,6 +76,7 @@ impl GroupBuilder {
         add_money(&mut group.money, total);
     }
 
+    /// The groups, those with the most messages first.
     pub fn finish(self) -> DeadLetterGroups {
         let mut groups: Vec<_> = self.groups.into_values().collect();
         groups.sort_by(|a, b| {

@@ -17,8 +17,9 @@ mod replayed;
 
 pub(super) use new::named;
 
-pub(super) use groups::{Cause, Counted, GroupBuilder, UnresolvedBuilder};
+pub(super) use groups::{Cause, UnresolvedBuilder};
 
+pub use groups::{Counted, GroupBuilder};
 pub use new::{
     EndedReading, FoundInLetter, Identification, LetterOrder, LetterOrigin, LetterSource, LetterState,
     MAX_SEARCH_BYTES, NewStoredLetter, StoreAnswer, session_id,

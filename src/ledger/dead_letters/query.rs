@@ -32,7 +32,7 @@ pub struct DeadLetterFilter {
     pub product: Option<String>,
     /// Orders of this customer.
     pub customer: Option<String>,
-    /// This order, or about it.
+    /// This order, or about it, now or before it was edited.
     pub order: Option<String>,
     /// That failed at this time or later.
     #[schema(value_type = Option<String>, format = DateTime)]
@@ -90,6 +90,8 @@ pub struct DeadLetter {
     pub identity: Option<String>,
     /// The order that it is, or is about.
     pub order_id: Option<String>,
+    /// The order that it was as it came, if it was edited to another one.
+    pub former_order_id: Option<String>,
     /// The order's customer.
     pub customer_id: Option<String>,
     /// The product of the order's first line.

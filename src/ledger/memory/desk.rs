@@ -36,6 +36,7 @@ impl ReplayReader for MemoryLedger {
         _replay: i64,
         _progress: LetterProgress,
         _group: Option<(String, String)>,
+        _after: i64,
         _limit: usize,
     ) -> BoxFuture<'static, Result<Vec<ReplayLetter>, OpenError>> {
         ready(Ok(Vec::new())).boxed()
@@ -48,7 +49,7 @@ impl ReplayReader for MemoryLedger {
     fn replay_candidates(
         &self,
         _selection: LetterSelection,
-        _states: &'static [LetterState],
+        _states: Vec<LetterState>,
         _after: i64,
         _limit: usize,
     ) -> BoxFuture<'static, Result<Vec<ReplayCandidate>, OpenError>> {

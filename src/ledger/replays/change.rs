@@ -66,6 +66,8 @@ pub struct LetterEdit {
     pub base: i64,
     /// The new body.
     pub body: Bytes,
+    /// The properties as JSON, if they change.
+    pub properties: Option<String>,
     /// What the new body says about the order.
     pub order: LetterOrder,
     /// The order's identity, if the letter's is that of its order.

@@ -19,7 +19,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::dead_letters::{DeadLetterFilter, LetterState, named};
+use super::dead_letters::{Counted, DeadLetterFilter, LetterState, named};
 use super::error::{LedgerError, OpenError};
 
 pub use super::dead_letters::LetterProgress;
@@ -66,13 +66,13 @@ impl ReplayState {
     }
 }
 
-/// Which letters are meant.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "snake_case", deny_unknown_fields)]
+/// Which letters are meant. In JSON: [`SelectionFields`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "SelectionFields", into = "SelectionFields")]
 pub enum LetterSelection {
     /// These, by their numbers.
     Ids(Vec<i64>),
-    /// Those that a filter finds. States are those that the action can be applied to, whatever the filter says.
+    /// Those that a filter finds.
     Filter {
         /// The filter.
         filter: Box<DeadLetterFilter>,
@@ -81,23 +81,71 @@ pub enum LetterSelection {
     },
 }
 
+/// Which letters are meant: either `ids` or `filter`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct SelectionFields {
+    /// These, by their numbers; at most 10,000.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ids: Option<Vec<i64>>,
+    /// Those that this filter finds, of all that are stored when the request arrives.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub filter: Option<Box<DeadLetterFilter>>,
+    /// With `filter`: only letters up to this number.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub up_to: Option<i64>,
+}
+
+impl TryFrom<SelectionFields> for LetterSelection {
+    type Error = &'static str;
+
+    fn try_from(fields: SelectionFields) -> Result<Self, Self::Error> {
+        match fields {
+            SelectionFields { ids: Some(ids), filter: None, up_to: None } => Ok(LetterSelection::Ids(ids)),
+            SelectionFields { ids: None, filter: Some(filter), up_to } => {
+                Ok(LetterSelection::Filter { filter, up_to: up_to.unwrap_or(i64::MAX) })
+            }
+            SelectionFields { ids: None, filter: None, .. } => {
+                Err("a selection has either `ids` or `filter`, this one has none")
+            }
+            SelectionFields { ids: Some(_), filter: Some(_), .. } => {
+                Err("a selection has either `ids` or `filter`, this one has both")
+            }
+            SelectionFields { ids: Some(_), filter: None, up_to: Some(_) } => {
+                Err("`up_to` is for a selection by `filter`")
+            }
+        }
+    }
+}
+
+impl From<LetterSelection> for SelectionFields {
+    fn from(selection: LetterSelection) -> Self {
+        match selection {
+            LetterSelection::Ids(ids) => SelectionFields { ids: Some(ids), ..SelectionFields::default() },
+            LetterSelection::Filter { filter, up_to } => {
+                SelectionFields { ids: None, filter: Some(filter), up_to: Some(up_to) }
+            }
+        }
+    }
+}
+
 /// How a replay is carried out.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct ReplayOptions {
     /// The queue that the letters are published to; `None`: each to the one that it came from.
     pub to: Option<String>,
     /// How many are published a second at most.
     pub rate: u32,
-    /// The replay stops when more than this share of what it has published failed again; from 0 to 1.
-    pub stop_at: f64,
+    /// The replay stops when more than so many percent of the latest outcomes are that a letter failed again; from 0 to 100.
+    pub stop_at: u8,
     /// Whether one letter, then ten are published first, and their outcome awaited.
     pub canary: bool,
 }
 
 impl Default for ReplayOptions {
     fn default() -> Self {
-        ReplayOptions { to: None, rate: 50, stop_at: 0.1, canary: true }
+        ReplayOptions { to: None, rate: 50, stop_at: 10, canary: true }
     }
 }
 
@@ -122,6 +170,8 @@ pub struct Replay {
     pub end_reason: Option<String>,
     /// What the broker said, if it refused what was published.
     pub end_detail: Option<String>,
+    /// Who has stopped it.
+    pub stopped_by: Option<String>,
     /// Its letters, by how far they are.
     #[schema(value_type = BTreeMap<String, u64>)]
     pub letters: BTreeMap<LetterProgress, u64>,
@@ -202,11 +252,17 @@ pub struct ReplayLetter {
     pub came_back_as: Option<i64>,
 }
 
-/// What is known about a letter before its replay.
+/// What is known about a letter before something is done with it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ReplayCandidate {
     /// Its number.
     pub id: i64,
+    /// For the sum of all.
+    pub counted: Counted,
+    /// The last replay that has taken it.
+    pub replay: Option<i64>,
+    /// Whether that replay has ended, and no outcome was seen.
+    pub is_abandoned: bool,
     /// Its state.
     pub state: LetterState,
     /// Whether it may be another letter, delivered again.
@@ -245,7 +301,7 @@ pub trait ReplayReader: Send + Sync + 'static {
     fn replays(&self, active: bool, limit: usize, now: Timestamp)
     -> BoxFuture<'static, Result<Vec<Replay>, OpenError>>;
 
-    /// Letters of a replay in this state, by number. `group`: only those with this queue and this cause.
+    /// Letters of a replay in this state, by number, after this one. `group`: only those with this queue and this cause.
     ///
     /// # Errors
     /// The ledger cannot be read.
@@ -254,6 +310,7 @@ pub trait ReplayReader: Send + Sync + 'static {
         replay: i64,
         progress: LetterProgress,
         group: Option<(String, String)>,
+        after: i64,
         limit: usize,
     ) -> BoxFuture<'static, Result<Vec<ReplayLetter>, OpenError>>;
 
@@ -263,14 +320,15 @@ pub trait ReplayReader: Send + Sync + 'static {
     /// The ledger cannot be read.
     fn replay_selection(&self, id: i64) -> BoxFuture<'static, Result<Option<(LetterSelection, i64)>, OpenError>>;
 
-    /// A page of the letters of a selection in any state, by number, after this one.
+    /// A page of the letters of a selection, by number, after this one: of those that are named in any state, of those that a filter finds
+    /// in these states, whatever the filter says.
     ///
     /// # Errors
     /// The ledger cannot be read.
     fn replay_candidates(
         &self,
         selection: LetterSelection,
-        states: &'static [LetterState],
+        states: Vec<LetterState>,
         after: i64,
         limit: usize,
     ) -> BoxFuture<'static, Result<Vec<ReplayCandidate>, OpenError>>;

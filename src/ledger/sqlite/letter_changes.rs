@@ -118,15 +118,24 @@ pub(super) fn edit(connection: &Connection, edit: &LetterEdit) -> rusqlite::Resu
     connection
         .prepare_cached(
             "INSERT INTO stored_contents (letter_id, revision, properties, headers, body, edited_at, edited_by)
-             SELECT letter_id, revision + 1, properties, headers, ?3, ?4, ?5 FROM stored_contents
+             SELECT letter_id, revision + 1, coalesce(?6, properties), headers, ?3, ?4, ?5 FROM stored_contents
              WHERE letter_id = ?1 AND revision = ?2",
         )?
-        .execute(params![id, edit.base, &edit.body[..], edit.at.as_millisecond(), edit.by])?;
+        .execute(params![id, edit.base, &edit.body[..], edit.at.as_millisecond(), edit.by, edit.properties])?;
+    let before: Option<String> = connection
+        .prepare_cached("SELECT order_id FROM stored_dead_letters WHERE id = ?1")?
+        .query_row([id], |row| row.get(0))?;
     connection
         .prepare_cached("UPDATE stored_dead_letters SET bytes = ?2 WHERE id = ?1")?
         .execute((id, i64::try_from(edit.body.len()).unwrap_or(i64::MAX)))?;
     describe(connection, id, &edit.order, edit.identity.as_deref(), &edit.search)?;
-    let (subject, result) = (json!({"ids": [id]}), json!({"revision": edit.base + 1}));
+    let subject = json!({"ids": [id]});
+    let result = match before {
+        Some(before) if edit.order.id.as_ref() != Some(&before) => {
+            json!({"revision": edit.base + 1, "order_id": {"before": before, "after": edit.order.id}})
+        }
+        Some(_) | None => json!({"revision": edit.base + 1}),
+    };
     let entry = NewJournalEntry::new(edit.at, &edit.by, JournalAction::Edit, &subject, &result);
     journal::append(connection, &entry)?;
     Ok(ChangeAnswer::Changed)
@@ -164,7 +173,8 @@ fn describe_anew(
     connection
         .prepare_cached(
             "UPDATE stored_dead_letters SET order_id = ?2, customer_id = ?3, product = ?4, products = ?5, total = ?6,
-                    currency = ?7, identity = coalesce(?8, identity), unread_by = NULL WHERE id = ?1",
+                    currency = ?7, identity = coalesce(?8, identity), unread_by = NULL,
+                    former_order_id = nullif(coalesce(former_order_id, order_id), ?2) WHERE id = ?1",
         )?
         .execute(params![
             id,

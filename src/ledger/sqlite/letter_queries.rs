@@ -24,7 +24,7 @@ use crate::ledger::error::OpenError;
 const COLUMNS: &str = "id, state, source, origin, reason, code, failure_kind, failure_reason, consumer, retry_count,
     identity, order_id, customer_id, product, products, total, currency, origin_queue, exchange, routing_key, message_id,
     user_id, bytes, failed_at, collected_at, note, maybe_duplicate_of, erased_at IS NOT NULL, broker_reason,
-    unread_by IS NOT NULL";
+    unread_by IS NOT NULL, former_order_id";
 
 /// Groups and sums need only these, all of them in one index.
 const COUNTED: &str = "id, state, source, reason, consumer, code, currency, total, failed_at,
@@ -124,11 +124,13 @@ fn read_detail(
     let products = products.query_map([letter.id], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
     let edits = letter_history::revisions(snapshot, letter.id)?;
     let replays = letter_history::replays(snapshot, letter.id)?;
-    let (attempts, steps) = match (&letter.identity, &letter.consumer) {
-        (Some(identity), Some(consumer)) => (
-            read_attempts(snapshot, identity, consumer)?,
-            read_steps(snapshot, letter.order_id.as_deref(), identity, consumer)?,
-        ),
+    // What led to an edited letter is recorded about the order that it was.
+    let identity = letter.former_order_id.as_ref().or(letter.identity.as_ref());
+    let order_id = letter.former_order_id.as_deref().or(letter.order_id.as_deref());
+    let (attempts, steps) = match (identity, &letter.consumer) {
+        (Some(identity), Some(consumer)) => {
+            (read_attempts(snapshot, identity, consumer)?, read_steps(snapshot, order_id, identity, consumer)?)
+        }
         _ => (Vec::new(), Vec::new()),
     };
     Ok(DeadLetterDetail { letter, products, content, edits, replays, attempts, steps })
@@ -254,7 +256,11 @@ fn conditions(filter: &DeadLetterFilter, state_condition: StateCondition) -> Sta
     add("consumer = ?", text_value(consumer));
     add("id IN (SELECT letter_id FROM stored_products WHERE product = ?)", text_value(product));
     add("customer_id = ?", text_value(customer));
-    add("order_id = ?", text_value(order));
+    add(
+        "id IN (SELECT id FROM stored_dead_letters WHERE order_id = ?
+                UNION ALL SELECT id FROM stored_dead_letters WHERE former_order_id = ?)",
+        text_value(order),
+    );
     add("routing_key = ?", text_value(routing_key));
     add("id IN (SELECT letter_id FROM replay_letters WHERE replay_id = ?)", replay.map(SqlValue::Integer));
     add("failed_at >= ?", since.map(millis));
@@ -301,6 +307,7 @@ fn read_letter(row: &Row<'_>) -> rusqlite::Result<DeadLetter> {
         unread: row.get(29)?,
         last_replay: None,
         came_back_from: None,
+        former_order_id: row.get(30)?,
     })
 }
 

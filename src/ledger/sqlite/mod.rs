@@ -38,6 +38,7 @@ mod schema_version_4;
 mod statements;
 mod step_runs;
 mod step_texts;
+mod stop_replay;
 mod stopped_replays;
 mod store_error;
 mod totals;
@@ -76,6 +77,7 @@ pub use reader::SqliteReader;
 
 pub(super) use backup::run as back_up;
 pub(super) use erase::{erase, targets as erasure_targets};
+pub(super) use stop_replay::stop_replay;
 
 /// The ledger's file within its directory. Other programs may read it.
 pub const FILE_NAME: &str = "orderd.db";

@@ -177,10 +177,11 @@ impl ReplayReader for SqliteReader {
         replay: i64,
         progress: LetterProgress,
         group: Option<(String, String)>,
+        after: i64,
         limit: usize,
     ) -> BoxFuture<'static, Result<Vec<ReplayLetter>, OpenError>> {
         let directory = self.directory.clone();
-        blocking(move || replay_queries::letters(&directory, replay, progress, group, limit))
+        blocking(move || replay_queries::letters(&directory, replay, progress, group, after, limit))
     }
 
     fn replay_selection(&self, id: i64) -> BoxFuture<'static, Result<Option<(LetterSelection, i64)>, OpenError>> {
@@ -191,7 +192,7 @@ impl ReplayReader for SqliteReader {
     fn replay_candidates(
         &self,
         selection: LetterSelection,
-        states: &'static [LetterState],
+        states: Vec<LetterState>,
         after: i64,
         limit: usize,
     ) -> BoxFuture<'static, Result<Vec<ReplayCandidate>, OpenError>> {
@@ -224,9 +225,10 @@ impl ReplayReader for SqliteLedger {
         replay: i64,
         progress: LetterProgress,
         group: Option<(String, String)>,
+        after: i64,
         limit: usize,
     ) -> BoxFuture<'static, Result<Vec<ReplayLetter>, OpenError>> {
-        self.reader().replay_letters(replay, progress, group, limit)
+        self.reader().replay_letters(replay, progress, group, after, limit)
     }
 
     fn replay_selection(&self, id: i64) -> BoxFuture<'static, Result<Option<(LetterSelection, i64)>, OpenError>> {
@@ -236,7 +238,7 @@ impl ReplayReader for SqliteLedger {
     fn replay_candidates(
         &self,
         selection: LetterSelection,
-        states: &'static [LetterState],
+        states: Vec<LetterState>,
         after: i64,
         limit: usize,
     ) -> BoxFuture<'static, Result<Vec<ReplayCandidate>, OpenError>> {

@@ -7,16 +7,18 @@ use jiff::Timestamp;
 use rusqlite::types::Type;
 use rusqlite::{Connection, OptionalExtension, Row};
 
+use super::letter_changes::is_abandoned;
 use super::letter_queries::found_ids;
 use super::open::{self, READ_BUSY_TIMEOUT};
+use super::order_sums::read_amount;
 use super::trace::{time, timestamp};
-use crate::ledger::dead_letters::{DeadLetterFilter, LetterState};
+use crate::ledger::dead_letters::{Cause, Counted, DeadLetterFilter, LetterSource, LetterState};
 use crate::ledger::error::OpenError;
 use crate::ledger::replays::{
     LetterProgress, LetterSelection, Replay, ReplayCandidate, ReplayGroup, ReplayLetter, ReplayOptions, ReplayState,
 };
 
-const COLUMNS: &str = "id, state, actor, options, began_at, ended_at, end_reason, end_detail";
+const COLUMNS: &str = "id, state, actor, options, began_at, ended_at, end_reason, end_detail, stopped_by";
 
 /// Letters of which nothing was seen so long after their publication are slow, although an outcome may take longer.
 const SLOW_MILLIS: i64 = 60_000;
@@ -47,17 +49,18 @@ pub(super) fn letters(
     replay: i64,
     progress: LetterProgress,
     group: Option<(String, String)>,
+    after: i64,
     limit: usize,
 ) -> Result<Vec<ReplayLetter>, OpenError> {
     read(directory, |connection| {
         let of_group = if group.is_some() { "AND queue = ?4 AND cause = ?5" } else { "AND ?4 IS NULL AND ?5 IS NULL" };
         let mut select = connection.prepare(&format!(
             "SELECT letter_id, state, code, came_back_as FROM replay_letters
-             WHERE replay_id = ?1 AND state = ?2 {of_group} ORDER BY letter_id LIMIT ?3"
+             WHERE replay_id = ?1 AND state = ?2 {of_group} AND letter_id > ?6 ORDER BY letter_id LIMIT ?3"
         ))?;
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         let (queue, cause) = group.unzip();
-        let found = select.query_map((replay, progress.as_str(), limit, queue, cause), |row| {
+        let found = select.query_map((replay, progress.as_str(), limit, queue, cause, after), |row| {
             Ok(ReplayLetter {
                 id: row.get(0)?,
                 progress: named(row, 1, LetterProgress::parse)?,
@@ -72,7 +75,7 @@ pub(super) fn letters(
 pub(super) fn candidates(
     directory: &Path,
     selection: LetterSelection,
-    states: &[LetterState],
+    states: Vec<LetterState>,
     after: i64,
     limit: usize,
 ) -> Result<Vec<ReplayCandidate>, OpenError> {
@@ -86,13 +89,17 @@ pub(super) fn candidates(
                 ids
             }
             LetterSelection::Filter { filter, up_to } => {
-                let filter = DeadLetterFilter { states: states.to_vec(), ..*filter };
+                let filter = DeadLetterFilter { states, ..*filter };
                 found_ids(connection, &filter, (after, up_to), limit)?
             }
         };
         let mut select = connection.prepare(
             "SELECT letters.id, letters.state, origin_queue, letters.consumer, orders.status,
-                    maybe_duplicate_of IS NOT NULL FROM stored_dead_letters AS letters
+                    maybe_duplicate_of IS NOT NULL, source, reason, letters.code, letters.currency, letters.total,
+                    letters.failed_at, (SELECT max(replay_id) FROM replay_letters
+                                        WHERE letter_id = letters.id AND replay_letters.key IS NOT NULL),
+                    iif(source = 'unrouted_queue', routing_key, NULL)
+             FROM stored_dead_letters AS letters
              LEFT JOIN orders ON orders.id = letters.identity AND letters.identity = letters.order_id
                              AND letters.code <> 'id_conflict' AND orders.total = letters.total
              WHERE letters.id = ?1",
@@ -100,9 +107,13 @@ pub(super) fn candidates(
         let mut candidates = Vec::with_capacity(ids.len());
         for id in ids {
             let candidate = select.query_row([id], |row| {
+                let state = named(row, 1, LetterState::parse)?;
                 Ok(ReplayCandidate {
                     id: row.get(0)?,
-                    state: named(row, 1, LetterState::parse)?,
+                    counted: counted(row, state)?,
+                    replay: row.get(12)?,
+                    is_abandoned: state == LetterState::Replaying && is_abandoned(connection, id, Timestamp::now())?,
+                    state,
                     origin_queue: row.get(2)?,
                     consumer: row.get(3)?,
                     order_status: row.get(4)?,
@@ -113,6 +124,17 @@ pub(super) fn candidates(
         }
         Ok(candidates)
     })
+}
+
+/// A candidate, as far as it is added up.
+fn counted(row: &Row<'_>, state: LetterState) -> rusqlite::Result<Counted> {
+    let total = match row.get(9)? {
+        Some(currency) => Some((currency, read_amount(row, 10)?)),
+        None => None,
+    };
+    let (source, reason) = (named(row, 6, LetterSource::parse)?, row.get(7)?);
+    let cause = Cause { source, reason, consumer: row.get(3)?, code: row.get(8)?, routing_key: row.get(13)? };
+    Ok(Counted { id: row.get(0)?, state, cause, total, failed_at: time(row, 11)? })
 }
 
 pub(super) fn selection(directory: &Path, id: i64) -> Result<Option<(LetterSelection, i64)>, OpenError> {
@@ -151,6 +173,7 @@ fn read_replay(row: &Row<'_>) -> rusqlite::Result<Replay> {
         ended_at: row.get::<_, Option<i64>>(5)?.map(timestamp),
         end_reason: row.get(6)?,
         end_detail: row.get(7)?,
+        stopped_by: row.get(8)?,
         letters: BTreeMap::new(),
         skipped: BTreeMap::new(),
         overdue: 0,

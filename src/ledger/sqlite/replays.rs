@@ -377,7 +377,7 @@ fn skip(connection: &Connection, of: (i64, i64), code: &str, at: Timestamp) -> r
     set_progress(connection, of, "publishing", LetterProgress::Unknown, Some(code), at)
 }
 
-fn stop(
+pub(super) fn stop(
     connection: &Connection,
     replay: i64,
     by: Option<&str>,
@@ -385,10 +385,10 @@ fn stop(
     at: Timestamp,
 ) -> rusqlite::Result<bool> {
     let mut update = connection.prepare_cached(
-        "UPDATE replays SET state = 'stopping', end_reason = ?2, end_detail = ?3
+        "UPDATE replays SET state = 'stopping', end_reason = ?2, end_detail = ?3, stopped_by = ?4
          WHERE id = ?1 AND state IN ('selecting', 'running') RETURNING actor",
     )?;
-    let actor: Option<String> = update.query_row((replay, reason, detail), |row| row.get(0)).optional()?;
+    let actor: Option<String> = update.query_row((replay, reason, detail, by), |row| row.get(0)).optional()?;
     let Some(actor) = actor else {
         return if by.is_some() { give_up_half_published(connection, replay, at) } else { Ok(false) };
     };
@@ -421,6 +421,23 @@ fn give_back(connection: &Connection, replay: i64, limit: usize, at: Timestamp) 
         }
     }
     Ok(ids.len() == limit)
+}
+
+/// Gives back some letters of a stopped replay, and ends it once nothing is left that may be on its way. Whether there is more to do.
+pub(super) fn end_stopped(connection: &Connection, replay: i64, limit: usize, at: Timestamp) -> rusqlite::Result<bool> {
+    let mut is_stopping = connection.prepare_cached("SELECT 1 FROM replays WHERE id = ?1 AND state = 'stopping'")?;
+    if !is_stopping.exists([replay])? {
+        return Ok(false);
+    }
+    if give_back(connection, replay, limit, at)? {
+        return Ok(true);
+    }
+    let mut half_published =
+        connection.prepare_cached("SELECT 1 FROM replay_letters WHERE replay_id = ?1 AND state = 'publishing'")?;
+    if !half_published.exists([replay])? {
+        finish(connection, replay, at)?;
+    }
+    Ok(false)
 }
 
 fn finish(connection: &Connection, replay: i64, at: Timestamp) -> rusqlite::Result<bool> {

@@ -147,6 +147,7 @@ pub(super) const VERSION_4: &str = "
         retry_count    INTEGER NOT NULL,
         identity       TEXT,              -- as in dead_letters
         order_id       TEXT,              -- the order that it is, or is about
+        former_order_id TEXT,             -- the order that it was as it came, if it was edited to another one
         customer_id    TEXT,
         product        TEXT,              -- of the first line
         products       INTEGER NOT NULL,  -- how many different ones
@@ -176,6 +177,7 @@ pub(super) const VERSION_4: &str = "
     CREATE INDEX stored_by_failure ON stored_dead_letters (state, failed_at);
     CREATE INDEX stored_by_customer ON stored_dead_letters (customer_id) WHERE customer_id IS NOT NULL;
     CREATE INDEX stored_by_order ON stored_dead_letters (order_id) WHERE order_id IS NOT NULL;
+    CREATE INDEX stored_by_former_order ON stored_dead_letters (former_order_id) WHERE former_order_id IS NOT NULL;
     CREATE INDEX stored_by_identity ON stored_dead_letters (identity) WHERE identity IS NOT NULL;
     CREATE INDEX stored_by_fingerprint ON stored_dead_letters (fingerprint);
     CREATE INDEX stored_by_unread ON stored_dead_letters (unread_by) WHERE unread_by IS NOT NULL;
@@ -255,6 +257,7 @@ pub(super) const VERSION_4: &str = "
         ended_at     INTEGER,
         end_reason   TEXT,              -- why it was stopped: a stable code
         end_detail   TEXT,              -- the broker's text, if the broker refused what was published
+        stopped_by   TEXT,              -- who has stopped it
         owner        TEXT,              -- the process that carries it out
         leased_until INTEGER
     ) STRICT;

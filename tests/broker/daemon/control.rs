@@ -241,7 +241,7 @@ fn control_requests_need_an_operators_token_and_tokens_are_replaced_by_a_reload(
     let viewer_file = env.directory.path().join("viewer");
     let refused = ["pause", "order", "--token-file", viewer_file.to_str().unwrap()];
     let (code, text) = run(&env, &refused);
-    assert!(code == 78 && text.contains("403") && text.contains("bob"), "{code}: {text}");
+    assert!(code == 77 && text.contains("403") && text.contains("bob"), "{code}: {text}");
     let path = "/api/v1/journal?limit=2";
     let journal = |bearer: &str| {
         send(admin, &format!("GET {path} HTTP/1.1\r\nHost: {admin}\r\n{bearer}Connection: close\r\n\r\n"))

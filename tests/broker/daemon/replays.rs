@@ -114,7 +114,7 @@ fn a_replay_stops_while_the_cause_is_there_and_after_the_repair_processes_each_o
     assert_eq!(ask(&env, &orderd, &["hold", &number("o-390"), "--note", "SHOP-7"]).0, 0);
     assert_eq!(ask(&env, &orderd, &["discard", &number("o-391"), "--note", "a test", "--yes"]).0, 0);
     assert_eq!(ask(&env, &orderd, &["discard", &number("o-391"), "--note", "a test", "--yes"]).0, 0, "again");
-    assert_eq!(ask(&env, &orderd, &["hold", &number("o-391"), "--note", "no"]).0, 1, "it is closed");
+    assert_eq!(ask(&env, &orderd, &["hold", &number("o-391"), "--note", "no"]).0, 3, "it is closed");
     service.repair();
     let mut raw = env.raw();
     raw.publish_to("orders", "order.normal.web", &Properties::persistent(), &order("o-392"));
@@ -135,7 +135,7 @@ fn a_replay_stops_while_the_cause_is_there_and_after_the_repair_processes_each_o
         states(&ledger),
         ["discarded|3".to_owned(), "held|1".to_owned(), format!("replayed|{}", failed + orders - 4)]
     );
-    assert_eq!(ask(&env, &orderd, &["replay", &number("o-390"), "--yes"]).0, 1, "it is held");
+    assert_eq!(ask(&env, &orderd, &["replay", &number("o-390"), "--yes"]).0, 3, "it is held");
     assert_eq!(ask(&env, &orderd, &["release", &number("o-390")]).0, 0);
     assert_eq!(ask(&env, &orderd, &["replay", &number("o-390"), "--yes"]).0, 0);
 
@@ -168,7 +168,10 @@ fn two_operators_at_once_replay_no_dead_letter_twice() {
         let operators = [scope.spawn(replay), scope.spawn(replay), scope.spawn(replay)];
         operators.into_iter().map(|operator| operator.join().unwrap()).collect()
     });
-    assert_eq!(codes, [0, 0, 0]);
+    assert!(
+        codes.contains(&0) && codes.iter().all(|code| [0, 3].contains(code)),
+        "the others may find nothing: {codes:?}"
+    );
     assert_eq!(states(&ledger), [format!("replayed|{orders}")]);
     assert_eq!(ledger.number("SELECT count(*) FROM replay_letters"), orders);
     assert_eq!(server.calls().len() as u64 - before, orders, "each is charged once");

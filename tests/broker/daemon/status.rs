@@ -139,7 +139,7 @@ fn status_sends_the_token_in_the_ledgers_directory() {
     wait_until("its connections are open", || status(&env, &[]).0 == 0);
     std::fs::write(&file, "fedcba9876543210").unwrap();
     let (code, output) = status(&env, &["--token-file", file.to_str().unwrap()]);
-    assert_eq!(code, 78, "{output}");
+    assert_eq!(code, 77, "{output}");
     assert!(output.contains("401"), "{output}");
     assert_eq!(orderd.stop(), 0);
 }

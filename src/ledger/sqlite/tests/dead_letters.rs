@@ -377,6 +377,7 @@ async fn a_customer_or_an_order_that_an_edit_replaced_is_erased_with_all_bodies_
     }
     let edit = async |letter, base, id: &str, customer: &str| {
         let edit = LetterEdit {
+            properties: None,
             letter,
             base,
             body: body(customer).into(),
@@ -478,6 +479,7 @@ async fn orders_wait_for_one_change_of_the_desk_at_most_and_a_change_without_roo
         letter: 400,
         base: 0,
         body: vec![b'x'; 16 << 20].into(),
+        properties: None,
         order: LetterOrder::default(),
         identity: None,
         search: String::new(),

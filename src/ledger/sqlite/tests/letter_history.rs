@@ -85,6 +85,7 @@ async fn an_edited_letter_says_who_has_edited_it_and_its_content_before_can_be_r
     assert!(before.edits.is_empty() && before.content.revision == 0);
     for (base, body) in [(0, "one"), (1, "two")] {
         let edit = LetterEdit {
+            properties: None,
             letter: 1,
             base,
             body: body.into(),

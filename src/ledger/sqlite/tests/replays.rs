@@ -2,14 +2,14 @@
 
 use jiff::Timestamp;
 
-use super::super::{FILE_NAME, SqliteLedger};
+use super::super::{FILE_NAME, SqliteLedger, stop_replay};
 use crate::ledger::conformance::{accept, attempt, finish, order, stored_letter};
 use crate::ledger::report::{DeadLettered, GroupBy, PointInTime, ReportQuery};
 use crate::ledger::{
-    BeginAnswer, ChangeAnswer, ClaimedReplay, DeskAnswer, DeskChange, DeskWriter, LedgerEntry, LedgerMaintenance,
-    LedgerReader, LedgerWriter, LetterChange, LetterProgress, LetterSelection, LetterState, LetterWriter,
-    MAX_ACTIVE_REPLAYS, NewDeadLetter, NewReplay, NewStoredLetter, PublishAnswer, Recorded, ReplayOptions,
-    ReplayOutcome, ReplayReader, ReplayState, StoreAnswer, ToPublish, ToSelect,
+    BeginAnswer, ChangeAnswer, ClaimedReplay, DeskAnswer, DeskChange, DeskWriter, JournalQuery, LedgerEntry,
+    LedgerMaintenance, LedgerReader, LedgerWriter, LetterChange, LetterProgress, LetterSelection, LetterState,
+    LetterWriter, MAX_ACTIVE_REPLAYS, NewDeadLetter, NewReplay, NewStoredLetter, PublishAnswer, Recorded,
+    ReplayOptions, ReplayOutcome, ReplayReader, ReplayState, StoreAnswer, ToPublish, ToSelect,
 };
 
 fn at(second: i64) -> Timestamp {
@@ -205,7 +205,7 @@ async fn letters_are_counted_by_queue_and_cause_in_each_state_without_counting_t
     assert_eq!((replay.overdue, replay.groups[0].overdue, replay.in_flight()), (1, 1, 0));
     assert_eq!((&*replay.groups[0].queue, replay.groups.len()), ("order_queue", 1), "one cause");
     let group = |cause: &str| Some(("order_queue".to_owned(), cause.to_owned()));
-    let letters = |group| ledger.replay_letters(1, LetterProgress::Retrying, group, 10);
+    let letters = |group| ledger.replay_letters(1, LetterProgress::Retrying, group, 0, 10);
     assert_eq!(letters(group(&replay.groups[0].cause)).await.unwrap().len(), 1);
     assert_eq!(letters(group("another")).await.unwrap(), []);
     outcome(&ledger, &key, ReplayOutcome::Processed).await;
@@ -262,7 +262,7 @@ async fn a_letter_that_failed_again_has_the_code_of_the_letter_it_has_become_whi
             ledger.record(failed).await.unwrap();
             ledger.store_letter(stored.clone()).await.unwrap();
         }
-        let letters = ledger.replay_letters(1, LetterProgress::FailedAgain, None, 10).await.unwrap();
+        let letters = ledger.replay_letters(1, LetterProgress::FailedAgain, None, 0, 10).await.unwrap();
         assert_eq!((letters[0].code.as_ref(), letters[0].came_back_as), (Some(&stored.code), Some(4)));
     }
     let directory = tempfile::tempdir().unwrap();
@@ -347,4 +347,22 @@ async fn a_replayed_notification_without_an_address_is_closed_and_not_counted_as
         (count(&ledger, LetterProgress::NotDelivered).await, count(&ledger, LetterProgress::Processed).await),
         (1, 0)
     );
+}
+
+#[tokio::test]
+async fn a_replay_is_stopped_in_the_ledger_without_a_daemon_and_keeps_only_what_may_be_on_its_way() {
+    let directory = tempfile::tempdir().unwrap();
+    let ledger = SqliteLedger::open(directory.path()).unwrap();
+    selected(&ledger).await;
+    assert!(matches!(publish(&ledger, "a", 1, 1).await, PublishAnswer::Publish { .. }));
+    let stop = || stop_replay(directory.path(), 1, "local/ada").unwrap().unwrap();
+    let stopping = stop();
+    assert_eq!((stopping.state, stopping.stopped_by.as_deref()), (ReplayState::Stopping, Some("local/ada")));
+    assert_eq!((state(&ledger, 1).await, state(&ledger, 2).await), (LetterState::Replaying, LetterState::Open));
+    assert_eq!(stop().state, ReplayState::Stopped, "the second time, what may be on its way is given up");
+    assert_eq!(stop().state, ReplayState::Stopped, "it has ended");
+    assert!(stop_replay(directory.path(), 2, "local/ada").unwrap().is_none());
+    let page = ledger.journal(JournalQuery { limit: 10, ..JournalQuery::default() }).await.unwrap();
+    let by_ada = page.entries.iter().filter(|entry| entry.actor == "local/ada" && entry.result["state"] == "stopping");
+    assert_eq!(by_ada.count(), 1);
 }

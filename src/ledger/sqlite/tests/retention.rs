@@ -169,7 +169,7 @@ async fn the_lines_of_removed_orders_are_removed_in_small_transactions() {
 #[tokio::test]
 async fn retention_makes_room_on_a_full_disk() {
     let directory = TempDir::new().unwrap();
-    let tuning = Tuning { max_pages: Some(85), ..Tuning::default() };
+    let tuning = Tuning { max_pages: Some(86), ..Tuning::default() };
     let ledger = SqliteLedger::open_with(directory.path(), tuning).unwrap();
     let mut finished = 0;
     let held = 'full: loop {

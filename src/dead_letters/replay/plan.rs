@@ -1,0 +1,251 @@
+//! What a replay, or another action, would do with the selected letters, and why it would leave some out. It changes nothing.
+//!
+//! However many letters are selected, one call looks at them for a few seconds only, and answers how far it is.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use tokio::time::Instant;
+
+use super::super::letter_reader::{KnownConsumers, known_reasons};
+use super::desk::{ANSWER_TIME, Desk, DeskError, MAX_NAMED, PAGE};
+use super::message::{NO_QUEUE, target};
+use super::requests::{NotReplayed, NothingFound, ReplayPlan, ReplayRequest};
+use super::waiting::QueueAccess;
+use crate::ledger::{
+    DeadLetterFilter, DeadLetterGroup, GroupBuilder, LetterSelection, LetterState, MAYBE_DUPLICATE, ReplayCandidate,
+};
+
+/// Names that a hint lists.
+const MAX_HINTED: usize = 30;
+
+/// What would become of a letter.
+enum Fate {
+    /// It would be published to this queue.
+    Published(String),
+    /// It would be closed.
+    Closed(&'static str),
+    /// It would be left as it is.
+    Skipped(&'static str),
+}
+
+impl Desk {
+    /// Says what a replay would do now. The order of a letter is compared with the ledger exactly only when it is about to be
+    /// published.
+    ///
+    /// # Errors
+    /// [`DeskError`].
+    pub async fn plan(&self, request: &ReplayRequest) -> Result<ReplayPlan, DeskError> {
+        self.check(request)?;
+        if let LetterSelection::Filter { filter, .. } = &request.selection {
+            only_states(filter, &[LetterState::Open])?;
+        }
+        let selection = self.bounded(request.selection.clone()).await?;
+        let is_named = matches!(selection, LetterSelection::Ids(_));
+        let consumers = self.0.deps.consumers.borrow().clone();
+        let mut plan = ReplayPlan { up_to: last(&selection), ..ReplayPlan::default() };
+        let (mut groups, mut missing) = (GroupBuilder::default(), Missing::new(&selection, request.after));
+        let found = self
+            .look_at(&selection, vec![LetterState::Open], request.after, |candidate| {
+                missing.found(candidate.id);
+                match fate(candidate, is_named, request.options.to.as_deref(), &consumers) {
+                    Fate::Published(queue) => *plan.queues.entry(queue).or_default() += 1,
+                    Fate::Closed(code) => *plan.closed.entry(code.to_owned()).or_default() += 1,
+                    Fate::Skipped(reason) => {
+                        plan.skip(candidate.id, reason, candidate.replay);
+                        return;
+                    }
+                }
+                groups.add(candidate.counted.clone());
+            })
+            .await?;
+        plan.next = found.next;
+        missing.up_to(found.next).into_iter().for_each(|id| plan.skip(id, "missing", None));
+        plan.groups = groups.finish().groups;
+        let closed = |queue: &String| match (self.0.deps.access)(queue) {
+            QueueAccess::Closed(waiting) => Some((queue.clone(), waiting.text)),
+            QueueAccess::Open | QueueAccess::Trial(_) => None,
+        };
+        plan.waiting = plan.queues.keys().filter_map(closed).collect();
+        if let LetterSelection::Filter { filter, .. } = &selection
+            && found.is_nothing(request.after)
+        {
+            plan.nothing = Some(self.nothing(filter, &[LetterState::Open]).await?);
+            plan.name_others(self, &selection).await?;
+        }
+        Ok(plan)
+    }
+
+    /// Calls `visit` for the selected letters after this one, by number, until the time of an answer is over.
+    pub(super) async fn look_at(
+        &self,
+        selection: &LetterSelection,
+        states: Vec<LetterState>,
+        mut after: i64,
+        mut visit: impl FnMut(&ReplayCandidate),
+    ) -> Result<LookedAt, DeskError> {
+        let (began, mut letters) = (Instant::now(), 0);
+        loop {
+            // Some of those that are named may be missing.
+            let (part, last) = match selection {
+                LetterSelection::Ids(ids) => {
+                    let part: Vec<i64> = ids.iter().copied().filter(|id| *id > after).take(PAGE).collect();
+                    let last = part.last().copied().filter(|_| part.len() == PAGE);
+                    (LetterSelection::Ids(part), last)
+                }
+                LetterSelection::Filter { .. } => (selection.clone(), None),
+            };
+            let page = self.0.deps.ledger.replay_candidates(part, states.clone(), after, PAGE).await?;
+            page.iter().for_each(&mut visit);
+            letters += page.len();
+            let last_found = page.last().map(|candidate| candidate.id).filter(|_| page.len() == PAGE);
+            let Some(last) = last.or(last_found) else { return Ok(LookedAt { letters, next: None }) };
+            after = last;
+            if began.elapsed() >= ANSWER_TIME {
+                return Ok(LookedAt { letters, next: Some(after) });
+            }
+        }
+    }
+
+    /// Why a filter finds nothing in these states.
+    ///
+    /// # Errors
+    /// The filter has a name that there is not, or the ledger cannot be read.
+    pub(super) async fn nothing(
+        &self,
+        filter: &DeadLetterFilter,
+        states: &[LetterState],
+    ) -> Result<NothingFound, DeskError> {
+        let ledger = &self.0.deps.ledger;
+        let mut nothing = NothingFound::default();
+        for state in LetterState::ALL.iter().filter(|state| !states.contains(state)) {
+            let others = DeadLetterFilter { states: vec![*state], ..filter.clone() };
+            let found = ledger.dead_letter_groups(others).await?.messages;
+            if found > 0 {
+                nothing.other_states.insert(*state, found);
+            }
+        }
+        if nothing.other_states.is_empty()
+            && (filter.reason.is_some() || filter.consumer.is_some() || filter.code.is_some())
+        {
+            let stored = ledger.dead_letter_groups(DeadLetterFilter::default()).await?.groups;
+            let names = |name: fn(&DeadLetterGroup) -> Option<&String>| {
+                stored.iter().filter_map(name).cloned().collect::<BTreeSet<String>>()
+            };
+            let mut reasons = names(|group| Some(&group.reason));
+            let mut consumers = names(|group| group.consumer.as_ref());
+            let codes = names(|group| Some(&group.code));
+            reasons.extend(known_reasons().map(str::to_owned));
+            consumers.extend(self.0.deps.consumers.borrow().values().map(|consumer| consumer.name.to_string()));
+            for (what, name, known) in
+                [("reason", &filter.reason, &reasons), ("consumer", &filter.consumer, &consumers)]
+            {
+                if let Some(hint) = unknown(what, name.as_ref(), known) {
+                    return Err(DeskError::Invalid(hint));
+                }
+            }
+            nothing.hint = unknown("code", filter.code.as_ref(), &codes);
+        }
+        Ok(nothing)
+    }
+}
+
+/// What was looked at.
+pub(super) struct LookedAt {
+    letters: usize,
+    /// The last one, if there may be more.
+    pub next: Option<i64>,
+}
+
+impl LookedAt {
+    /// Whether a selection finds nothing at all.
+    pub fn is_nothing(&self, after: i64) -> bool {
+        self.letters == 0 && after == 0
+    }
+}
+
+impl ReplayPlan {
+    fn skip(&mut self, id: i64, reason: &str, replay: Option<i64>) {
+        let count = self.skipped.entry(reason.to_owned()).or_default();
+        *count += 1;
+        if *count <= MAX_NAMED as u64 {
+            self.not_replayed.push(NotReplayed { id, reason: reason.to_owned(), replay });
+        }
+    }
+
+    /// Names some of those that are in other states.
+    async fn name_others(&mut self, desk: &Desk, selection: &LetterSelection) -> Result<(), DeskError> {
+        let Some(nothing) = &self.nothing else { return Ok(()) };
+        for state in nothing.other_states.keys().copied().collect::<Vec<_>>() {
+            let ledger = &desk.0.deps.ledger;
+            let some = ledger.replay_candidates(selection.clone(), vec![state], 0, MAX_NAMED).await?;
+            self.not_replayed.extend(some.into_iter().map(|candidate| NotReplayed {
+                id: candidate.id,
+                reason: state.as_str().to_owned(),
+                replay: candidate.replay,
+            }));
+        }
+        Ok(())
+    }
+}
+
+fn fate(candidate: &ReplayCandidate, is_named: bool, to: Option<&str>, consumers: &KnownConsumers) -> Fate {
+    let consumer = Some(&*candidate.counted.cause.consumer);
+    let queue = target(consumers, to, candidate.origin_queue.as_deref(), consumer);
+    match (candidate.state, candidate.order_status.as_deref(), queue) {
+        (LetterState::Open, ..) if candidate.maybe_duplicate && !is_named => Fate::Skipped(MAYBE_DUPLICATE),
+        (LetterState::Open, _, None) => Fate::Skipped(NO_QUEUE),
+        (LetterState::Open, Some("processed"), _) => Fate::Closed("order_processed"),
+        (LetterState::Open, Some("cancelled"), _) => Fate::Closed("order_cancelled"),
+        (LetterState::Open, _, Some((queue, _))) => Fate::Published(queue.clone()),
+        (state @ (LetterState::Held | LetterState::Replaying | LetterState::Replayed | LetterState::Discarded), ..) => {
+            Fate::Skipped(state.as_str())
+        }
+    }
+}
+
+/// Refuses a filter that asks for a state that the action cannot be applied to.
+pub(super) fn only_states(filter: &DeadLetterFilter, possible: &[LetterState]) -> Result<(), DeskError> {
+    let Some(state) = filter.states.iter().find(|state| !possible.contains(state)) else { return Ok(()) };
+    let possible: Vec<&str> = possible.iter().map(|state| state.as_str()).collect();
+    let (state, possible) = (state.as_str(), possible.join(", "));
+    Err(DeskError::Invalid(format!("states: this is not for dead letters that are {state}; possible: {possible}")))
+}
+
+/// The highest number that is meant.
+pub(super) fn last(selection: &LetterSelection) -> i64 {
+    match selection {
+        LetterSelection::Ids(ids) => ids.last().copied().unwrap_or(0),
+        LetterSelection::Filter { up_to, .. } => *up_to,
+    }
+}
+
+fn unknown(what: &str, name: Option<&String>, known: &BTreeSet<String>) -> Option<String> {
+    let name = name.filter(|name| !known.contains(*name))?;
+    let more = if known.len() > MAX_HINTED { ", …" } else { "" };
+    let known: Vec<&str> = known.iter().take(MAX_HINTED).map(String::as_str).collect();
+    let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+    Some(format!("no dead letter has the {what} {name:?}; {what}s: {known}{more}"))
+}
+
+/// Named letters that there are not.
+pub(super) struct Missing(BTreeMap<i64, bool>);
+
+impl Missing {
+    /// Of a selection whose numbers are sorted, those after this one.
+    pub fn new(selection: &LetterSelection, after: i64) -> Self {
+        match selection {
+            LetterSelection::Ids(ids) => Missing(ids.iter().filter(|id| **id > after).map(|id| (*id, false)).collect()),
+            LetterSelection::Filter { .. } => Missing(BTreeMap::new()),
+        }
+    }
+
+    pub fn found(&mut self, id: i64) {
+        self.0.insert(id, true);
+    }
+
+    /// The missing ones up to this number; all if there is none.
+    pub fn up_to(&self, next: Option<i64>) -> Vec<i64> {
+        let looked_at = self.0.iter().filter(|(id, _)| next.is_none_or(|next| **id <= next));
+        looked_at.filter(|(_, found)| !**found).map(|(id, _)| *id).collect()
+    }
+}
