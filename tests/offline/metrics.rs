@@ -172,7 +172,10 @@ fn no_panel_adds_up_over_instances_what_all_of_them_read_from_the_broker() {
                 "orderd_dead_letters_oldest_seconds",
                 "orderd_dead_letters_money",
                 "orderd_dead_letters_counted_timestamp_seconds",
+                "orderd_replays",
+                "orderd_replays_waiting",
                 "orderd_replays_stopped",
+                "orderd_replay_letters",
                 "orderd_alerts_open",
                 "orderd_alerts_unsent",
             ];
