@@ -34,7 +34,7 @@ pub const MAX_SELECTED_IDS: usize = 10_000;
 /// The most replays that have not ended.
 pub const MAX_ACTIVE_REPLAYS: usize = 16;
 
-/// How many causes of one replay are told apart. Services choose the codes of their failures.
+/// How many causes of one replay are distinguished. Services choose the codes of their failures.
 pub(in crate::ledger) const MAX_CAUSES: usize = 64;
 
 /// Why a letter is skipped that a filter has found: it may be another letter, delivered again. It is replayed if it is named.

@@ -20,7 +20,7 @@ use crate::ledger::replays::{
 
 const COLUMNS: &str = "id, state, actor, options, began_at, ended_at, end_reason, end_detail, stopped_by";
 
-/// Letters of which nothing was seen so long after their publication are slow, although an outcome may take longer.
+/// A letter without any outcome after this time counts as slow, although an outcome may take longer.
 const SLOW_MILLIS: i64 = 60_000;
 
 /// Blocks, as do the others.
@@ -217,7 +217,7 @@ fn count(connection: &Connection, mut replay: Replay, now: Timestamp) -> rusqlit
     Ok(replay)
 }
 
-/// Those that were published so long ago that an outcome is missed. Few are in flight at a time.
+/// Published letters whose time for an outcome has passed. Few are in flight at a time.
 fn count_late(connection: &Connection, replay: &mut Replay, now: Timestamp) -> rusqlite::Result<()> {
     let mut select = connection.prepare_cached(
         "SELECT queue, cause, sum(due_at < ?2), sum(state = 'published' AND changed_at < ?3) FROM replay_letters

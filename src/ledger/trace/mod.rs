@@ -2,13 +2,16 @@
 //!
 //! It never guesses: what is not recorded is left out.
 
+mod order;
+
 use jiff::{SignedDuration, Timestamp};
+pub use order::{TracedItem, TracedOrder};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
 
 use crate::delay::Delay;
-use crate::domain::{CANCELLATION_SUFFIX, ExactSum};
+use crate::domain::CANCELLATION_SUFFIX;
 use crate::ledger::dead_letters::LetterProgress;
 
 /// Everything recorded about one order. Its JSON is a contract: see `docs/reference/http-api.md`.
@@ -20,55 +23,6 @@ pub struct Trace {
     pub order: Option<TracedOrder>,
     /// What happened to the order and to its events, sorted by time.
     pub steps: Vec<TraceStep>,
-}
-
-/// An accepted order.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct TracedOrder {
-    /// `accepted`, `processed`, `failed` or `cancelled`.
-    pub status: String,
-    /// The consumer that accepted it.
-    pub consumer: String,
-    /// The lines, as the order has them.
-    pub items: Vec<TracedItem>,
-    /// Number of pieces.
-    pub quantity: i64,
-    /// The sum of the lines.
-    pub goods_total: ExactSum,
-    /// Charged for shipping, if the order says so.
-    pub shipping: Option<ExactSum>,
-    /// Charged for other things, such as a fee for the payment, if the order says so.
-    pub fees: Option<ExactSum>,
-    /// The tax, whether the prices include it or not, if the order says so.
-    pub tax: Option<ExactSum>,
-    /// Whether the prices include the tax, if the order states one.
-    pub tax_included: Option<bool>,
-    /// Deducted, if the order says so.
-    pub discount: Option<ExactSum>,
-    /// What the order costs.
-    pub total: ExactSum,
-    /// The amounts' currency.
-    pub currency: String,
-    /// Whether the producer marked it as priority.
-    pub priority: bool,
-    /// Id of the customer, if the order names one.
-    pub customer_id: Option<String>,
-    /// When the customer placed the order, if the order says so.
-    #[schema(value_type = Option<String>, format = DateTime)]
-    pub placed_at: Option<Timestamp>,
-}
-
-/// One line of an order.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct TracedItem {
-    /// What was ordered.
-    pub product: String,
-    /// Number of pieces.
-    pub quantity: i64,
-    /// Price of one piece.
-    pub price: ExactSum,
-    /// What all of them cost.
-    pub total: ExactSum,
 }
 
 /// One thing that happened to a message of the order.
@@ -497,45 +451,4 @@ pub(super) fn due(failed_at: Timestamp, delay: &str) -> Option<Timestamp> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn step(at: &str, message: TracedMessage, event: TraceEvent) -> TraceStep {
-        let at = format!("2026-11-27T20:30:{at}Z").parse().unwrap();
-        TraceStep { at, message, event }
-    }
-
-    fn failed() -> TraceEvent {
-        let (consumer, kind, code) = ("order".to_owned(), "transient".to_owned(), "http_503".to_owned());
-        TraceEvent::Failed { consumer, retries: 0, kind, code, reason: String::new(), delay: None, due_at: None }
-    }
-
-    #[test]
-    fn a_failure_that_is_known_to_the_second_comes_after_what_preceded_it_and_before_the_end() {
-        let trace = |steps: &[TraceStep]| -> Vec<TraceEvent> {
-            Trace::new("o", None, steps.to_vec()).steps.into_iter().map(|step| step.event).collect()
-        };
-        let accepted = TraceEvent::Accepted { consumer: "order".to_owned() };
-        let skipped = TraceEvent::Skipped { channel: "email".to_owned(), code: "no_address".to_owned() };
-        let (order, notification) = (TracedMessage::Order, TracedMessage::Notification);
-        let steps = [step("22", order, failed()), step("22.467", order, accepted.clone())];
-        assert_eq!(trace(&steps), [accepted.clone(), failed()]);
-        let steps = [
-            step("22", notification, failed()),
-            step("22.467", order, TraceEvent::Processed),
-            step("22.900", notification, skipped.clone()),
-            step("21.100", order, accepted.clone()),
-        ];
-        assert_eq!(trace(&steps), [accepted, TraceEvent::Processed, failed(), skipped]);
-    }
-
-    #[test]
-    fn an_orders_failure_comes_before_the_event_about_it() {
-        let steps = [
-            step("22", TracedMessage::Order, failed()),
-            step("22.467", TracedMessage::AnalyticsFailed, TraceEvent::Counted),
-        ];
-        let events: Vec<_> = Trace::new("o", None, steps.to_vec()).steps.into_iter().map(|step| step.event).collect();
-        assert_eq!(events, [failed(), TraceEvent::Counted]);
-    }
-}
+mod tests;

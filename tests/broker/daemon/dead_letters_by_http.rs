@@ -46,7 +46,8 @@ fn a_daemon_and_its_ledger_show_the_same_dead_letters_orders_and_journal_byte_by
     raw.publish("dead_letter_queue", &with_headers(&headers), b"\xff\x00 foreign");
     wait_until("all are stored", || ledger.number("SELECT count(*) FROM stored_dead_letters") == 6);
     let address = orderd.admin_address().to_string();
-    let hold = run(&env, &["dead-letters", "hold", "2", "--note", "SHOP-7", "--address", &address]);
+    let held = ledger.rows("SELECT id FROM stored_dead_letters WHERE order_id = 'bad-2'").concat();
+    let hold = run(&env, &["dead-letters", "hold", &held, "--note", "SHOP-7", "--address", &address]);
     assert_eq!(hold.status.code(), Some(0), "{hold:?}");
 
     let listed = run(&env, &["dead-letters", "list", "--order", "bad-0", "--format", "json"]);

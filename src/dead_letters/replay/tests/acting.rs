@@ -1,4 +1,4 @@
-//! What a person is told before something is done with letters, and what is done then.
+//! What a plan says about dead letters, and what the action then does with them.
 
 use std::collections::BTreeMap;
 use std::io::Write;
