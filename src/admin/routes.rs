@@ -18,7 +18,7 @@ use super::guard::{AccessGuard, check_access};
 use super::response::error_response;
 use super::{api, pages};
 use crate::control::Control;
-use crate::dead_letters::DeskHandle;
+use crate::dead_letters::LetterActionsHandle;
 use crate::ledger::LedgerReader;
 use crate::status::StatusRegistry;
 
@@ -31,14 +31,14 @@ pub(super) const MAX_ANSWERS: usize = 16;
 pub(super) fn router(
     registry: Arc<StatusRegistry>,
     ledger: Arc<dyn LedgerReader>,
-    (control, desk): (Control, DeskHandle),
+    (control, actions): (Control, LetterActionsHandle),
     guard: AccessGuard,
 ) -> Router {
     let (document_route, document) = api::document::router();
     let reading = api::router(Arc::clone(&registry), ledger).merge(document_route).layer(from_fn(limit_time));
     let (api, description) = OpenApiRouter::with_openapi(api::document::common())
         .merge(reading)
-        .merge(api::desk::router(desk).layer(from_fn(limit_time)))
+        .merge(api::dead_letter_actions::router(actions).layer(from_fn(limit_time)))
         .merge(api::commands::router(control))
         .split_for_parts();
     let description = description.to_json().expect("a document is text, numbers and maps with text keys");

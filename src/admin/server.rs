@@ -29,7 +29,7 @@ use super::routes;
 use super::sent_bytes::SentBytes;
 use crate::config::{self, AdminUser, CommandToken};
 use crate::control::Control;
-use crate::dead_letters::DeskHandle;
+use crate::dead_letters::LetterActionsHandle;
 use crate::ledger::LedgerReader;
 use crate::status::StatusRegistry;
 
@@ -105,13 +105,13 @@ impl BoundListener {
     }
 
     /// Starts to serve. Reports are read from `ledger`; `control` receives the commands. Who has `command_token` may send them, as may
-    /// the configured operators. `desk` is what is done with dead letters.
+    /// the configured operators. `actions` is what is done with dead letters.
     pub fn serve(
         self,
         registry: Arc<StatusRegistry>,
         ledger: Arc<dyn LedgerReader>,
         control: Control,
-        desk: DeskHandle,
+        actions: LetterActionsHandle,
         command_token: CommandToken,
     ) -> AdminServer {
         let BoundListener { listener, address, config } = self;
@@ -119,7 +119,7 @@ impl BoundListener {
         let (users, known) = watch::channel(known_users(&config.users));
         let authenticator = Authenticator { users: known, local: command_token };
         let guard = AccessGuard { loopback: address.ip().is_loopback(), hosts: config.hosts, authenticator };
-        let router = routes::router(registry, ledger, (control, desk), guard);
+        let router = routes::router(registry, ledger, (control, actions), guard);
         let stop = CancellationToken::new();
         let task = AbortOnDropHandle::new(tokio::spawn(accept(listener, router, stop.clone())));
         AdminServer { stop, users, task }

@@ -26,7 +26,9 @@ use crate::control::{
     CommandReceiver, ConfigChange, Control, ControlCommand, ControlError, Effect, PauseReport, ReloadOutcome,
     ReloadReport,
 };
-use crate::dead_letters::{Desk, DeskHandle, KnownConsumer, QueueAccess, ReplayDeps, Replayer, WaitCause, Waiting};
+use crate::dead_letters::{
+    KnownConsumer, LetterActions, LetterActionsHandle, QueueAccess, ReplayDeps, Replayer, WaitCause, Waiting,
+};
 use crate::formats::Format;
 use crate::ledger::conformance::{accept, analytics, at, attempt, dead_letter, finish, order, sale, stored_letter};
 use crate::ledger::memory::MemoryLedger;
@@ -137,12 +139,12 @@ fn registry(view: BrokerView) -> (StatusRegistry, Vec<Arc<dyn std::any::Any + Se
     (registry, vec![Arc::new(breaker)])
 }
 
-/// A server whose desk is not open: its answers are those of a daemon that is starting.
+/// A server whose daemon has not opened its actions on dead letters: its answers are those of a daemon that is starting.
 async fn server(directory: &Path) -> Server {
-    server_with(directory, DeskHandle::default()).await
+    server_with(directory, LetterActionsHandle::default()).await
 }
 
-async fn server_with(directory: &Path, desk: DeskHandle) -> Server {
+async fn server_with(directory: &Path, actions: LetterActionsHandle) -> Server {
     let mut queue = QueueView::unknown(QueueRole::Work { consumer: "order".to_owned() });
     (queue.ready, queue.detail_at) = (Some(1), Some(at(1_000)));
     let finding = Finding {
@@ -169,7 +171,7 @@ async fn server_with(directory: &Path, desk: DeskHandle) -> Server {
     let (registry, _breakers) = registry(view);
     let (control, commands) = Control::new();
     let guard = AccessGuard { loopback: true, hosts: Vec::new(), authenticator: authenticator(directory) };
-    let commands_to = (control, desk);
+    let commands_to = (control, actions);
     let router = routes::router(Arc::new(registry), Arc::new(ledger().await), commands_to, guard);
     let _daemon = AbortOnDropHandle::new(tokio::spawn(answer_commands(commands)));
     Server { routes: TowerToHyperService::new(router), _breakers, _daemon }
@@ -268,8 +270,8 @@ async fn each_answer_is_valid_by_the_openapi_document() {
     let mut found = Vec::new();
     for (method, path) in &operations {
         let operation = (method.as_str(), path.as_str());
-        let is_of_desk = ["/replays", "/hold", "/release", "/discard", "/edit"].iter().any(|part| path.contains(part));
-        for (token, expected) in [(Some(OPERATOR), if is_of_desk { 503 } else { 200 }), (None, 401)] {
+        let is_action = ["/replays", "/hold", "/release", "/discard", "/edit"].iter().any(|part| path.contains(part));
+        for (token, expected) in [(Some(OPERATOR), if is_action { 503 } else { 200 }), (None, 401)] {
             let (status, body) = server.send(method, &existing(path), token).await;
             assert_eq!(status, expected, "{operation:?} {}", String::from_utf8_lossy(&body));
             found.extend(problems(&document, operation, status, &body));
@@ -310,8 +312,8 @@ impl Publisher for NoPublisher {
     }
 }
 
-/// A desk with four dead letters, the task of which does not run.
-async fn desk(directory: &Path) -> (DeskHandle, Arc<SqliteLedger>) {
+/// Actions on four dead letters, the task of which does not run.
+async fn actions(directory: &Path) -> (LetterActionsHandle, Arc<SqliteLedger>) {
     let ledger = Arc::new(SqliteLedger::open(directory).unwrap());
     for n in 1..=4 {
         ledger.store_letter(stored_letter(&format!("ord-{n}"), n)).await.unwrap();
@@ -329,19 +331,19 @@ async fn desk(directory: &Path) -> (DeskHandle, Arc<SqliteLedger>) {
             let (cause, text) = (WaitCause::Paused, format!("{queue} is paused"));
             QueueAccess::Closed(Waiting { cause, text })
         }),
-        hold: watch::Sender::new(None).subscribe(),
+        pause: watch::Sender::new(None).subscribe(),
         shutdown: Shutdown::new(),
     };
-    let handle = DeskHandle::default();
-    handle.open(Desk::new(Arc::new(Replayer::new(deps))));
+    let handle = LetterActionsHandle::default();
+    handle.open(LetterActions::new(Arc::new(Replayer::new(deps))));
     (handle, ledger)
 }
 
 #[tokio::test]
 async fn each_answer_about_replays_and_changes_is_valid_by_the_openapi_document() {
     let directory = tempfile::tempdir().unwrap();
-    let (desk, ledger) = desk(directory.path()).await;
-    let server = server_with(directory.path(), desk).await;
+    let (actions, ledger) = actions(directory.path()).await;
+    let server = server_with(directory.path(), actions).await;
     let document = strict(&server.document().await);
     let replays = "/api/v1/dead-letters/replays";
     let ids = |ids: &[i64]| json!({ "selection": { "ids": ids } });

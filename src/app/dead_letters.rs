@@ -13,16 +13,16 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{error, info, warn};
 
-use super::collecting_hold::HoldWatch;
+use super::collection_pause::CollectionPauseWatch;
 use crate::amqp::Connector;
 use crate::chain::chain;
 use crate::config::{Config, Consumer};
 use crate::dead_letters::{
-    AccessToQueue, Collector, CollectorDeps, Desk, DeskHandle, KnownConsumer, KnownConsumers, LetterReader,
-    QueueAccess, ReadAgain, ReplayDeps, Replayer, WaitCause, Waiting,
+    AccessToQueue, Collector, CollectorDeps, KnownConsumer, KnownConsumers, LetterActions, LetterActionsHandle,
+    LetterParser, QueueAccess, Reparse, ReplayDeps, Replayer, WaitCause, Waiting,
 };
 use crate::ledger::{Ledger, LedgerReader, LetterSource, LetterWriter};
-use crate::metrics::HoldCause;
+use crate::metrics::CollectionPause;
 use crate::pipeline::{Intake, ServiceAccess};
 use crate::shutdown::Shutdown;
 use crate::status::{RegisteredConsumer, StatusRegistry};
@@ -51,8 +51,8 @@ pub(super) struct DeadLetters {
     turns: [Arc<Mutex<()>>; LetterSource::ALL.len()],
     replays: AbortOnDropHandle<()>,
     _sums: AbortOnDropHandle<()>,
-    _hold: AbortOnDropHandle<()>,
-    _read_again: AbortOnDropHandle<()>,
+    _pause: AbortOnDropHandle<()>,
+    _reparse: AbortOnDropHandle<()>,
 }
 
 /// What the collectors are built from, besides the configuration.
@@ -60,7 +60,7 @@ pub(super) struct DeadLetterDeps {
     pub connector: Connector,
     pub ledger: Arc<dyn Ledger>,
     pub publisher: Arc<dyn crate::message::Publisher>,
-    pub desk: DeskHandle,
+    pub actions: LetterActionsHandle,
     pub status_registry: Arc<StatusRegistry>,
     pub shutdown: Shutdown,
 }
@@ -68,10 +68,10 @@ pub(super) struct DeadLetterDeps {
 impl DeadLetters {
     /// Starts what the configuration asks for.
     pub fn start(config: &Config, deps: DeadLetterDeps) -> Self {
-        let DeadLetterDeps { connector, ledger, publisher, desk, status_registry, shutdown } = deps;
+        let DeadLetterDeps { connector, ledger, publisher, actions, status_registry, shutdown } = deps;
         let (consumers, present_consumers) = (watch::Sender::default(), watch::Sender::default());
         // Until the first look at the consumers.
-        let hold = watch::Sender::new(Some(HoldCause::Consumers));
+        let pause = watch::Sender::new(Some(CollectionPause::Consumers));
         let replayer = Arc::new(Replayer::new(ReplayDeps {
             ledger: Arc::clone(&ledger),
             publisher,
@@ -80,32 +80,32 @@ impl DeadLetters {
             max_body: config.broker.max_body,
             consumers: present_consumers.subscribe(),
             access: queue_access(&status_registry),
-            hold: hold.subscribe(),
+            pause: pause.subscribe(),
             shutdown: shutdown.clone(),
         }));
-        let reader = Arc::new(LetterReader {
+        let parser = Arc::new(LetterParser {
             names: Arc::new(config.names()),
             users: Arc::clone(connector.users()),
             max_body: config.broker.max_body,
             consumers: consumers.subscribe(),
         });
-        let read_again = ReadAgain {
+        let reparse = Reparse {
             ledger: Arc::clone(&ledger),
-            reader: Arc::clone(&reader),
-            hold: hold.subscribe(),
+            parser: Arc::clone(&parser),
+            pause: pause.subscribe(),
             version: env!("CARGO_PKG_VERSION"),
         };
         let sums = sum_up(config.ledger.location().reader(), Arc::clone(&status_registry), shutdown.clone());
         let deps = CollectorDeps {
             source: Arc::new(connector.for_optional_connections()),
-            hold: hold.subscribe(),
+            pause: pause.subscribe(),
             ledger_state: ledger.state(),
             ledger: ledger as Arc<dyn LetterWriter>,
-            reader,
+            parser,
             reconnect_max: config.broker.reconnect_max,
             shutdown,
         };
-        let watching = HoldWatch {
+        let watching = CollectionPauseWatch {
             status_registry: Arc::clone(&status_registry),
             connector,
             reconnect_max: config.broker.reconnect_max,
@@ -124,11 +124,11 @@ impl DeadLetters {
             turns: Default::default(),
             replays: AbortOnDropHandle::new(tokio::spawn(replays)),
             _sums: AbortOnDropHandle::new(tokio::spawn(sums)),
-            _hold: AbortOnDropHandle::new(tokio::spawn(watching.run(hold))),
-            _read_again: AbortOnDropHandle::new(tokio::spawn(read_again.run())),
+            _pause: AbortOnDropHandle::new(tokio::spawn(watching.run(pause))),
+            _reparse: AbortOnDropHandle::new(tokio::spawn(reparse.run())),
         };
         this.apply_consumers(&config.consumers);
-        desk.open(Desk::new(replayer));
+        actions.open(LetterActions::new(replayer));
         if config.dead_letters.collect {
             this.start_collectors();
         }

@@ -9,7 +9,7 @@
 
 mod alerting;
 mod broker_setup;
-mod collecting_hold;
+mod collection_pause;
 mod consumer_context;
 mod daemon;
 mod dead_letters;
@@ -200,7 +200,7 @@ async fn start(config: Config, process: Process, shutdown: &Shutdown) -> Result<
             connector: connector.clone(),
             ledger: Arc::clone(&ledger),
             publisher: Arc::clone(&publisher) as Arc<dyn Publisher>,
-            desk: observability.desk.clone(),
+            actions: observability.actions.clone(),
             status_registry: Arc::clone(&observability.status_registry),
             shutdown: shutdown.clone(),
         },

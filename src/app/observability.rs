@@ -16,7 +16,7 @@ use crate::admin::{AdminServer, BoundListener};
 use crate::amqp::{ConfirmingPublisher, Redeclaration};
 use crate::config::{CommandToken, Config};
 use crate::control::Control;
-use crate::dead_letters::DeskHandle;
+use crate::dead_letters::LetterActionsHandle;
 use crate::ledger::Ledger;
 use crate::reconcile::BrokerView;
 use crate::shutdown::Shutdown;
@@ -27,7 +27,7 @@ use crate::systemd::ServiceNotifier;
 pub(super) struct Observability {
     pub status_registry: Arc<StatusRegistry>,
     /// What the admin server does with dead letters, once the collectors are started.
-    pub desk: DeskHandle,
+    pub actions: LetterActionsHandle,
     admin: Option<AdminServer>,
     invariant_check: JoinHandle<()>,
     publisher: Arc<OnceLock<Arc<ConfirmingPublisher>>>,
@@ -57,11 +57,11 @@ impl Observability {
             consumers.map(|(name, settings)| RegisteredConsumer::new(name, settings, registry.counters(name)));
         registry.set_consumers(registered.collect());
         service.attach(Arc::new(ServiceStatus(Arc::clone(&registry))));
-        let desk = DeskHandle::default();
+        let actions = LetterActionsHandle::default();
         let admin = bound.map(|bound| {
             let command_token = CommandToken::in_directory(&config.ledger.directory);
             let ledger = config.ledger.location().reader();
-            bound.serve(Arc::clone(&registry), ledger, control, desk.clone(), command_token)
+            bound.serve(Arc::clone(&registry), ledger, control, actions.clone(), command_token)
         });
         let invariant_check = tokio::spawn(check_invariants(Arc::clone(&registry), shutdown.clone()));
         // Building a poller puts its initial state into the view: off, or pending.
@@ -74,7 +74,7 @@ impl Observability {
         ));
         Observability {
             status_registry: registry,
-            desk,
+            actions,
             admin,
             invariant_check,
             publisher,

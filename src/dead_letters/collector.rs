@@ -20,13 +20,13 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
 use super::fingerprint::fingerprint;
-use super::letter_reader::{BodyAccess, LetterReader};
+use super::letter_parser::{BodyAccess, LetterParser};
 use crate::backoff::Backoff;
 use crate::chain::chain;
 use crate::instance;
 use crate::ledger::{LedgerError, LedgerState, LetterSource, LetterWriter, OutageCause, StoreAnswer, session_id};
 use crate::message::{Consumer, Delivery, DeliveryId, LossCause, MAX_HOLD, Settlement, Subscription};
-use crate::metrics::{Collected, CollectorCounters, HoldCause, KeptCause};
+use crate::metrics::{Collected, CollectionPause, CollectorCounters, KeptCause};
 use crate::shutdown::Shutdown;
 use crate::telemetry::RepeatedLog;
 
@@ -65,9 +65,9 @@ pub struct CollectorDeps {
     /// Whether it can record.
     pub ledger_state: watch::Receiver<LedgerState>,
     /// Why nothing is to be collected for now.
-    pub hold: watch::Receiver<Option<HoldCause>>,
+    pub pause: watch::Receiver<Option<CollectionPause>>,
     /// Reads what they say.
-    pub reader: Arc<LetterReader>,
+    pub parser: Arc<LetterParser>,
     /// The longest wait between attempts to subscribe.
     pub reconnect_max: Duration,
     /// Stops all of them.
@@ -202,15 +202,15 @@ impl Collector {
 
     /// Resolves when the ledger can record and nothing has precedence. Cancel-safe.
     async fn may_collect(&self) {
-        let mut hold = self.deps.hold.clone();
+        let mut pause = self.deps.pause.clone();
         loop {
             until(&self.deps.ledger_state, can_record).await;
-            let cause = *hold.borrow_and_update();
-            self.counters.set_hold(cause);
+            let cause = *pause.borrow_and_update();
+            self.counters.set_pause(cause);
             if cause.is_none() {
                 return;
             }
-            if hold.changed().await.is_err() {
+            if pause.changed().await.is_err() {
                 // The sender was dropped, so the cause cannot change any more.
                 std::future::pending().await
             }
@@ -219,7 +219,7 @@ impl Collector {
 
     /// Lets the orders have what room there is for a while.
     async fn wait_for_room(&self) {
-        self.counters.set_hold(Some(HoldCause::DiskSpace));
+        self.counters.set_pause(Some(CollectionPause::DiskSpace));
         // Cancel-safe: both only wait.
         tokio::select! {
             () = tokio::time::sleep(NO_ROOM_WAIT) => {}
@@ -240,7 +240,7 @@ impl Collector {
         let mut kept_is_known = false;
         let mut lost = settler.ended();
         let mut cannot_record = pin!(outage_for(&self.deps.ledger_state, self.max_hold()));
-        let mut given_way = pin!(until(&self.deps.hold, ends_subscription));
+        let mut given_way = pin!(until(&self.deps.pause, ends_subscription));
         let ended = loop {
             if !is_open && in_flight.is_empty() {
                 break if renewed && !cancelled { Ended::Renewed { kept, held } } else { Ended::Stopped };
@@ -321,25 +321,25 @@ impl Collector {
     /// Stores a delivery.
     async fn store(&self, delivery: Delivery, session: Arc<str>) -> (DeliveryId, Outcome) {
         let id = delivery.id;
-        if delivery.message.unread > 0 || delivery.message.body.len() > MAX_STORED_BODY {
+        if delivery.message.missing_bytes > 0 || delivery.message.body.len() > MAX_STORED_BODY {
             return (id, Outcome::Kept(KeptCause::TooLarge));
         }
         let letter = {
             let _turn = self.reading.acquire().await;
             let suspicious =
-                LetterReader::is_suspicious(&delivery).then(|| fingerprint(self.queue.as_str(), &delivery));
+                LetterParser::is_suspicious(&delivery).then(|| fingerprint(self.queue.as_str(), &delivery));
             let access = match self.body_access(suspicious).await {
                 Ok(access) => access,
                 Err(error) => return (id, self.not_recorded(&error)),
             };
-            let (reader, queue) = (Arc::clone(&self.deps.reader), self.queue);
+            let (parser, queue) = (Arc::clone(&self.deps.parser), self.queue);
             let reading =
-                tokio::task::spawn_blocking(move || reader.read(queue, &delivery, &session, access, Timestamp::now()));
+                tokio::task::spawn_blocking(move || parser.parse(queue, &delivery, &session, access, Timestamp::now()));
             // Without a result it died of a defect, which must not cost the other messages.
             let Ok(letter) = reading.await else { return (id, Outcome::Kept(KeptCause::Refused)) };
             // Storing it may take long, and a process may end meanwhile for another reason.
-            if let (Some(fingerprint), BodyAccess::Read) = (suspicious, access)
-                && let Err(error) = self.deps.ledger.end_reading(fingerprint).await
+            if let (Some(fingerprint), BodyAccess::Parse) = (suspicious, access)
+                && let Err(error) = self.deps.ledger.end_parsing(fingerprint).await
             {
                 return (id, self.not_recorded(&error));
             }
@@ -361,17 +361,17 @@ impl Collector {
     }
 
     /// Whether the body may be read. If the message has come back often, each process that reads it says so before and after: one
-    /// that is ended by it does not, and the next one then stores it unread.
+    /// that is ended by it does not, and the next one then stores it without parsing it.
     async fn body_access(&self, suspicious: Option<[u8; 32]>) -> Result<BodyAccess, LedgerError> {
-        let Some(fingerprint) = suspicious else { return Ok(BodyAccess::Read) };
-        let has_ended_another = self.deps.ledger.begin_reading(fingerprint, instance::owner()).await?;
+        let Some(fingerprint) = suspicious else { return Ok(BodyAccess::Parse) };
+        let has_ended_another = self.deps.ledger.begin_parsing(fingerprint, instance::owner()).await?;
         if has_ended_another {
             warn!(
                 queue = self.queue.as_str(),
-                "a dead letter is stored unread: a process ended while it read the body"
+                "a dead letter is stored without parsing its body: a process ended while it parsed it"
             );
         }
-        Ok(if has_ended_another { BodyAccess::Unread } else { BodyAccess::Read })
+        Ok(if has_ended_another { BodyAccess::Skip } else { BodyAccess::Parse })
     }
 
     fn not_recorded(&self, error: &LedgerError) -> Outcome {
@@ -455,8 +455,8 @@ fn cannot_record_now(state: &LedgerState) -> bool {
     matches!(state, LedgerState::Unavailable(_))
 }
 
-fn ends_subscription(hold: &Option<HoldCause>) -> bool {
-    hold.is_some_and(HoldCause::ends_subscription)
+fn ends_subscription(pause: &Option<CollectionPause>) -> bool {
+    pause.is_some_and(CollectionPause::ends_subscription)
 }
 
 /// Resolves while the state is as wanted. Cancel-safe.

@@ -1,31 +1,32 @@
-//! The dead letter desk: takes messages out of `dead_letter_queue` and `unrouted_queue` into the ledger, where they can be found.
+//! Stored dead letters: takes messages out of `dead_letter_queue` and `unrouted_queue` into the ledger, where they can be found.
 //!
 //! ```text
-//! queue ─► collector ─► letter_reader (what the message says) ─► ledger: stored ─► ack
+//! queue ─► collector ─► letter_parser (what the message says) ─► ledger: stored ─► ack
 //!                          order          the order that it is, if it is one
 //!                          fingerprint    what makes it the same message
 //!                          message_json   properties and headers as JSON, with types
 //! whole_letter               a stored message as JSON
-//! read_again                 what an earlier version could not read
+//! reparse                    what an earlier version could not parse
 //! ```
 //! A message is acked only once all of it is stored. One that cannot be stored stays in its queue. What becomes of a stored message is
 //! decided by persons, and carried out in `replay`.
 
 mod collector;
 mod fingerprint;
-mod letter_reader;
+mod letter_parser;
 mod message_json;
 mod order;
-mod read_again;
+mod reparse;
 mod replay;
 mod whole_letter;
 
 pub use collector::{Collector, CollectorDeps};
-pub use letter_reader::{BodyAccess, KnownConsumer, KnownConsumers, LetterReader};
-pub use read_again::ReadAgain;
+pub use letter_parser::{BodyAccess, KnownConsumer, KnownConsumers, LetterParser};
+pub use reparse::Reparse;
 pub use replay::{
-    AccessToQueue, ChangedLetters, Desk, DeskError, DeskHandle, EditDraft, EditRequest, EditedLetter, LetterAction,
-    LetterRequest, ListedReplay, NewBody, NotReplayed, NothingFound, QueueAccess, ReplayDeps, ReplayLetters,
-    ReplayPlan, ReplayReport, ReplayRequest, Replayer, RunningReplay, WaitCause, Waiting,
+    AccessToQueue, ActionError, ChangedLetters, EditDraft, EditRequest, EditedLetter, LetterActions,
+    LetterActionsHandle, LetterChangeKind, LetterRequest, ListedReplay, NewBody, NotReplayed, NothingFound,
+    QueueAccess, ReplayDeps, ReplayLetters, ReplayPlan, ReplayReport, ReplayRequest, Replayer, RunningReplay,
+    WaitCause, Waiting,
 };
 pub use whole_letter::WholeLetter;

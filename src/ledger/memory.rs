@@ -1,7 +1,7 @@
 //! A ledger in memory, for tests. The conformance suite holds it to the same rules as the others.
 
-mod desk;
 mod failures;
+mod letter_operations;
 mod letters;
 mod reading;
 

@@ -76,11 +76,11 @@ impl MemoryLetters {
         letters.find(|known| known.letter.order.id.as_deref() == Some(order)).map(|known| known.state)
     }
 
-    pub fn begin_reading(&mut self, fingerprint: [u8; 32], process: String) -> bool {
+    pub fn begin_parsing(&mut self, fingerprint: [u8; 32], process: String) -> bool {
         *self.readings.entry(fingerprint).or_insert_with(|| process.clone()) != process
     }
 
-    pub fn end_reading(&mut self, fingerprint: &[u8; 32]) {
+    pub fn end_parsing(&mut self, fingerprint: &[u8; 32]) {
         self.readings.remove(fingerprint);
     }
 
@@ -230,7 +230,7 @@ fn row(id: i64, known: &MemoryLetter) -> DeadLetter {
         note: None,
         maybe_duplicate_of,
         erased: false,
-        unread: letter.unread,
+        unparsed: letter.unparsed,
         last_replay: None,
         came_back_from: None,
     }

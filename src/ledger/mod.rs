@@ -58,7 +58,7 @@ pub use alerts::{AlertAnswer, AlertBook, AlertRecord};
 pub use backup::{BackupError, BackupProgress, BackupSummary};
 pub use dead_letters::{
     Counted, DeadLetter, DeadLetterContent, DeadLetterDetail, DeadLetterFilter, DeadLetterGroup, DeadLetterGroups,
-    DeadLetterPage, DeadLetterQuery, EndedReading, FoundInLetter, GroupBuilder, Identification, LetterAttempt,
+    DeadLetterPage, DeadLetterQuery, EndedParsing, FoundInLetter, GroupBuilder, Identification, LetterAttempt,
     LetterOrder, LetterOrigin, LetterReplay, LetterRevision, LetterSource, LetterState, LetterStep, MAX_SEARCH_BYTES,
     NewStoredLetter, STOP_CODES, StoppedReplay, StoreAnswer, UnresolvedDeadLetters, UnresolvedSum, WholeDeadLetters,
     session_id,
@@ -77,10 +77,10 @@ pub use journal::{
 pub use location::LedgerLocation;
 pub use replay_outcome::ReplayOutcome;
 pub use replays::{
-    BeginAnswer, ChangeAnswer, ClaimedReplay, DeskAnswer, DeskChange, DeskWriter, LetterChange, LetterEdit,
-    LetterProgress, LetterSelection, MAX_ACTIVE_REPLAYS, MAX_SELECTED_IDS, MAYBE_DUPLICATE, NewReplay, PublishAnswer,
-    Replay, ReplayCandidate, ReplayGroup, ReplayLetter, ReplayOptions, ReplayReader, ReplayState, SelectionFields,
-    ToPublish, ToSelect,
+    BeginAnswer, ChangeAnswer, ClaimedReplay, LetterChange, LetterEdit, LetterOperation, LetterOperationWriter,
+    LetterProgress, LetterSelection, MAX_ACTIVE_REPLAYS, MAX_SELECTED_IDS, MAYBE_DUPLICATE, NewReplay, OperationAnswer,
+    PublishAnswer, Replay, ReplayCandidate, ReplayGroup, ReplayLetter, ReplayOptions, ReplayReader, ReplayState,
+    SelectionFields, ToPublish, ToSelect,
 };
 pub use retention::Pruned;
 pub use state::{LedgerState, Outage, OutageCause};

@@ -9,13 +9,13 @@ use tokio::sync::watch;
 
 use super::alerts::{AlertAnswer, AlertBook};
 use super::dead_letters::{
-    DeadLetterDetail, DeadLetterFilter, DeadLetterGroups, DeadLetterPage, DeadLetterQuery, EndedReading,
+    DeadLetterDetail, DeadLetterFilter, DeadLetterGroups, DeadLetterPage, DeadLetterQuery, EndedParsing,
     NewStoredLetter, StoreAnswer, UnresolvedDeadLetters, WholeDeadLetters,
 };
 use super::entry::{CancelAnswer, LedgerEntry, NewCancellation, Recorded};
 use super::error::{LedgerError, OpenError};
 use super::journal::{JournalHash, JournalHead, JournalPage, JournalQuery, JournalVerification, NewJournalEntry};
-use super::replays::{DeskWriter, ReplayReader};
+use super::replays::{LetterOperationWriter, ReplayReader};
 use super::report::{Report, ReportError, ReportQuery};
 use super::retention::Pruned;
 use super::state::LedgerState;
@@ -81,13 +81,13 @@ pub trait LetterWriter: Send + Sync + 'static {
     ///
     /// # Errors
     /// As for [`LedgerWriter::record`].
-    fn begin_reading(&self, fingerprint: [u8; 32], process: String) -> BoxFuture<'static, Result<bool, LedgerError>>;
+    fn begin_parsing(&self, fingerprint: [u8; 32], process: String) -> BoxFuture<'static, Result<bool, LedgerError>>;
 
     /// Records that the body has been read.
     ///
     /// # Errors
     /// As for [`LedgerWriter::record`].
-    fn end_reading(&self, fingerprint: [u8; 32]) -> BoxFuture<'static, Result<(), LedgerError>>;
+    fn end_parsing(&self, fingerprint: [u8; 32]) -> BoxFuture<'static, Result<(), LedgerError>>;
 
     /// Chooses a stored message that was not read, because that has ended another version of orderd, and records that this version is
     /// about to read it. Answers `None` if there is none, or if this version has begun to read one and not ended that: it may have been
@@ -95,13 +95,13 @@ pub trait LetterWriter: Send + Sync + 'static {
     ///
     /// # Errors
     /// As for [`LedgerWriter::record`].
-    fn begin_reading_again(&self, version: String) -> BoxFuture<'static, Result<Option<i64>, LedgerError>>;
+    fn begin_reparsing(&self, version: String) -> BoxFuture<'static, Result<Option<i64>, LedgerError>>;
 
     /// Records what such a message says.
     ///
     /// # Errors
     /// As for [`LedgerWriter::record`].
-    fn end_reading_again(&self, ended: EndedReading) -> BoxFuture<'static, Result<(), LedgerError>>;
+    fn end_reparsing(&self, ended: EndedParsing) -> BoxFuture<'static, Result<(), LedgerError>>;
 }
 
 /// Records what people and programs do with orderd.
@@ -227,11 +227,17 @@ pub trait LedgerMaintenance: Send + Sync + 'static {
 
 /// An open ledger.
 pub trait Ledger:
-    LedgerWriter + LetterWriter + DeskWriter + JournalWriter + LedgerReader + ReplayReader + LedgerMaintenance
+    LedgerWriter + LetterWriter + LetterOperationWriter + JournalWriter + LedgerReader + ReplayReader + LedgerMaintenance
 {
 }
 
 impl<T> Ledger for T where
-    T: LedgerWriter + LetterWriter + DeskWriter + JournalWriter + LedgerReader + ReplayReader + LedgerMaintenance
+    T: LedgerWriter
+        + LetterWriter
+        + LetterOperationWriter
+        + JournalWriter
+        + LedgerReader
+        + ReplayReader
+        + LedgerMaintenance
 {
 }

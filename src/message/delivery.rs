@@ -21,7 +21,7 @@ pub struct Message {
     pub body: Bytes,
     /// How many bytes of the payload are missing from `body`, which then holds only its beginning: the payload is larger than
     /// `broker.max_body`. Such a message is never published again.
-    pub unread: usize,
+    pub missing_bytes: usize,
 }
 
 impl Message {

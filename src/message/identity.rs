@@ -208,7 +208,7 @@ mod tests {
             exchange: exchange.to_owned(),
             routing_key: routing_key.to_owned(),
             redelivered: false,
-            message: Message { properties, headers: Headers::new(), body: "{}".into(), unread: 0 },
+            message: Message { properties, headers: Headers::new(), body: "{}".into(), missing_bytes: 0 },
         }
     }
 

@@ -29,7 +29,7 @@ impl KeptCause {
 
 /// Why nothing is taken out of the queues for now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum HoldCause {
+pub enum CollectionPause {
     /// Not all consumers have a subscription yet.
     Consumers,
     /// A consumer or the publisher gets no connection, because a limit of the broker is reached.
@@ -38,21 +38,21 @@ pub enum HoldCause {
     DiskSpace,
 }
 
-impl HoldCause {
+impl CollectionPause {
     /// Its name in the status.
     pub fn as_str(self) -> &'static str {
         match self {
-            HoldCause::Consumers => "consumers",
-            HoldCause::ConnectionLimit => "connection_limit",
-            HoldCause::DiskSpace => "disk_space",
+            CollectionPause::Consumers => "consumers",
+            CollectionPause::ConnectionLimit => "connection_limit",
+            CollectionPause::DiskSpace => "disk_space",
         }
     }
 
     /// Whether a subscription must end, and not only wait to begin.
     pub fn ends_subscription(self) -> bool {
         match self {
-            HoldCause::Consumers => false,
-            HoldCause::ConnectionLimit | HoldCause::DiskSpace => true,
+            CollectionPause::Consumers => false,
+            CollectionPause::ConnectionLimit | CollectionPause::DiskSpace => true,
         }
     }
 }
@@ -76,7 +76,7 @@ pub struct CollectorReading {
     /// Why its last attempt to subscribe failed.
     pub subscribe_error: Option<String>,
     /// Why it does not subscribe for now.
-    pub hold: Option<HoldCause>,
+    pub pause: Option<CollectionPause>,
     /// Subscriptions since the start.
     pub subscriptions: u64,
     /// Deliveries received.
@@ -145,12 +145,12 @@ impl CollectorCounters {
     pub fn set_enabled(&self, enabled: bool) {
         let mut state = self.lock();
         state.reading.enabled = enabled;
-        (state.reading.hold, state.kept_before) = (None, Kept::default());
+        (state.reading.pause, state.kept_before) = (None, Kept::default());
     }
 
     /// Why it does not subscribe for now.
-    pub fn set_hold(&self, cause: Option<HoldCause>) {
-        self.lock().reading.hold = cause;
+    pub fn set_pause(&self, cause: Option<CollectionPause>) {
+        self.lock().reading.pause = cause;
     }
 
     /// An attempt to subscribe has failed.

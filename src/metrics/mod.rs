@@ -16,7 +16,7 @@ mod step_counters;
 
 pub use broker_problems::BrokerProblemReading;
 pub use channel_counters::{ChannelCounters, ChannelsReading, ProviderReading};
-pub use collector_counters::{Collected, CollectorCounters, CollectorReading, HoldCause, KeptCause};
+pub use collector_counters::{Collected, CollectionPause, CollectorCounters, CollectorReading, KeptCause};
 pub use counter_reading::{CounterReading, DeadLettersOfCode, DeliveryCounts, PoolState};
 pub use counters::Counters;
 pub(crate) use counters::{InFlightKey, ReceivedAt};

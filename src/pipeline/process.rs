@@ -85,7 +85,7 @@ pub(super) fn process(context: Arc<ConsumerContext>, guard: DeliveryGuard) -> im
 
 async fn make_attempts(context: &ConsumerContext, guard: &DeliveryGuard) -> DeliveryOutcome {
     let delivery = guard.delivery();
-    if delivery.message.unread > 0 && matches!(context.on_failure, OnFailure::Forward(_)) {
+    if delivery.message.missing_bytes > 0 && matches!(context.on_failure, OnFailure::Forward(_)) {
         // No copy can be published without the body. The broker moves the message to the failed-order queue, where the
         // failure is recorded.
         log_too_large(context, delivery);
@@ -467,7 +467,7 @@ fn cut(text: &str) -> &str {
     &text[..text.floor_char_boundary(MAX_LOGGED_PRODUCT)]
 }
 
-/// Logs a message that is dead-lettered unread.
+/// Logs a message that is dead-lettered without reading it.
 fn log_too_large(context: &ConsumerContext, delivery: &Delivery) {
     let (consumer, message_id) = (Arc::clone(&context.consumer), delivery.message.properties.message_id.clone());
     FAILED_MESSAGES.write((BODY_TOO_LARGE, Arc::clone(&consumer)), move |line| {

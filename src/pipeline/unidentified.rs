@@ -84,7 +84,7 @@ impl UnidentifiedDeliveries {
     fn content(&self, delivery: &Delivery) -> u64 {
         let mut hasher = self.hasher.build_hasher();
         let message = &delivery.message;
-        (&delivery.routing_key, &message.body, message.unread).hash(&mut hasher);
+        (&delivery.routing_key, &message.body, message.missing_bytes).hash(&mut hasher);
         let headers = message.headers.iter().filter(|(name, _)| !STRIPPED.contains(&name.as_str()));
         format!("{:?}{:?}", message.properties, headers.collect::<Vec<_>>()).hash(&mut hasher);
         hasher.finish()

@@ -147,7 +147,7 @@ mod tests {
             exchange: "orders".to_owned(),
             routing_key: "oder.normal.web".to_owned(),
             redelivered: false,
-            message: Message { headers, properties, body: "{}".into(), unread: 0 },
+            message: Message { headers, properties, body: "{}".into(), missing_bytes: 0 },
         }
     }
 

@@ -104,7 +104,7 @@ pub struct CollectorStatus {
     pub subscribe_error: Option<String>,
     /// Why it does not subscribe for now: `consumers`, `connection_limit` or `disk_space`.
     #[serde(default)]
-    pub hold: Option<String>,
+    pub pause: Option<String>,
     /// Messages received; `received = stored + duplicates + released + in_flight`.
     pub received: u64,
     /// Stored.
@@ -209,13 +209,14 @@ impl DeadLetterRegistry {
 
 impl From<CollectorReading> for CollectorStatus {
     fn from(reading: CollectorReading) -> Self {
-        let CollectorReading { enabled, subscribed, subscribe_error, received, stored, duplicates, hold, .. } = reading;
+        let CollectorReading { enabled, subscribed, subscribe_error, received, stored, duplicates, pause, .. } =
+            reading;
         let CollectorReading { released, in_flight, too_large, refused, .. } = reading;
         CollectorStatus {
             enabled,
             subscribed,
             subscribe_error,
-            hold: hold.map(|cause| cause.as_str().to_owned()),
+            pause: pause.map(|cause| cause.as_str().to_owned()),
             received,
             stored,
             duplicates,

@@ -55,7 +55,7 @@ pub(super) fn publications(
         Publication {
             exchange: Arc::clone(&names.orders),
             routing_key: event.routing_key.clone(),
-            message: Message { properties, headers: headers.clone(), body, unread: 0 },
+            message: Message { properties, headers: headers.clone(), body, missing_bytes: 0 },
         }
     };
     events.iter().enumerate().map(publication).collect()

@@ -3,8 +3,8 @@
 //! A route that is added with `routes!` is in the OpenAPI document. Nothing here asks the broker.
 
 pub(super) mod commands;
+pub(super) mod dead_letter_actions;
 mod dead_letters;
-pub(super) mod desk;
 pub(super) mod document;
 mod journal;
 mod orders;

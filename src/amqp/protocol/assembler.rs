@@ -208,7 +208,7 @@ impl ContentAssembler {
                 delivered.overflow = body_size > self.room;
                 let whole = !delivered.overflow && body_size <= self.max_body;
                 let kept = if whole { body_size } else { body_size.min(KEPT_PREFIX) };
-                delivered.message.unread = body_size - kept;
+                delivered.message.missing_bytes = body_size - kept;
                 delivered.memory = DELIVERY_BYTES + kept + headers_memory(&delivered.message.headers);
                 Ok(kept)
             }
@@ -294,7 +294,7 @@ mod tests {
     fn message(body: &'static [u8]) -> Message {
         let properties = Properties { message_id: Some("ord-1".into()), ..Properties::default() };
         let headers = Headers::from([("x".to_owned(), HeaderValue::Void)]);
-        Message { properties, headers, body: Bytes::from_static(body), unread: 0 }
+        Message { properties, headers, body: Bytes::from_static(body), missing_bytes: 0 }
     }
 
     #[test]
@@ -358,9 +358,9 @@ mod tests {
             }
         };
         let whole = delivered(1000);
-        assert_eq!((whole.message.body.len(), whole.message.unread), (1000, 0));
+        assert_eq!((whole.message.body.len(), whole.message.missing_bytes), (1000, 0));
         let large = delivered(1_000_000);
-        assert_eq!((large.message.body.len(), large.message.unread), (KEPT_PREFIX, 1_000_000 - KEPT_PREFIX));
+        assert_eq!((large.message.body.len(), large.message.missing_bytes), (KEPT_PREFIX, 1_000_000 - KEPT_PREFIX));
         assert!(large.memory < 10_000);
         assert!(
             events(|out| {

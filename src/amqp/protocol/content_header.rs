@@ -48,7 +48,7 @@ pub fn get_content_header(mut payload: &[u8]) -> Result<ContentHeader, ProtocolE
 
 /// Appends flags that say which properties follow, from the highest bit on, then the properties.
 fn put_properties(out: &mut BytesMut, message: &Message, user_id: Option<&str>) {
-    let Message { properties, headers, body: _, unread: _ } = message;
+    let Message { properties, headers, body: _, missing_bytes: _ } = message;
     let Properties { content_type, content_encoding, priority, correlation_id, reply_to, .. } = properties;
     let Properties { expiration, message_id, timestamp, message_type, user_id: _, app_id, .. } = properties;
     let flags_at = out.len();

@@ -60,6 +60,7 @@ fn assert_survives_encoding(message: Message) {
     let encoded = encode(&message);
     let frame = Frame::parse(&encoded, encoded.len()).expect("orderd writes valid frames").expect("a complete frame");
     let decoded = get_content_header(frame.payload).expect("orderd writes valid content headers");
-    let again = Message { properties: decoded.properties, headers: decoded.headers, body: message.body, unread: 0 };
+    let again =
+        Message { properties: decoded.properties, headers: decoded.headers, body: message.body, missing_bytes: 0 };
     assert_eq!(encode(&again), encoded, "encoding and decoding changed the message");
 }

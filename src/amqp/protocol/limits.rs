@@ -36,8 +36,8 @@ fn check(publication: &Publication) -> Result<(), String> {
         fits(name, value)?;
     }
     check_names(&publication.message.headers)?;
-    if publication.message.unread > 0 {
-        return Err(format!("{} bytes of its body are missing", publication.message.unread));
+    if publication.message.missing_bytes > 0 {
+        return Err(format!("{} bytes of its body are missing", publication.message.missing_bytes));
     }
     match publication.message.body.len() {
         length if length > MAX_BODY => Err(format!("its body has {length} bytes, more than {MAX_BODY}")),

@@ -16,7 +16,7 @@ use crate::cli::output::write_json;
 use crate::cli::text::counted;
 use crate::cli::{Exit, Format};
 use crate::config::Sources;
-use crate::dead_letters::{ChangedLetters, LetterAction, LetterRequest};
+use crate::dead_letters::{ChangedLetters, LetterChangeKind, LetterRequest};
 use crate::escape::escaped;
 
 /// Refused letters that are shown.
@@ -72,7 +72,7 @@ struct Common {
 
 /// What is asked for.
 struct Change<'a> {
-    action: LetterAction,
+    action: LetterChangeKind,
     selection: &'a Selection,
     note: &'a str,
     /// Asked before it is done.
@@ -87,7 +87,7 @@ pub(super) async fn hold(
     err: &mut dyn Write,
 ) -> io::Result<Asked> {
     let HoldArgs { selection, note, common } = args;
-    change(Change { action: LetterAction::Hold, selection, note, question: None, common }, sources, out, err).await
+    change(Change { action: LetterChangeKind::Hold, selection, note, question: None, common }, sources, out, err).await
 }
 
 pub(super) async fn release(
@@ -97,7 +97,7 @@ pub(super) async fn release(
     err: &mut dyn Write,
 ) -> io::Result<Asked> {
     let ReleaseArgs { selection, common } = args;
-    change(Change { action: LetterAction::Release, selection, note: "", question: None, common }, sources, out, err)
+    change(Change { action: LetterChangeKind::Release, selection, note: "", question: None, common }, sources, out, err)
         .await
 }
 
@@ -110,7 +110,7 @@ pub(super) async fn discard(
     let DiscardArgs { selection, note, yes, common } = args;
     let question = (!yes).then_some("Discard them? They cannot be replayed then.");
     let note = note.as_deref().unwrap_or_default();
-    change(Change { action: LetterAction::Discard, selection, note, question, common }, sources, out, err).await
+    change(Change { action: LetterChangeKind::Discard, selection, note, question, common }, sources, out, err).await
 }
 
 async fn change(change: Change<'_>, sources: &Sources, out: &mut dyn Write, err: &mut dyn Write) -> io::Result<Asked> {
@@ -161,7 +161,7 @@ async fn change(change: Change<'_>, sources: &Sources, out: &mut dyn Write, err:
 /// Sends a request until all letters are dealt with. It is then for what is stored now.
 async fn send(
     client: &AdminClient,
-    action: LetterAction,
+    action: LetterChangeKind,
     request: &mut LetterRequest,
     err: &mut dyn Write,
 ) -> io::Result<Result<ChangedLetters, AdminClientError>> {
@@ -197,7 +197,7 @@ async fn send(
 }
 
 fn write_planned(
-    action: LetterAction,
+    action: LetterChangeKind,
     planned: &ChangedLetters,
     format: Format,
     out: &mut dyn Write,
@@ -205,7 +205,7 @@ fn write_planned(
     match (format, &planned.nothing) {
         (Format::Json, _) => write_json(planned, out)?,
         (Format::Text, Some(nothing)) => {
-            let states = if action == LetterAction::Release { "held" } else { "open" };
+            let states = if action == LetterChangeKind::Release { "held" } else { "open" };
             write_nothing(nothing, verb(action), states, out)?;
             for (state, letters) in &nothing.other_states {
                 writeln!(out, "  {letters} {}", state.as_str())?;
@@ -221,12 +221,12 @@ fn write_planned(
 }
 
 /// Those that are not changed.
-fn write_rest(action: LetterAction, changed: &ChangedLetters, out: &mut dyn Write) -> io::Result<()> {
+fn write_rest(action: LetterChangeKind, changed: &ChangedLetters, out: &mut dyn Write) -> io::Result<()> {
     let ChangedLetters { unchanged, refused, .. } = changed;
     let state = match action {
-        LetterAction::Hold => "held",
-        LetterAction::Release => "open",
-        LetterAction::Discard => "discarded",
+        LetterChangeKind::Hold => "held",
+        LetterChangeKind::Release => "open",
+        LetterChangeKind::Discard => "discarded",
     };
     match unchanged {
         0 => {}
@@ -253,18 +253,18 @@ fn exit(changed: &ChangedLetters) -> Exit {
     }
 }
 
-fn verb(action: LetterAction) -> &'static str {
+fn verb(action: LetterChangeKind) -> &'static str {
     match action {
-        LetterAction::Hold => "hold",
-        LetterAction::Release => "release",
-        LetterAction::Discard => "discard",
+        LetterChangeKind::Hold => "hold",
+        LetterChangeKind::Release => "release",
+        LetterChangeKind::Discard => "discard",
     }
 }
 
-fn participle(action: LetterAction) -> &'static str {
+fn participle(action: LetterChangeKind) -> &'static str {
     match action {
-        LetterAction::Hold => "held",
-        LetterAction::Release => "released",
-        LetterAction::Discard => "discarded",
+        LetterChangeKind::Hold => "held",
+        LetterChangeKind::Release => "released",
+        LetterChangeKind::Discard => "discarded",
     }
 }

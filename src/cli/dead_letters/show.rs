@@ -77,7 +77,7 @@ fn write_text(whole: &WholeLetter, out: &mut dyn Write) -> io::Result<()> {
     let original =
         letter.maybe_duplicate_of.map(|id| format!("of {id}, with the same content: its ack may have been lost"));
     line("maybe again", original.as_deref())?;
-    line("body", letter.unread.then_some("never read by orderd: reading it has ended a process"))?;
+    line("body", letter.unparsed.then_some("never read by orderd: reading it has ended a process"))?;
     line("failure", letter.failure_reason.as_deref())?;
     match letter.source {
         LetterSource::DeadLetterQueue => {

@@ -269,9 +269,9 @@ fn write_senders(status: &Status, out: &mut dyn Write) -> io::Result<()> {
 /// What the store of dead letters has, and what keeps messages from getting there.
 fn write_store(store: &DeadLettersStatus, now: Timestamp, out: &mut dyn Write) -> io::Result<()> {
     for (queue, collector) in store.collectors.iter().filter(|(_, collector)| collector.enabled) {
-        let CollectorStatus { subscribed, subscribe_error, hold, too_large, refused, .. } = collector;
+        let CollectorStatus { subscribed, subscribe_error, pause, too_large, refused, .. } = collector;
         if !subscribed {
-            let waits = match hold.as_deref() {
+            let waits = match pause.as_deref() {
                 Some("consumers") => Some("waiting until all consumers have a subscription"),
                 Some("connection_limit") => Some("the consumers need the connections that the broker allows"),
                 Some("disk_space") => Some("the ledger's disk is nearly full"),

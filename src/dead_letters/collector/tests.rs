@@ -71,7 +71,7 @@ struct Env {
     counters: Arc<CollectorCounters>,
     stop: CancellationToken,
     task: tokio::task::JoinHandle<Result<(), Infallible>>,
-    hold: watch::Sender<Option<HoldCause>>,
+    pause: watch::Sender<Option<CollectionPause>>,
     tags: u64,
     _consumers: watch::Sender<KnownConsumers>,
 }
@@ -83,10 +83,10 @@ impl Env {
         env
     }
 
-    fn new(hold: Option<HoldCause>) -> Env {
+    fn new(pause: Option<CollectionPause>) -> Env {
         let (queue, ledger) = (Arc::new(FakeQueue::default()), Arc::new(MemoryLedger::default()));
-        let (consumers, hold) = (watch::Sender::new(BTreeMap::new()), watch::Sender::new(hold));
-        let reader = LetterReader {
+        let (consumers, pause) = (watch::Sender::new(BTreeMap::new()), watch::Sender::new(pause));
+        let parser = LetterParser {
             names: Arc::new(ExchangeNames::new("orders")),
             users: Arc::new(TrustedUsers::known("orderd")),
             max_body: 1 << 20,
@@ -96,15 +96,15 @@ impl Env {
             source: Arc::clone(&queue) as Arc<dyn Consumer>,
             ledger: Arc::clone(&ledger) as Arc<dyn LetterWriter>,
             ledger_state: ledger.state(),
-            hold: hold.subscribe(),
-            reader: Arc::new(reader),
+            pause: pause.subscribe(),
+            parser: Arc::new(parser),
             reconnect_max: Duration::from_secs(1),
             shutdown: Shutdown::new(),
         };
         let (counters, stop) = (Arc::new(CollectorCounters::default()), CancellationToken::new());
         let collector = Collector::new(LetterSource::DeadLetterQueue, deps, Arc::clone(&counters), stop.clone());
         let task = tokio::spawn(Arc::new(collector).run());
-        Env { queue, ledger, counters, stop, task, hold, tags: 0, _consumers: consumers }
+        Env { queue, ledger, counters, stop, task, pause, tags: 0, _consumers: consumers }
     }
 
     async fn until(&self, is: impl Fn(&Env) -> bool) {
@@ -113,19 +113,20 @@ impl Env {
         }
     }
 
-    /// Delivers a message; `unread`: how much of its body is missing.
-    fn deliver(&mut self, body: &'static str, unread: usize) -> u64 {
-        let delivery = self.delivery(body, unread, None);
+    /// Delivers a message; `missing_bytes`: how much of its body is missing.
+    fn deliver(&mut self, body: &'static str, missing_bytes: usize) -> u64 {
+        let delivery = self.delivery(body, missing_bytes, None);
         self.queue.feed.lock().unwrap().as_ref().unwrap().send(delivery).unwrap();
         self.tags
     }
 
     /// `count`: how often the broker has delivered it before.
-    fn delivery(&mut self, body: &'static str, unread: usize, count: Option<i64>) -> Delivery {
+    fn delivery(&mut self, body: &'static str, missing_bytes: usize, count: Option<i64>) -> Delivery {
         self.tags += 1;
         let headers =
             count.map(|count| (names::DELIVERY_COUNT.to_owned(), HeaderValue::I64(count))).into_iter().collect();
-        let message = Message { body: Bytes::from_static(body.as_bytes()), headers, unread, ..Message::default() };
+        let message =
+            Message { body: Bytes::from_static(body.as_bytes()), headers, missing_bytes, ..Message::default() };
         Delivery {
             id: DeliveryId { connection: 1, tag: self.tags },
             exchange: String::new(),
@@ -216,18 +217,18 @@ async fn a_collector_that_is_stopped_during_an_outage_leaves_what_it_has_receive
 
 #[tokio::test(start_paused = true)]
 async fn dead_letters_wait_for_the_consumers_and_give_way_when_those_need_the_connection_or_the_disk() {
-    let mut env = Env::new(Some(HoldCause::Consumers));
-    env.until(|env| env.counters.read().hold == Some(HoldCause::Consumers)).await;
+    let mut env = Env::new(Some(CollectionPause::Consumers));
+    env.until(|env| env.counters.read().pause == Some(CollectionPause::Consumers)).await;
     assert!(env.queue.prefetches.lock().unwrap().is_empty());
-    for cause in [HoldCause::ConnectionLimit, HoldCause::DiskSpace] {
-        env.hold.send_replace(None);
+    for cause in [CollectionPause::ConnectionLimit, CollectionPause::DiskSpace] {
+        env.pause.send_replace(None);
         env.until(|env| env.counters.read().subscribed).await;
-        env.hold.send_replace(Some(HoldCause::Consumers));
+        env.pause.send_replace(Some(CollectionPause::Consumers));
         let tag = env.deliver("a", 0);
         env.until(|env| env.settled().contains(&(tag, Settlement::Ack))).await;
         assert!(env.counters.read().subscribed, "a consumer that subscribes anew needs no other connection");
-        env.hold.send_replace(Some(cause));
-        env.until(|env| env.counters.read().hold == Some(cause)).await;
+        env.pause.send_replace(Some(cause));
+        env.until(|env| env.counters.read().pause == Some(cause)).await;
         assert!(!env.counters.read().subscribed && env.queue.feed.lock().unwrap().is_none());
     }
 }
@@ -238,13 +239,13 @@ async fn a_dead_letter_that_the_ledger_has_no_room_for_stays_in_its_queue_and_is
     env.ledger.refuse_next_letter(OutageCause::DiskFull);
     env.deliver("a", 0);
     let other = env.deliver("b", 0);
-    env.until(|env| env.counters.read().hold == Some(HoldCause::DiskSpace)).await;
+    env.until(|env| env.counters.read().pause == Some(CollectionPause::DiskSpace)).await;
     assert_eq!((env.settled(), env.counters.read().released), (vec![(other, Settlement::Ack)], 1));
     tokio::time::advance(NO_ROOM_WAIT).await;
     env.until(|env| env.counters.read().subscribed).await;
     let again = env.deliver("a", 0);
     env.until(|env| env.settled().contains(&(again, Settlement::Ack))).await;
-    assert_eq!(env.counters.read().hold, None);
+    assert_eq!(env.counters.read().pause, None);
 }
 
 #[tokio::test]
@@ -255,12 +256,12 @@ async fn a_message_that_came_back_often_is_read_unless_a_process_ended_while_it_
         let delivery = env.delivery(order, 0, Some(7));
         let print = fingerprint("dead_letter_queue", &delivery);
         if is_marked {
-            assert!(!env.ledger.begin_reading(print, "another process".to_owned()).await.unwrap());
+            assert!(!env.ledger.begin_parsing(print, "another process".to_owned()).await.unwrap());
         }
         env.queue.feed.lock().unwrap().as_ref().unwrap().send(delivery).unwrap();
         env.until(|env| !env.settled().is_empty()).await;
         let letter = env.ledger.dead_letter(1).await.unwrap().unwrap().letter;
-        assert_eq!((letter.order_id.as_deref(), letter.unread), (expected, is_marked));
-        assert!(!env.ledger.begin_reading(print, "a third process".to_owned()).await.unwrap(), "the mark is removed");
+        assert_eq!((letter.order_id.as_deref(), letter.unparsed), (expected, is_marked));
+        assert!(!env.ledger.begin_parsing(print, "a third process".to_owned()).await.unwrap(), "the mark is removed");
     }
 }

@@ -4,11 +4,12 @@
 use jiff::Timestamp;
 use tokio::time::Instant;
 
-use super::desk::{ANSWER_TIME, Desk, DeskError, PAGE, check_selection};
+use super::actions::{ANSWER_TIME, ActionError, LetterActions, PAGE, check_selection};
 use super::plan::{Missing, last, only_states};
 use super::requests::{ChangedLetters, LetterRequest};
 use crate::ledger::{
-    ChangeAnswer, DeskAnswer, DeskChange, GroupBuilder, LetterChange, LetterSelection, LetterState, ReplayCandidate,
+    ChangeAnswer, GroupBuilder, LetterChange, LetterOperation, LetterSelection, LetterState, OperationAnswer,
+    ReplayCandidate,
 };
 
 /// Letters that are changed in one transaction, so that orders never wait long for it.
@@ -18,7 +19,7 @@ const MAX_NOTE_BYTES: usize = 1_024;
 
 /// What is done with letters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LetterAction {
+pub enum LetterChangeKind {
     /// They are put aside.
     Hold,
     /// They are opened again.
@@ -27,26 +28,26 @@ pub enum LetterAction {
     Discard,
 }
 
-impl LetterAction {
+impl LetterChangeKind {
     /// The states in which a filter may look for letters. The first one is what it looks for if it names none.
     fn states(self) -> &'static [LetterState] {
         match self {
-            LetterAction::Hold | LetterAction::Discard => &[LetterState::Open, LetterState::Held],
+            LetterChangeKind::Hold | LetterChangeKind::Discard => &[LetterState::Open, LetterState::Held],
             // Those whose replay goes on are left as they are.
-            LetterAction::Release => &[LetterState::Held, LetterState::Replaying],
+            LetterChangeKind::Release => &[LetterState::Held, LetterState::Replaying],
         }
     }
 
-    fn change(self, note: String) -> Result<LetterChange, DeskError> {
+    fn change(self, note: String) -> Result<LetterChange, ActionError> {
         let note = note.trim().to_owned();
         let has_note = (1..=MAX_NOTE_BYTES).contains(&note.len());
         match self {
-            LetterAction::Release if note.is_empty() => Ok(LetterChange::Release),
-            LetterAction::Release => Err(DeskError::Invalid("note: a release has none".to_owned())),
-            LetterAction::Hold if has_note => Ok(LetterChange::Hold { note }),
-            LetterAction::Discard if has_note => Ok(LetterChange::Discard { reason: note }),
-            LetterAction::Hold | LetterAction::Discard => {
-                Err(DeskError::Invalid(format!("note: must have 1 to {MAX_NOTE_BYTES} bytes, has {}", note.len())))
+            LetterChangeKind::Release if note.is_empty() => Ok(LetterChange::Release),
+            LetterChangeKind::Release => Err(ActionError::Invalid("note: a release has none".to_owned())),
+            LetterChangeKind::Hold if has_note => Ok(LetterChange::Hold { note }),
+            LetterChangeKind::Discard if has_note => Ok(LetterChange::Discard { reason: note }),
+            LetterChangeKind::Hold | LetterChangeKind::Discard => {
+                Err(ActionError::Invalid(format!("note: must have 1 to {MAX_NOTE_BYTES} bytes, has {}", note.len())))
             }
         }
     }
@@ -55,29 +56,29 @@ impl LetterAction {
     fn answer(self, candidate: &ReplayCandidate) -> ChangeAnswer {
         use LetterState::{Discarded, Held, Open, Replayed, Replaying};
         match (self, candidate.state) {
-            (LetterAction::Release, Open) | (LetterAction::Discard, Discarded) => ChangeAnswer::Unchanged,
-            (LetterAction::Hold | LetterAction::Discard, Open | Held) | (LetterAction::Release, Held) => {
+            (LetterChangeKind::Release, Open) | (LetterChangeKind::Discard, Discarded) => ChangeAnswer::Unchanged,
+            (LetterChangeKind::Hold | LetterChangeKind::Discard, Open | Held) | (LetterChangeKind::Release, Held) => {
                 ChangeAnswer::Changed
             }
-            (LetterAction::Release, Replaying) if candidate.is_abandoned => ChangeAnswer::Changed,
-            (LetterAction::Hold, state @ (Replaying | Replayed | Discarded))
-            | (LetterAction::Release, state @ (Replaying | Replayed | Discarded))
-            | (LetterAction::Discard, state @ (Replaying | Replayed)) => ChangeAnswer::Refused(state),
+            (LetterChangeKind::Release, Replaying) if candidate.is_abandoned => ChangeAnswer::Changed,
+            (LetterChangeKind::Hold, state @ (Replaying | Replayed | Discarded))
+            | (LetterChangeKind::Release, state @ (Replaying | Replayed | Discarded))
+            | (LetterChangeKind::Discard, state @ (Replaying | Replayed)) => ChangeAnswer::Refused(state),
         }
     }
 }
 
-impl Desk {
+impl LetterActions {
     /// Changes letters, or says what would be changed.
     ///
     /// # Errors
-    /// [`DeskError`]. Some letters may be changed by then.
+    /// [`ActionError`]. Some letters may be changed by then.
     pub async fn change_letters(
         &self,
-        action: LetterAction,
+        action: LetterChangeKind,
         request: LetterRequest,
         by: String,
-    ) -> Result<ChangedLetters, DeskError> {
+    ) -> Result<ChangedLetters, ActionError> {
         let LetterRequest { selection, note, dry_run, after } = request;
         check_selection(&selection)?;
         let change = match (dry_run, note.is_empty()) {
@@ -110,11 +111,11 @@ impl Desk {
     /// Whether there is nothing to change.
     async fn preview(
         &self,
-        action: LetterAction,
+        action: LetterChangeKind,
         (selection, states): (&LetterSelection, &[LetterState]),
         after: i64,
         changed: &mut ChangedLetters,
-    ) -> Result<bool, DeskError> {
+    ) -> Result<bool, ActionError> {
         let is_named = matches!(selection, LetterSelection::Ids(_));
         let (mut groups, mut missing) = (GroupBuilder::default(), Missing::new(selection, after));
         let found = self
@@ -142,7 +143,7 @@ impl Desk {
         (change, by): (&LetterChange, &str),
         mut after: i64,
         changed: &mut ChangedLetters,
-    ) -> Result<bool, DeskError> {
+    ) -> Result<bool, ActionError> {
         let (began, mut is_nothing) = (Instant::now(), true);
         loop {
             let (page, is_last) = match selection {
@@ -183,10 +184,10 @@ impl Desk {
         change: &LetterChange,
         by: &str,
         changed: &mut ChangedLetters,
-    ) -> Result<(), DeskError> {
+    ) -> Result<(), ActionError> {
         let (change, by, at) = (change.clone(), by.to_owned(), Timestamp::now());
-        let DeskAnswer::Letters(answers) =
-            self.change(DeskChange::Letters { ids: ids.clone(), change, by, at }).await?
+        let OperationAnswer::Letters(answers) =
+            self.change(LetterOperation::Letters { ids: ids.clone(), change, by, at }).await?
         else {
             unreachable!("a change of letters has an answer for each")
         };

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use bytes::Bytes;
 use jiff::Timestamp;
 
-use super::super::letter_reader::KnownConsumers;
+use super::super::letter_parser::KnownConsumers;
 use super::super::message_json::properties_json;
 use super::super::order::read_failed_order;
 use super::message::{order as whole_order, stored_delivery, target};

@@ -5,13 +5,14 @@ use base64::engine::general_purpose::STANDARD;
 use jiff::Timestamp;
 use tokio::task::spawn_blocking;
 
-use super::desk::{Desk, DeskError};
+use super::actions::{ActionError, LetterActions};
 use super::edit::{EditError, Edited, MAX_EDITED_BYTES, edited, present_body};
 use super::message::target;
 use super::requests::{EditDraft, EditedLetter};
 use crate::chain::chain;
 use crate::ledger::{
-    ChangeAnswer, DeadLetterDetail, DeskAnswer, DeskChange, LetterEdit, LetterOrigin, LetterSelection, LetterState,
+    ChangeAnswer, DeadLetterDetail, LetterEdit, LetterOperation, LetterOrigin, LetterSelection, LetterState,
+    OperationAnswer,
 };
 
 /// A new body, as it was requested.
@@ -24,12 +25,12 @@ pub struct NewBody {
     pub change_order_id: bool,
 }
 
-impl Desk {
+impl LetterActions {
     /// The body to edit, if the letter can be edited.
     ///
     /// # Errors
-    /// [`DeskError`]: it cannot.
-    pub async fn draft(&self, id: i64) -> Result<EditDraft, DeskError> {
+    /// [`ActionError`]: it cannot.
+    pub async fn draft(&self, id: i64) -> Result<EditDraft, ActionError> {
         let detail = self.editable(id).await?;
         let named = LetterSelection::Ids(vec![id]);
         let candidates = self.0.deps.ledger.replay_candidates(named, Vec::new(), 0, 1).await?;
@@ -45,9 +46,9 @@ impl Desk {
     }
 
     /// The letter, if its state and its steps allow it to be edited.
-    async fn editable(&self, id: i64) -> Result<DeadLetterDetail, DeskError> {
+    async fn editable(&self, id: i64) -> Result<DeadLetterDetail, ActionError> {
         let detail = self.0.deps.ledger.dead_letter(id).await?;
-        let detail = detail.ok_or_else(|| DeskError::Missing(format!("dead letter {id}")))?;
+        let detail = detail.ok_or_else(|| ActionError::Missing(format!("dead letter {id}")))?;
         let letter = &detail.letter;
         match letter.state {
             LetterState::Open | LetterState::Held => {}
@@ -59,7 +60,7 @@ impl Desk {
         let consumer = target(&consumers, None, letter.origin_queue.as_deref(), letter.consumer.as_deref());
         let is_order = consumer.is_none_or(|(_, consumer)| consumer.format.is_some());
         if !is_order && !detail.steps.is_empty() && letter.origin != LetterOrigin::Orderd {
-            return Err(DeskError::Conflict(format!(
+            return Err(ActionError::Conflict(format!(
                 "steps were called for dead letter {id}, which orderd itself has not dead-lettered: another body would be refused \
                  (id_conflict)"
             )));
@@ -70,8 +71,8 @@ impl Desk {
     /// Replaces the body of a letter, if its consumer can read the new one. The former bodies are kept.
     ///
     /// # Errors
-    /// [`DeskError`].
-    pub async fn edit(&self, id: i64, new: NewBody, by: String) -> Result<EditedLetter, DeskError> {
+    /// [`ActionError`].
+    pub async fn edit(&self, id: i64, new: NewBody, by: String) -> Result<EditedLetter, ActionError> {
         let NewBody { revision, body, change_order_id } = new;
         let detail = self.editable(id).await?;
         if detail.content.revision != revision {
@@ -86,7 +87,7 @@ impl Desk {
         let former_order_id = former.filter(|former| order_id.as_ref() != Some(former));
         if let Some(former) = former_order_id.as_ref().filter(|_| !change_order_id) {
             let now = order_id.as_ref().map_or_else(|| "none".to_owned(), |id| format!("{id:?}"));
-            return Err(DeskError::Conflict(format!(
+            return Err(ActionError::Conflict(format!(
                 "the order's id would change from {former:?} to {now}, and the letter would be another order: if that is meant, use \
                  --change-order-id (`change_order_id`)"
             )));
@@ -103,7 +104,7 @@ impl Desk {
             by,
             at: Timestamp::now(),
         };
-        let DeskAnswer::Letters(answers) = self.change(DeskChange::Edit(Box::new(edit))).await? else {
+        let OperationAnswer::Letters(answers) = self.change(LetterOperation::Edit(Box::new(edit))).await? else {
             unreachable!("an edit has an answer for its letter")
         };
         match answers.first() {
@@ -113,30 +114,30 @@ impl Desk {
             Some(ChangeAnswer::Outdated) => Err(outdated(id)),
             Some(ChangeAnswer::OtherOrder) => {
                 let order = order_id.unwrap_or_default();
-                Err(DeskError::Conflict(format!(
+                Err(ActionError::Conflict(format!(
                     "the ledger has accepted order {order:?} with other lines, amounts, another currency or customer, so this content \
                      would be refused (id_conflict): give the corrected order another id (--change-order-id), or change other fields only"
                 )))
             }
             Some(ChangeAnswer::Refused(state)) => Err(wrong_state(id, *state)),
-            Some(ChangeAnswer::Missing) | None => Err(DeskError::Missing(format!("dead letter {id}"))),
+            Some(ChangeAnswer::Missing) | None => Err(ActionError::Missing(format!("dead letter {id}"))),
         }
     }
 }
 
-fn wrong_state(id: i64, state: LetterState) -> DeskError {
+fn wrong_state(id: i64, state: LetterState) -> ActionError {
     let state = state.as_str();
-    DeskError::Conflict(format!("dead letter {id} is {state}; only open and held ones can be edited"))
+    ActionError::Conflict(format!("dead letter {id} is {state}; only open and held ones can be edited"))
 }
 
-fn outdated(id: i64) -> DeskError {
-    DeskError::Conflict(format!("dead letter {id} was edited meanwhile; edit it again"))
+fn outdated(id: i64) -> ActionError {
+    ActionError::Conflict(format!("dead letter {id} was edited meanwhile; edit it again"))
 }
 
-fn unreadable(died: &tokio::task::JoinError) -> DeskError {
-    DeskError::Invalid(format!("the body cannot be read: {died}"))
+fn unreadable(died: &tokio::task::JoinError) -> ActionError {
+    ActionError::Invalid(format!("the body cannot be read: {died}"))
 }
 
-fn refused(error: &EditError) -> DeskError {
-    DeskError::Invalid(chain(error))
+fn refused(error: &EditError) -> ActionError {
+    ActionError::Invalid(chain(error))
 }

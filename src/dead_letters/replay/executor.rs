@@ -13,19 +13,19 @@ use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use super::super::letter_reader::KnownConsumers;
+use super::super::letter_parser::KnownConsumers;
+use super::decide::{Admission, Decision, GroupBatch, Traffic, decide};
 use super::message::{ReplayContext, target};
 use super::pace::{Pace, QueueRates, TICK};
-use super::step::{Admission, Step, Traffic, Turn, next_step};
 use super::waiting::{QueueAccess, WaitCause, Waiting};
 use crate::chain::chain;
 use crate::instance;
 use crate::ledger::{
-    ClaimedReplay, DeskAnswer, DeskChange, Ledger, LedgerError, LetterProgress, LetterSelection, LetterState,
-    MAX_ACTIVE_REPLAYS, OpenError, Replay, ReplayCandidate, ReplayGroup, ReplayState, ToSelect,
+    ClaimedReplay, Ledger, LedgerError, LetterOperation, LetterProgress, LetterSelection, LetterState,
+    MAX_ACTIVE_REPLAYS, OpenError, OperationAnswer, Replay, ReplayCandidate, ReplayGroup, ReplayState, ToSelect,
 };
 use crate::message::{ExchangeNames, Publisher, TrustedUsers};
-use crate::metrics::HoldCause;
+use crate::metrics::CollectionPause;
 use crate::shutdown::Shutdown;
 use crate::telemetry::RepeatedLog;
 
@@ -70,7 +70,7 @@ pub struct ReplayDeps {
     /// Whether a queue's consumer processes what is published to it.
     pub access: AccessToQueue,
     /// Why no dead letters are collected. If it is the disk, nothing is recorded about them either, except outcomes of replays.
-    pub hold: watch::Receiver<Option<HoldCause>>,
+    pub pause: watch::Receiver<Option<CollectionPause>>,
     /// Ends the task.
     pub shutdown: Shutdown,
 }
@@ -86,7 +86,7 @@ pub struct Replayer {
 
 /// Why a replay could not be continued.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum StepError {
+pub(super) enum ReplayError {
     #[error(transparent)]
     Ledger(#[from] LedgerError),
     #[error(transparent)]
@@ -108,7 +108,7 @@ impl Replayer {
 
     /// Whether what is left of the ledger's disk is for orders.
     pub(super) fn is_short_of_disk(&self) -> bool {
-        *self.deps.hold.borrow() == Some(HoldCause::DiskSpace)
+        *self.deps.pause.borrow() == Some(CollectionPause::DiskSpace)
     }
 
     /// Why a replay waits, if this process carries it out.
@@ -207,7 +207,7 @@ impl Replayer {
     }
 
     /// Those that have not ended, and the numbers of those that this process may carry out.
-    async fn claim_all(&self, paces: &mut BTreeMap<i64, Pace>) -> Result<(Vec<Replay>, BTreeSet<i64>), StepError> {
+    async fn claim_all(&self, paces: &mut BTreeMap<i64, Pace>) -> Result<(Vec<Replay>, BTreeSet<i64>), ReplayError> {
         let active = || self.deps.ledger.replays(true, MAX_ACTIVE_REPLAYS, Timestamp::now());
         let replays = active().await?;
         paces.retain(|id, _| replays.iter().any(|replay| replay.id == *id));
@@ -232,22 +232,22 @@ impl Replayer {
         queues.into_iter().map(|queue| (queue.clone(), (self.deps.access)(queue))).collect()
     }
 
-    async fn advance(&self, replay: &Replay, pace: &mut Pace, queues: &mut Queues<'_>) -> Result<(), StepError> {
+    async fn advance(&self, replay: &Replay, pace: &mut Pace, queues: &mut Queues<'_>) -> Result<(), ReplayError> {
         let id = replay.id;
         match replay.state {
             ReplayState::Selecting => self.select(replay, pace).await?,
             ReplayState::Running => {
-                let step = next_step(replay, &queues.traffic, &|queue| queues.admission(pace, queue));
+                let step = decide(replay, &queues.traffic, &|queue| queues.admission(pace, queue));
                 self.set_waiting(id, waiting_for(replay, &step, (pace, queues)));
                 match step {
-                    Step::Publish(_) if pace.not_before > Instant::now() => {}
-                    Step::Publish(turns) => self.publish_turns(replay, turns, pace, queues).await?,
-                    Step::Wait => {}
-                    Step::Stop => {
+                    Decision::Publish(_) if pace.not_before > Instant::now() => {}
+                    Decision::Publish(batches) => self.publish_groups(replay, batches, pace, queues).await?,
+                    Decision::Wait => {}
+                    Decision::Stop => {
                         warn!(replay = id, "a replay stops: too many of its dead letters have failed again");
                         self.stop_for(id, "too_many_failed", None).await?;
                     }
-                    Step::Finish => self.finish(id).await?,
+                    Decision::Finish => self.finish(id).await?,
                 }
             }
             ReplayState::Stopping => self.stop(replay, pace, queues).await?,
@@ -262,14 +262,14 @@ impl Replayer {
         replay: i64,
         reason: &'static str,
         detail: Option<String>,
-    ) -> Result<(), StepError> {
-        self.change(DeskChange::Stop { replay, by: None, reason, detail, at: Timestamp::now() }).await?;
+    ) -> Result<(), ReplayError> {
+        self.change(LetterOperation::Stop { replay, by: None, reason, detail, at: Timestamp::now() }).await?;
         self.wake();
         Ok(())
     }
 
     /// Claims the letters of the selection.
-    async fn select(&self, replay: &Replay, pace: &mut Pace) -> Result<(), StepError> {
+    async fn select(&self, replay: &Replay, pace: &mut Pace) -> Result<(), ReplayError> {
         let id = replay.id;
         loop {
             let Some((selection, after)) = self.deps.ledger.replay_selection(id).await? else { return Ok(()) };
@@ -296,8 +296,8 @@ impl Replayer {
                 ids.iter().map(|letter| ToSelect { letter: *letter, queue: queue(letter) }).collect();
             let is_last = letters.len() < SELECT_BATCH;
             let (replay, at) = (claimed(id), Timestamp::now());
-            let selected = self.change(DeskChange::Select { replay, letters, is_named, is_last, at }).await?;
-            if is_last || selected != DeskAnswer::Done(true) || self.claim(id, pace).await? == Claim::Refused {
+            let selected = self.change(LetterOperation::Select { replay, letters, is_named, is_last, at }).await?;
+            if is_last || selected != OperationAnswer::Done(true) || self.claim(id, pace).await? == Claim::Refused {
                 self.wake();
                 return Ok(());
             }
@@ -305,11 +305,12 @@ impl Replayer {
     }
 
     /// Gives back what was not published. What may have been is published again, so that it has an outcome.
-    async fn stop(&self, replay: &Replay, pace: &mut Pace, queues: &mut Queues<'_>) -> Result<(), StepError> {
+    async fn stop(&self, replay: &Replay, pace: &mut Pace, queues: &mut Queues<'_>) -> Result<(), ReplayError> {
         let id = replay.id;
         loop {
-            let give_back = DeskChange::GiveBack { replay: claimed(id), limit: SELECT_BATCH, at: Timestamp::now() };
-            if self.change(give_back).await? != DeskAnswer::More(true) {
+            let give_back =
+                LetterOperation::GiveBack { replay: claimed(id), limit: SELECT_BATCH, at: Timestamp::now() };
+            if self.change(give_back).await? != OperationAnswer::More(true) {
                 break;
             }
             if self.claim(id, pace).await? == Claim::Refused {
@@ -323,30 +324,30 @@ impl Replayer {
         let left = |group: &&ReplayGroup| group.count(&[LetterProgress::Publishing]) > 0;
         let waiting = replay.groups.iter().filter(left).find_map(|group| waits(&group.queue));
         let ready = replay.groups.iter().filter(left).filter(|group| waits(&group.queue).is_none());
-        let turns: Vec<Turn> = ready.map(Turn::again).collect();
+        let batches: Vec<GroupBatch> = ready.map(GroupBatch::again).collect();
         self.set_waiting(id, waiting);
-        self.publish_turns(replay, turns, pace, queues).await
+        self.publish_groups(replay, batches, pace, queues).await
     }
 
     /// Whether this process may carry it out.
-    pub(super) async fn claim(&self, replay: i64, pace: &mut Pace) -> Result<Claim, StepError> {
+    pub(super) async fn claim(&self, replay: i64, pace: &mut Pace) -> Result<Claim, ReplayError> {
         let now = Instant::now();
         if pace.claimed_until > now + LEASE / 2 {
             return Ok(Claim::Held);
         }
         let was_held = pace.claimed_until > now;
         let (at, owner) = (Timestamp::now(), instance::owner());
-        let answer = self.change(DeskChange::Claim { replay, owner, at, until: at + LEASE }).await?;
-        if answer != DeskAnswer::Done(true) {
+        let answer = self.change(LetterOperation::Claim { replay, owner, at, until: at + LEASE }).await?;
+        if answer != OperationAnswer::Done(true) {
             return Ok(Claim::Refused);
         }
         pace.claimed_until = now + LEASE;
         Ok(if was_held { Claim::Held } else { Claim::New })
     }
 
-    async fn finish(&self, replay: i64) -> Result<(), StepError> {
-        if self.change(DeskChange::Finish { replay: claimed(replay), at: Timestamp::now() }).await?
-            != DeskAnswer::Done(true)
+    async fn finish(&self, replay: i64) -> Result<(), ReplayError> {
+        if self.change(LetterOperation::Finish { replay: claimed(replay), at: Timestamp::now() }).await?
+            != OperationAnswer::Done(true)
         {
             return Ok(());
         }
@@ -354,8 +355,8 @@ impl Replayer {
         Ok(())
     }
 
-    pub(super) async fn change(&self, change: DeskChange) -> Result<DeskAnswer, StepError> {
-        Ok(self.deps.ledger.change_desk(change).await?)
+    pub(super) async fn change(&self, change: LetterOperation) -> Result<OperationAnswer, ReplayError> {
+        Ok(self.deps.ledger.carry_out(change).await?)
     }
 
     fn set_waiting(&self, replay: i64, reason: Option<Waiting>) {
@@ -424,7 +425,7 @@ impl Queues<'_> {
 }
 
 /// Why a running replay waits, or some of its letters do.
-fn waiting_for(replay: &Replay, step: &Step, (pace, queues): (&Pace, &Queues<'_>)) -> Option<Waiting> {
+fn waiting_for(replay: &Replay, step: &Decision, (pace, queues): (&Pace, &Queues<'_>)) -> Option<Waiting> {
     use LetterProgress::{Publishing, Selected};
     // First the queues of what is to be published, then those of what is on its way.
     for states in [&[Selected, Publishing][..], LetterProgress::IN_FLIGHT] {
@@ -434,7 +435,7 @@ fn waiting_for(replay: &Replay, step: &Step, (pace, queues): (&Pace, &Queues<'_>
         }
     }
     let mut left = replay.groups.iter().filter(|group| group.count(&[Selected]) > 0);
-    if *step == Step::Wait
+    if *step == Decision::Wait
         && let Some(waiting) = left.find_map(|group| queues.trial(&group.queue))
     {
         return Some(waiting);
@@ -448,7 +449,8 @@ fn waiting_for(replay: &Replay, step: &Step, (pace, queues): (&Pace, &Queues<'_>
         return Some(Waiting { cause: WaitCause::Outcome, text });
     }
     let text = || "another replay publishes to the same queue".to_owned();
-    (*step == Step::Wait && replay.in_flight() == 0).then(|| Waiting { cause: WaitCause::OtherReplay, text: text() })
+    (*step == Decision::Wait && replay.in_flight() == 0)
+        .then(|| Waiting { cause: WaitCause::OtherReplay, text: text() })
 }
 
 /// Whether this process may carry a replay out.
@@ -466,7 +468,7 @@ pub(super) fn claimed(id: i64) -> ClaimedReplay {
     ClaimedReplay { id, owner: instance::owner() }
 }
 
-fn log_failure(error: &StepError) {
+fn log_failure(error: &ReplayError) {
     if let Some(due) = FAILURES.occurred("step") {
         warn!(error = %chain(error), repeated = due.repeated, "cannot continue the replays of dead letters; retrying");
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use sha2::{Digest, Sha256};
 
-use super::super::letter_reader::{KnownConsumer, KnownConsumers};
+use super::super::letter_parser::{KnownConsumer, KnownConsumers};
 use super::super::message_json::{headers_from, properties_from};
 use crate::domain::OrderDocument;
 use crate::ledger::{DeadLetter, DeadLetterDetail, LetterOrigin, LetterSource, NewOrder};
@@ -62,7 +62,7 @@ pub(in crate::dead_letters) fn stored_delivery(detail: DeadLetterDetail) -> Opti
         properties: properties_from(&content.properties)?,
         headers: headers_from(&content.headers)?,
         body: content.body.into(),
-        unread: 0,
+        missing_bytes: 0,
     };
     let delivery = Delivery {
         id: DeliveryId { connection: 0, tag: 0 },

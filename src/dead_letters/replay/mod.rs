@@ -1,15 +1,15 @@
 //! What persons do with stored letters: replay, hold, release, discard, edit.
 //!
 //! ```text
-//! requests   what is asked of the desk, and its answers: plain values
-//! desk       what the admin API calls: starts, stops and reports replays
+//! requests   what is asked for, and the answers: plain values
+//! actions    what the admin API calls: starts, stops and reports replays
 //! plan       what a replay would do, and why it would leave letters out
 //! changes    holds, releases and discards letters
 //! editing    edits letters
 //! executor   carries out replays, one step after the other, and continues after a crash: what is done is in the ledger
 //! publish    some letters of a replay, read and published
 //! pace       how fast a replay may publish, and which queues the broker refuses
-//! step       what a replay does next (pure)
+//! decide     what a replay does next (pure)
 //! waiting    why a replay waits (values)
 //! message    from a stored letter to its publication (pure)
 //! edit       what a new body says (pure)
@@ -17,8 +17,9 @@
 //! A letter is published with a mark that all of its copies keep. The pipeline records by that mark what becomes of it, before it acks
 //! the message. So a replay may publish a letter twice, but never forgets one.
 
+mod actions;
 mod changes;
-mod desk;
+mod decide;
 mod edit;
 mod editing;
 mod executor;
@@ -27,13 +28,12 @@ mod pace;
 mod plan;
 mod publish;
 mod requests;
-mod step;
 #[cfg(test)]
 mod tests;
 mod waiting;
 
-pub use changes::LetterAction;
-pub use desk::{Desk, DeskError, DeskHandle};
+pub use actions::{ActionError, LetterActions, LetterActionsHandle};
+pub use changes::LetterChangeKind;
 pub use editing::NewBody;
 pub use executor::{AccessToQueue, ReplayDeps, Replayer, RunningReplay};
 pub(super) use message::stored_delivery;

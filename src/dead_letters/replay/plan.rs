@@ -6,8 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use tokio::time::Instant;
 
-use super::super::letter_reader::{KnownConsumers, known_reasons};
-use super::desk::{ANSWER_TIME, Desk, DeskError, MAX_NAMED, PAGE};
+use super::super::letter_parser::{KnownConsumers, known_reasons};
+use super::actions::{ANSWER_TIME, ActionError, LetterActions, MAX_NAMED, PAGE};
 use super::message::{NO_QUEUE, target};
 use super::requests::{NotReplayed, NothingFound, ReplayPlan, ReplayRequest};
 use super::waiting::QueueAccess;
@@ -28,13 +28,13 @@ enum Fate {
     Skipped(&'static str),
 }
 
-impl Desk {
+impl LetterActions {
     /// Says what a replay would do now. The order of a letter is compared with the ledger exactly only when it is about to be
     /// published.
     ///
     /// # Errors
-    /// [`DeskError`].
-    pub async fn plan(&self, request: &ReplayRequest) -> Result<ReplayPlan, DeskError> {
+    /// [`ActionError`].
+    pub async fn plan(&self, request: &ReplayRequest) -> Result<ReplayPlan, ActionError> {
         self.check(request)?;
         if let LetterSelection::Filter { filter, .. } = &request.selection {
             only_states(filter, &[LetterState::Open])?;
@@ -82,7 +82,7 @@ impl Desk {
         states: Vec<LetterState>,
         mut after: i64,
         mut visit: impl FnMut(&ReplayCandidate),
-    ) -> Result<LookedAt, DeskError> {
+    ) -> Result<LookedAt, ActionError> {
         let (began, mut letters) = (Instant::now(), 0);
         loop {
             // Some of those that are named may be missing.
@@ -114,7 +114,7 @@ impl Desk {
         &self,
         filter: &DeadLetterFilter,
         states: &[LetterState],
-    ) -> Result<NothingFound, DeskError> {
+    ) -> Result<NothingFound, ActionError> {
         let ledger = &self.0.deps.ledger;
         let mut nothing = NothingFound::default();
         for state in LetterState::ALL.iter().filter(|state| !states.contains(state)) {
@@ -140,7 +140,7 @@ impl Desk {
                 [("reason", &filter.reason, &reasons), ("consumer", &filter.consumer, &consumers)]
             {
                 if let Some(hint) = unknown(what, name.as_ref(), known) {
-                    return Err(DeskError::Invalid(hint));
+                    return Err(ActionError::Invalid(hint));
                 }
             }
             nothing.hint = unknown("code", filter.code.as_ref(), &codes);
@@ -173,10 +173,10 @@ impl ReplayPlan {
     }
 
     /// Names some of those that are in other states.
-    async fn name_others(&mut self, desk: &Desk, selection: &LetterSelection) -> Result<(), DeskError> {
+    async fn name_others(&mut self, actions: &LetterActions, selection: &LetterSelection) -> Result<(), ActionError> {
         let Some(nothing) = &self.nothing else { return Ok(()) };
         for state in nothing.other_states.keys().copied().collect::<Vec<_>>() {
-            let ledger = &desk.0.deps.ledger;
+            let ledger = &actions.0.deps.ledger;
             let some = ledger.replay_candidates(selection.clone(), vec![state], 0, MAX_NAMED).await?;
             self.not_replayed.extend(some.into_iter().map(|candidate| NotReplayed {
                 id: candidate.id,
@@ -204,11 +204,11 @@ fn fate(candidate: &ReplayCandidate, is_named: bool, to: Option<&str>, consumers
 }
 
 /// Refuses a filter that asks for a state that the action cannot be applied to.
-pub(super) fn only_states(filter: &DeadLetterFilter, possible: &[LetterState]) -> Result<(), DeskError> {
+pub(super) fn only_states(filter: &DeadLetterFilter, possible: &[LetterState]) -> Result<(), ActionError> {
     let Some(state) = filter.states.iter().find(|state| !possible.contains(state)) else { return Ok(()) };
     let possible: Vec<&str> = possible.iter().map(|state| state.as_str()).collect();
     let (state, possible) = (state.as_str(), possible.join(", "));
-    Err(DeskError::Invalid(format!("states: this is not for dead letters that are {state}; possible: {possible}")))
+    Err(ActionError::Invalid(format!("states: this is not for dead letters that are {state}; possible: {possible}")))
 }
 
 /// The highest number that is meant.

@@ -10,11 +10,11 @@ use jiff::{SignedDuration, Timestamp};
 use tokio::task::spawn_blocking;
 use tracing::error;
 
-use super::executor::{Claim, LEASE, Queues, Replayer, StepError, claimed};
+use super::decide::GroupBatch;
+use super::executor::{Claim, LEASE, Queues, ReplayError, Replayer, claimed};
 use super::message::{Prepared, ReplayContext, UNREADABLE};
 use super::pace::Pace;
-use super::step::Turn;
-use crate::ledger::{DeskAnswer, DeskChange, LetterProgress, PublishAnswer, Replay, ToPublish};
+use crate::ledger::{LetterOperation, LetterProgress, OperationAnswer, PublishAnswer, Replay, ToPublish};
 use crate::message::{Publication, PublishError};
 
 /// Letters that are published at a time.
@@ -27,33 +27,33 @@ const OUTCOME_TIME: SignedDuration = SignedDuration::from_hours(1);
 const READ_TRIES: u32 = 2;
 
 impl Replayer {
-    /// Publishes the letters of these turns, as many as the rate allows, some of each queue at a time.
-    pub(super) async fn publish_turns(
+    /// Publishes the letters of these groups, as many as the rate allows, some of each queue at a time.
+    pub(super) async fn publish_groups(
         &self,
         replay: &Replay,
-        mut turns: Vec<Turn>,
+        mut groups: Vec<GroupBatch>,
         pace: &mut Pace,
         queues: &mut Queues<'_>,
-    ) -> Result<(), StepError> {
+    ) -> Result<(), ReplayError> {
         let mut allowed = pace.bucket.allowed(replay.options.rate);
         loop {
             if self.claim(replay.id, pace).await? == Claim::Refused {
                 return Ok(());
             }
             let mut batch = Batch::default();
-            for turn in &mut turns {
-                let is_new = turn.progress == LetterProgress::Selected;
-                let of_rate = if is_new { allowed.min(queues.rates.allowed(&turn.queue)) } else { u64::MAX };
-                let limit = turn.room.min(of_rate).min(batch.room());
-                if limit == 0 || pace.refusal(&turn.queue).is_some() {
+            for group in &mut groups {
+                let is_new = group.progress == LetterProgress::Selected;
+                let of_rate = if is_new { allowed.min(queues.rates.allowed(&group.queue)) } else { u64::MAX };
+                let limit = group.room.min(of_rate).min(batch.room());
+                if limit == 0 || pace.refusal(&group.queue).is_some() {
                     continue;
                 }
-                let Some(dealt_with) = self.prepare(replay, turn, limit, &mut batch).await? else { return Ok(()) };
-                turn.room -= dealt_with;
+                let Some(dealt_with) = self.prepare(replay, group, limit, &mut batch).await? else { return Ok(()) };
+                group.room -= dealt_with;
                 if is_new {
                     pace.bucket.used(dealt_with);
-                    queues.rates.used(&turn.queue, dealt_with);
-                    queues.traffic.published(turn, dealt_with);
+                    queues.rates.used(&group.queue, dealt_with);
+                    queues.traffic.published(group, dealt_with);
                     allowed -= dealt_with;
                 }
             }
@@ -64,15 +64,20 @@ impl Replayer {
         }
     }
 
-    async fn publish_batch(&self, replay: &Replay, prepared: Vec<Prepared>, pace: &mut Pace) -> Result<(), StepError> {
+    async fn publish_batch(
+        &self,
+        replay: &Replay,
+        prepared: Vec<Prepared>,
+        pace: &mut Pace,
+    ) -> Result<(), ReplayError> {
         let (id, at) = (replay.id, Timestamp::now());
         let to_publish = |letter: &Prepared| {
             let (queue, order) = (letter.queue.clone(), letter.order.clone());
             ToPublish { letter: letter.id(), queue, order }
         };
         let letters = prepared.iter().map(to_publish).collect();
-        let begin = DeskChange::BeginPublishing { replay: claimed(id), letters, at };
-        let DeskAnswer::Publishing(answers) = self.change(begin).await? else { return Ok(()) };
+        let begin = LetterOperation::BeginPublishing { replay: claimed(id), letters, at };
+        let OperationAnswer::Publishing(answers) = self.change(begin).await? else { return Ok(()) };
         let consumers = self.deps.consumers.borrow().clone();
         let context = self.deps.read(&consumers);
         let (mut letters, mut publications): (Vec<i64>, Vec<Publication>) = (Vec::new(), Vec::new());
@@ -96,7 +101,7 @@ impl Replayer {
         mut letters: Vec<i64>,
         publications: Arc<[Publication]>,
         pace: &mut Pace,
-    ) -> Result<(), StepError> {
+    ) -> Result<(), ReplayError> {
         if letters.is_empty() {
             return Ok(());
         }
@@ -115,7 +120,7 @@ impl Replayer {
             failures.sort_by_key(|(index, _)| Reverse(*index));
             for (index, error) in failures {
                 match error {
-                    PublishError::Closed => return Err(StepError::Closed),
+                    PublishError::Closed => return Err(ReplayError::Closed),
                     PublishError::Invalid { .. } => {
                         // Nothing is known of the others: they are published again.
                         return self.skip(replay, letters[index], "cannot_publish").await;
@@ -132,7 +137,7 @@ impl Replayer {
         }
         let at = Timestamp::now();
         let due = at.saturating_add(OUTCOME_TIME).unwrap_or(Timestamp::MAX);
-        self.change(DeskChange::Published { replay, letters, at, due }).await?;
+        self.change(LetterOperation::Published { replay, letters, at, due }).await?;
         self.handle_refused(replay, refused, &publications, pace).await
     }
 
@@ -144,7 +149,7 @@ impl Replayer {
         refused: Vec<(i64, usize, PublishError)>,
         publications: &[Publication],
         pace: &mut Pace,
-    ) -> Result<(), StepError> {
+    ) -> Result<(), ReplayError> {
         let Some((_, index, error)) = refused.first() else { return Ok(()) };
         let (queue, text) = (&publications[*index].routing_key, error.to_string());
         // A queue that is full may have room again.
@@ -159,19 +164,21 @@ impl Replayer {
         self.stop_for(replay, "refused", Some(text)).await
     }
 
-    /// Reads the next letters of a turn, and returns how many it has dealt with. `None` if the replay is not this process's.
+    /// Reads the next letters of a group, and returns how many it has dealt with. `None` if the replay is not this process's.
     async fn prepare(
         &self,
         replay: &Replay,
-        turn: &Turn,
+        group: &GroupBatch,
         limit: u64,
         batch: &mut Batch,
-    ) -> Result<Option<u64>, StepError> {
+    ) -> Result<Option<u64>, ReplayError> {
         let limit = usize::try_from(limit).unwrap_or(usize::MAX);
-        let group = (turn.queue.clone(), turn.cause.clone());
-        let next = self.deps.ledger.replay_letters(replay.id, turn.progress, Some(group), 0, limit).await?;
+        let queue_and_cause = (group.queue.clone(), group.cause.clone());
+        let next = self.deps.ledger.replay_letters(replay.id, group.progress, Some(queue_and_cause), 0, limit).await?;
         let ids: Vec<i64> = next.iter().map(|letter| letter.id).collect();
-        let DeskAnswer::Reading(tries) = self.reading(replay.id, ids.clone(), false).await? else { return Ok(None) };
+        let OperationAnswer::Reading(tries) = self.reading(replay.id, ids.clone(), false).await? else {
+            return Ok(None);
+        };
         let mut done = 0;
         for (letter, tries) in next.into_iter().zip(tries) {
             // Alone: of several, it is not known which one has ended the process.
@@ -198,9 +205,9 @@ impl Replayer {
         Ok(Some(done as u64))
     }
 
-    async fn reading(&self, replay: i64, letters: Vec<i64>, has_ended: bool) -> Result<DeskAnswer, StepError> {
+    async fn reading(&self, replay: i64, letters: Vec<i64>, has_ended: bool) -> Result<OperationAnswer, ReplayError> {
         let replay = claimed(replay);
-        self.change(DeskChange::Reading { replay, letters, has_ended, at: Timestamp::now() }).await
+        self.change(LetterOperation::Reading { replay, letters, has_ended, at: Timestamp::now() }).await
     }
 
     /// Reads a letter. A body may be large once it is decompressed, and its reader may die of it.
@@ -216,8 +223,8 @@ impl Replayer {
         reading.await.unwrap_or(Err(UNREADABLE))
     }
 
-    async fn skip(&self, replay: i64, letter: i64, code: &'static str) -> Result<(), StepError> {
-        let skip = DeskChange::Skip { replay: claimed(replay), letter, code, at: Timestamp::now() };
+    async fn skip(&self, replay: i64, letter: i64, code: &'static str) -> Result<(), ReplayError> {
+        let skip = LetterOperation::Skip { replay: claimed(replay), letter, code, at: Timestamp::now() };
         self.change(skip).await.map(drop)
     }
 }

@@ -1,4 +1,4 @@
-//! What persons ask of the desk, and its answers. Plain values; their JSON is a contract: see `docs/reference/http-api.md`.
+//! What operators ask to be done with dead letters, and the answers. Plain values; their JSON is a contract: see `docs/reference/http-api.md`.
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,4 @@
-//! The desk and the executor with a ledger in a file, and a publisher that publishes nothing.
+//! Actions and the executor with a ledger in a file, and a publisher that publishes nothing.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -7,13 +7,13 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use tokio::sync::watch;
 
-use super::super::letter_reader::KnownConsumers;
+use super::super::letter_parser::KnownConsumers;
 use super::*;
 use crate::ledger::conformance::stored_letter;
 use crate::ledger::sqlite::SqliteLedger;
 use crate::ledger::{LetterSelection, LetterWriter, ReplayOptions, ReplayState};
 use crate::message::{ExchangeNames, Publication, Publisher, TrustedUsers, Unpublished};
-use crate::metrics::HoldCause;
+use crate::metrics::CollectionPause;
 use crate::shutdown::Shutdown;
 
 struct NoPublisher;
@@ -26,21 +26,21 @@ impl Publisher for NoPublisher {
 
 mod acting;
 
-/// The parts of a desk.
+/// The parts that act on dead letters.
 struct Fixture {
     ledger: Arc<SqliteLedger>,
     replayer: Arc<Replayer>,
-    desk: Desk,
-    hold: watch::Sender<Option<HoldCause>>,
+    actions: LetterActions,
+    pause: watch::Sender<Option<CollectionPause>>,
     shutdown: Shutdown,
     _directory: tempfile::TempDir,
 }
 
-/// A desk of these consumers.
+/// Actions with these consumers.
 fn fixture(consumers: KnownConsumers) -> Fixture {
     let directory = tempfile::tempdir().unwrap();
     let ledger = Arc::new(SqliteLedger::open(directory.path()).unwrap());
-    let (hold, shutdown) = (watch::Sender::new(None), Shutdown::new());
+    let (pause, shutdown) = (watch::Sender::new(None), Shutdown::new());
     let replayer = Arc::new(Replayer::new(ReplayDeps {
         ledger: Arc::<SqliteLedger>::clone(&ledger),
         publisher: Arc::new(NoPublisher),
@@ -49,35 +49,42 @@ fn fixture(consumers: KnownConsumers) -> Fixture {
         max_body: 1 << 20,
         consumers: watch::Sender::new(consumers).subscribe(),
         access: Arc::new(|_| QueueAccess::Open),
-        hold: hold.subscribe(),
+        pause: pause.subscribe(),
         shutdown: shutdown.clone(),
     }));
-    Fixture { ledger, desk: Desk::new(Arc::clone(&replayer)), replayer, hold, shutdown, _directory: directory }
+    Fixture {
+        ledger,
+        actions: LetterActions::new(Arc::clone(&replayer)),
+        replayer,
+        pause,
+        shutdown,
+        _directory: directory,
+    }
 }
 
 #[tokio::test]
 async fn on_a_nearly_full_disk_dead_letters_are_not_changed_and_replays_wait_but_can_be_stopped() {
-    let Fixture { ledger, replayer, desk, hold, shutdown, _directory } = fixture(BTreeMap::new());
+    let Fixture { ledger, replayer, actions, pause, shutdown, _directory } = fixture(BTreeMap::new());
     ledger.store_letter(stored_letter("ord-1", 1)).await.unwrap();
     let selection = LetterSelection::Ids(vec![1]);
     let request =
         || ReplayRequest { selection: selection.clone(), options: ReplayOptions::default(), dry_run: false, after: 0 };
-    let begun = desk.start(request(), "ada".to_owned()).await.unwrap();
-    hold.send_replace(Some(HoldCause::DiskSpace));
+    let begun = actions.start(request(), "ada".to_owned()).await.unwrap();
+    pause.send_replace(Some(CollectionPause::DiskSpace));
     let running = tokio::spawn(Arc::clone(&replayer).run());
     while replayer.waits_for(begun.replay.id).is_none() {
         tokio::task::yield_now().await;
     }
     let hold_it = LetterRequest { selection: selection.clone(), note: "later".to_owned(), dry_run: false, after: 0 };
-    let held = desk.change_letters(LetterAction::Hold, hold_it, "ada".to_owned()).await;
-    assert!(matches!(held, Err(DeskError::DiskSpace)), "{held:?}");
-    assert!(matches!(desk.start(request(), "ada".to_owned()).await, Err(DeskError::DiskSpace)));
-    assert!(desk.plan(&request()).await.is_ok(), "it changes nothing");
-    let stopped = desk.stop(begun.replay.id, "ada".to_owned()).await.unwrap();
+    let held = actions.change_letters(LetterChangeKind::Hold, hold_it, "ada".to_owned()).await;
+    assert!(matches!(held, Err(ActionError::DiskSpace)), "{held:?}");
+    assert!(matches!(actions.start(request(), "ada".to_owned()).await, Err(ActionError::DiskSpace)));
+    assert!(actions.plan(&request()).await.is_ok(), "it changes nothing");
+    let stopped = actions.stop(begun.replay.id, "ada".to_owned()).await.unwrap();
     assert_eq!(stopped.replay.state, ReplayState::Stopping);
-    hold.send_replace(None);
+    pause.send_replace(None);
     replayer.wake();
-    while desk.replay(begun.replay.id).await.unwrap().replay.state != ReplayState::Stopped {
+    while actions.replay(begun.replay.id).await.unwrap().replay.state != ReplayState::Stopped {
         tokio::task::yield_now().await;
     }
     shutdown.begin();

@@ -96,13 +96,15 @@ impl FailedHandler {
     async fn recover(&self, input: HandlerInput<'_>) -> Result<HandlerOutput, HandlerError> {
         let (delivery, now) = (input.delivery, Timestamp::now());
         let mut history = History::read(delivery, *input.provenance, now);
-        let unread = delivery.message.unread;
-        if unread > 0 {
-            let reason =
-                format!("the body has {} bytes, more than broker.max_body", delivery.message.body.len() + unread);
+        let missing_bytes = delivery.message.missing_bytes;
+        if missing_bytes > 0 {
+            let reason = format!(
+                "the body has {} bytes, more than broker.max_body",
+                delivery.message.body.len() + missing_bytes
+            );
             history.failure = Failure::new(FailureKind::Permanent, BODY_TOO_LARGE, reason);
         }
-        self.decide(input, history, now, unread == 0).await
+        self.decide(input, history, now, missing_bytes == 0).await
     }
 
     /// `can_copy`: whether a copy of the message can be published.
@@ -257,7 +259,7 @@ impl FailedHandler {
             Ok(OrderDocument::Cancelled(id)) => FailedSubject::Cancellation(id),
             Ok(OrderDocument::Placed(order)) => {
                 // What was not read may make it another order.
-                let amounts = format.check(&order).ok().filter(|_| delivery.message.unread == 0);
+                let amounts = format.check(&order).ok().filter(|_| delivery.message.missing_bytes == 0);
                 let whole = amounts.map(|amounts| Box::new(NewOrder::new(&order, consumer, amounts, now)));
                 FailedSubject::Order { whole, id: order.id }
             }

@@ -18,13 +18,13 @@ use crate::pipeline::{LedgerAccess, StepAccess, StepServices};
 use crate::recovery::{ClaimNote, RetryPolicy};
 use crate::wait_budget::WaitBudget;
 
-fn delivery(unread: usize) -> Delivery {
+fn delivery(missing_bytes: usize) -> Delivery {
     Delivery {
         id: DeliveryId { connection: 1, tag: 1 },
         exchange: "orders".to_owned(),
         routing_key: "order.failed.order".to_owned(),
         redelivered: false,
-        message: Message { headers: Headers::new(), body: "{\"id\": 7".into(), unread, ..Message::default() },
+        message: Message { headers: Headers::new(), body: "{\"id\": 7".into(), missing_bytes, ..Message::default() },
     }
 }
 
@@ -240,7 +240,7 @@ async fn a_failed_order_is_prevented_only_if_it_is_the_cancelled_one_and_no_othe
             assert_eq!((same.outcome, same.emit.len()), (prevented.clone(), 0), "{id} {kind}");
         }
         let mut truncated = failed_copy(&body(id, "7"), "permanent");
-        truncated.message.unread = 1;
+        truncated.message.missing_bytes = 1;
         for other in [
             failed_copy(&body(id, "8"), "delivery_limit"),
             failed_copy(&body(id, "8"), "panicked"),
@@ -387,7 +387,7 @@ async fn the_run_that_a_copy_states_is_undone_or_named_in_the_dead_letter() {
         assert!(output.emit[0].message.headers.contains_key(names::RUN));
     }
     let mut too_large = stating("too large", failed_copy("{", "transient"));
-    too_large.message.unread = 60 << 20;
+    too_large.message.missing_bytes = 60 << 20;
     let output = handle(&handler, &memory, &too_large).await;
     let reason = DeadLetterReason::UndoFailed;
     let by_broker = |identity: &str| {

@@ -35,7 +35,7 @@ pub(super) enum Decision {
 /// changes no run, and one that was not read as a whole only the run that it states.
 pub(super) fn concerns_steps(failed: &FailedMessage<'_>, action: Action) -> bool {
     let is_proven = failed.provenance.is_copy && failed.history.origin.is_some();
-    let is_known = failed.claimed.is_some() || failed.delivery.message.unread == 0;
+    let is_known = failed.claimed.is_some() || failed.delivery.message.missing_bytes == 0;
     is_proven && is_known && (failed.history.is_undo || matches!(action, Action::DeadLetter(_)))
 }
 

@@ -63,14 +63,14 @@ async fn a_message_without_an_id_is_never_taken_for_another_one_with_the_same_co
 }
 
 async fn a_message_is_read_by_the_process_that_said_so_and_by_no_other_until_it_is_stored(ledger: &dyn Ledger) {
-    let begin = |process: &str| ledger.begin_reading([1; 32], process.to_owned());
+    let begin = |process: &str| ledger.begin_parsing([1; 32], process.to_owned());
     for (process, expected) in [("a", false), ("a", false), ("b", true)] {
         assert_eq!(begin(process).await.unwrap(), expected, "{process}");
     }
-    assert!(!ledger.begin_reading([2; 32], "b".to_owned()).await.unwrap(), "it is another message");
+    assert!(!ledger.begin_parsing([2; 32], "b".to_owned()).await.unwrap(), "it is another message");
     store(ledger, stored_letter("ord-1", 1)).await;
     assert!(!begin("b").await.unwrap());
-    ledger.end_reading([1; 32]).await.unwrap();
+    ledger.end_parsing([1; 32]).await.unwrap();
     assert!(!begin("c").await.unwrap(), "b has read it");
 }
 

@@ -140,7 +140,7 @@ pub(crate) fn stored_letter(identity: &str, content: u8) -> NewStoredLetter {
         replay_key: None,
         identification: Identification::ById,
         redelivered: false,
-        unread: false,
+        unparsed: false,
         session: "a".to_owned(),
     }
 }

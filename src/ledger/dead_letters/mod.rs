@@ -21,7 +21,7 @@ pub(super) use groups::{Cause, UnresolvedBuilder};
 
 pub use groups::{Counted, GroupBuilder};
 pub use new::{
-    EndedReading, FoundInLetter, Identification, LetterOrder, LetterOrigin, LetterSource, LetterState,
+    EndedParsing, FoundInLetter, Identification, LetterOrder, LetterOrigin, LetterSource, LetterState,
     MAX_SEARCH_BYTES, NewStoredLetter, StoreAnswer, session_id,
 };
 pub use query::{

@@ -180,7 +180,7 @@ pub struct NewStoredLetter {
     /// Whether the broker has delivered it before.
     pub redelivered: bool,
     /// Whether its body was not read, because that has ended a process.
-    pub unread: bool,
+    pub unparsed: bool,
     /// The subscription that has received it.
     pub session: String,
 }
@@ -196,7 +196,7 @@ impl NewStoredLetter {
 
 /// A stored message whose reading had ended another version of orderd, and was read again.
 #[derive(Debug, Clone)]
-pub struct EndedReading {
+pub struct EndedParsing {
     /// The message.
     pub letter: i64,
     /// The version that has read it.
@@ -216,7 +216,7 @@ pub struct FoundInLetter {
     pub search: String,
 }
 
-impl EndedReading {
+impl EndedParsing {
     /// About how much memory it takes, in bytes.
     pub(in crate::ledger) fn bytes(&self) -> usize {
         let found = self

@@ -127,7 +127,7 @@ pub struct DeadLetter {
     /// Its content is erased.
     pub erased: bool,
     /// Its body was not read, because that has ended a process: what the order says is not known.
-    pub unread: bool,
+    pub unparsed: bool,
     /// The last replay that has published it; else the last one that has not.
     pub last_replay: Option<LetterReplay>,
     /// The message that has become this one in a replay.

@@ -3,7 +3,7 @@
 use futures_util::future::{BoxFuture, FutureExt, ready};
 
 use super::MemoryLedger;
-use crate::ledger::dead_letters::{EndedReading, NewStoredLetter, StoreAnswer};
+use crate::ledger::dead_letters::{EndedParsing, NewStoredLetter, StoreAnswer};
 use crate::ledger::error::LedgerError;
 use crate::ledger::journal::{JournalHead, NewJournalEntry};
 use crate::ledger::traits::{JournalWriter, LetterWriter};
@@ -13,23 +13,23 @@ impl LetterWriter for MemoryLedger {
         self.write(|tables| tables.letters.store(letter))
     }
 
-    fn begin_reading(&self, fingerprint: [u8; 32], process: String) -> BoxFuture<'static, Result<bool, LedgerError>> {
-        self.write(move |tables| Ok(tables.letters.begin_reading(fingerprint, process)))
+    fn begin_parsing(&self, fingerprint: [u8; 32], process: String) -> BoxFuture<'static, Result<bool, LedgerError>> {
+        self.write(move |tables| Ok(tables.letters.begin_parsing(fingerprint, process)))
     }
 
-    fn end_reading(&self, fingerprint: [u8; 32]) -> BoxFuture<'static, Result<(), LedgerError>> {
+    fn end_parsing(&self, fingerprint: [u8; 32]) -> BoxFuture<'static, Result<(), LedgerError>> {
         self.write(move |tables| {
-            tables.letters.end_reading(&fingerprint);
+            tables.letters.end_parsing(&fingerprint);
             Ok(())
         })
     }
 
     /// Tested with the other ledgers.
-    fn begin_reading_again(&self, _version: String) -> BoxFuture<'static, Result<Option<i64>, LedgerError>> {
+    fn begin_reparsing(&self, _version: String) -> BoxFuture<'static, Result<Option<i64>, LedgerError>> {
         ready(Ok(None)).boxed()
     }
 
-    fn end_reading_again(&self, _ended: EndedReading) -> BoxFuture<'static, Result<(), LedgerError>> {
+    fn end_reparsing(&self, _ended: EndedParsing) -> BoxFuture<'static, Result<(), LedgerError>> {
         ready(Ok(())).boxed()
     }
 }

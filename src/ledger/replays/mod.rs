@@ -10,7 +10,7 @@
 //! ```
 //! A stored letter is `replaying` from its selection to its outcome, so it is in one replay at most.
 
-mod change;
+mod operation;
 
 use std::collections::BTreeMap;
 
@@ -23,8 +23,8 @@ use super::dead_letters::{Counted, DeadLetterFilter, LetterState, named};
 use super::error::{LedgerError, OpenError};
 
 pub use super::dead_letters::LetterProgress;
-pub use change::{
-    BeginAnswer, ChangeAnswer, ClaimedReplay, DeskAnswer, DeskChange, LetterChange, LetterEdit, NewReplay,
+pub use operation::{
+    BeginAnswer, ChangeAnswer, ClaimedReplay, LetterChange, LetterEdit, LetterOperation, NewReplay, OperationAnswer,
     PublishAnswer, ToPublish, ToSelect,
 };
 
@@ -276,14 +276,14 @@ pub struct ReplayCandidate {
 }
 
 /// Records what persons do with stored letters.
-pub trait DeskWriter: Send + Sync + 'static {
+pub trait LetterOperationWriter: Send + Sync + 'static {
     /// Carries out one change, in one transaction. Durable and during an outage like [`super::LedgerWriter::record`]. It is recorded
     /// after what the consumers record, and never takes the room of that.
     ///
     /// # Errors
     /// As for [`super::LedgerWriter::record`]. Also [`LedgerError::Unavailable`] if there is no room for the change alone: then there
     /// is no outage.
-    fn change_desk(&self, change: DeskChange) -> BoxFuture<'static, Result<DeskAnswer, LedgerError>>;
+    fn carry_out(&self, change: LetterOperation) -> BoxFuture<'static, Result<OperationAnswer, LedgerError>>;
 }
 
 /// Reads replays.

@@ -9,7 +9,7 @@ use crate::ledger::error::LedgerError;
 
 /// Messages from the dead letter queues in one transaction.
 const LETTERS_AT_ONCE: usize = 100;
-/// Changes of the desk in one transaction: each may change many messages, or contain a large one.
+/// Operations on letters in one transaction: each may change many messages, or contain a large one.
 const CHANGES_AT_ONCE: usize = 1;
 
 /// Which entries are recorded first. Each kind has a queue, transactions and room of its own.
@@ -20,12 +20,12 @@ pub(super) enum Precedence {
     /// Messages from the dead letter queues.
     Letters,
     /// What persons do with stored messages.
-    Desk,
+    Operation,
 }
 
 impl Precedence {
     /// Those that give way to orders, in the order in which they are recorded.
-    pub const AFTER_ORDERS: [Precedence; 2] = [Precedence::Letters, Precedence::Desk];
+    pub const AFTER_ORDERS: [Precedence; 2] = [Precedence::Letters, Precedence::Operation];
 }
 
 impl WriterEntry {
@@ -43,7 +43,7 @@ impl WriterEntry {
             | WriterEntry::EndReading { .. }
             | WriterEntry::BeginReadingAgain { .. }
             | WriterEntry::EndReadingAgain(_) => Precedence::Letters,
-            WriterEntry::Desk(_) => Precedence::Desk,
+            WriterEntry::Operation(_) => Precedence::Operation,
         }
     }
 }
@@ -53,7 +53,7 @@ impl WriterEntry {
 pub(super) struct EntryQueues {
     orders: VecDeque<PendingEntry>,
     letters: VecDeque<PendingEntry>,
-    desk: VecDeque<PendingEntry>,
+    actions: VecDeque<PendingEntry>,
 }
 
 impl EntryQueues {
@@ -61,7 +61,7 @@ impl EntryQueues {
         match precedence {
             Precedence::Orders => &mut self.orders,
             Precedence::Letters => &mut self.letters,
-            Precedence::Desk => &mut self.desk,
+            Precedence::Operation => &mut self.actions,
         }
     }
 
@@ -70,7 +70,7 @@ impl EntryQueues {
     }
 
     pub fn is_empty(&self) -> bool {
-        self.orders.is_empty() && self.letters.is_empty() && self.desk.is_empty()
+        self.orders.is_empty() && self.letters.is_empty() && self.actions.is_empty()
     }
 
     /// How many are recorded before the writer looks for further orders.
@@ -78,20 +78,20 @@ impl EntryQueues {
         match precedence {
             Precedence::Orders => self.orders.len(),
             Precedence::Letters => self.letters.len().min(LETTERS_AT_ONCE),
-            Precedence::Desk => self.desk.len().min(CHANGES_AT_ONCE),
+            Precedence::Operation => self.actions.len().min(CHANGES_AT_ONCE),
         }
     }
 
     /// Drops those whose callers have stopped waiting: their messages are delivered again.
     pub fn retain_awaited(&mut self) {
-        for queue in [&mut self.orders, &mut self.letters, &mut self.desk] {
+        for queue in [&mut self.orders, &mut self.letters, &mut self.actions] {
             queue.retain(|entry| !entry.answer.is_closed());
         }
     }
 
     /// Answers all of them.
     pub fn refuse_all(&mut self, error: &LedgerError) {
-        for queue in [&mut self.orders, &mut self.letters, &mut self.desk] {
+        for queue in [&mut self.orders, &mut self.letters, &mut self.actions] {
             refuse(queue, error);
         }
     }

@@ -304,7 +304,7 @@ fn read_letter(row: &Row<'_>) -> rusqlite::Result<DeadLetter> {
         maybe_duplicate_of: row.get(26)?,
         erased: row.get(27)?,
         broker_reason: row.get(28)?,
-        unread: row.get(29)?,
+        unparsed: row.get(29)?,
         last_replay: None,
         came_back_from: None,
         former_order_id: row.get(30)?,

@@ -9,7 +9,7 @@ use super::letter_changes::describe;
 use super::replay_outcomes;
 use super::step_texts::securely;
 use crate::ledger::dead_letters::{
-    EndedReading, Identification, LetterOrigin, LetterState, NewStoredLetter, StoreAnswer,
+    EndedParsing, Identification, LetterOrigin, LetterState, NewStoredLetter, StoreAnswer,
 };
 
 /// How far the record of a dead-lettering and the broker's time of it, in whole seconds of its own clock, may be apart.
@@ -17,7 +17,7 @@ const RECORDED_WITHIN: SignedDuration = SignedDuration::from_mins(10);
 
 /// Stores a message, unless it is stored already.
 pub(super) fn store(connection: &Connection, letter: &NewStoredLetter) -> rusqlite::Result<StoreAnswer> {
-    end_reading(connection, &letter.fingerprint)?;
+    end_parsing(connection, &letter.fingerprint)?;
     if let Some(id) = find(connection, letter)? {
         return Ok(StoreAnswer::Duplicate(id));
     }
@@ -88,7 +88,7 @@ const READING_KEPT_DAYS: u32 = 90;
 
 /// Records that this process is about to read a message's body. Returns whether another process has begun to, and has neither
 /// ended that nor stored the message.
-pub(super) fn begin_reading(connection: &Connection, fingerprint: &[u8; 32], process: &str) -> rusqlite::Result<bool> {
+pub(super) fn begin_parsing(connection: &Connection, fingerprint: &[u8; 32], process: &str) -> rusqlite::Result<bool> {
     let began: Option<String> = connection
         .prepare_cached("SELECT process FROM letter_readings WHERE fingerprint = ?1")?
         .query_row([fingerprint], |row| row.get(0))
@@ -105,18 +105,18 @@ pub(super) fn begin_reading(connection: &Connection, fingerprint: &[u8; 32], pro
 }
 
 /// The body has been read.
-pub(super) fn end_reading(connection: &Connection, fingerprint: &[u8; 32]) -> rusqlite::Result<()> {
+pub(super) fn end_parsing(connection: &Connection, fingerprint: &[u8; 32]) -> rusqlite::Result<()> {
     connection.prepare_cached("DELETE FROM letter_readings WHERE fingerprint = ?1")?.execute([fingerprint]).map(drop)
 }
 
 /// What marks a message that this version is reading again.
-fn read_again_by(version: &str) -> String {
+fn reparsed_by(version: &str) -> String {
     format!("{version}+")
 }
 
 /// Chooses a message whose reading has ended another version, and records that this version is about to read it. `None` if there is
 /// none, or if this version has begun to read one and not ended that.
-pub(super) fn begin_reading_again(connection: &Connection, version: &str) -> rusqlite::Result<Option<i64>> {
+pub(super) fn begin_reparsing(connection: &Connection, version: &str) -> rusqlite::Result<Option<i64>> {
     connection
         .prepare_cached(
             "UPDATE stored_dead_letters SET unread_by = ?2 WHERE id =
@@ -124,18 +124,18 @@ pub(super) fn begin_reading_again(connection: &Connection, version: &str) -> rus
                   WHERE unread_by IS NOT NULL AND unread_by NOT IN (?1, ?2) AND erased_at IS NULL ORDER BY id LIMIT 1)
              AND NOT EXISTS (SELECT 1 FROM stored_dead_letters WHERE unread_by = ?2) RETURNING id",
         )?
-        .query_row((version, read_again_by(version)), |row| row.get(0))
+        .query_row((version, reparsed_by(version)), |row| row.get(0))
         .optional()
 }
 
 /// Records what such a message says, unless it was edited or erased meanwhile.
-pub(super) fn end_reading_again(connection: &Connection, ended: &EndedReading) -> rusqlite::Result<()> {
-    let EndedReading { letter, version, found } = ended;
+pub(super) fn end_reparsing(connection: &Connection, ended: &EndedParsing) -> rusqlite::Result<()> {
+    let EndedParsing { letter, version, found } = ended;
     let left = connection
         .prepare_cached(
             "UPDATE stored_dead_letters SET unread_by = ?3 WHERE id = ?1 AND unread_by = ?2 RETURNING erased_at IS NOT NULL",
         )?
-        .query_row((letter, read_again_by(version), version), |row| row.get(0))
+        .query_row((letter, reparsed_by(version), version), |row| row.get(0))
         .optional()?;
     match found {
         Some(found) if left == Some(false) => {
@@ -240,7 +240,7 @@ fn insert(
         letter.fingerprint,
         letter.session,
         possible_original(connection, letter)?,
-        letter.unread.then_some(env!("CARGO_PKG_VERSION")),
+        letter.unparsed.then_some(env!("CARGO_PKG_VERSION")),
     ])?;
     Ok(connection.last_insert_rowid())
 }

@@ -61,11 +61,11 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use super::alerts::{AlertAnswer, AlertBook};
-use super::dead_letters::{EndedReading, NewStoredLetter, StoreAnswer};
+use super::dead_letters::{EndedParsing, NewStoredLetter, StoreAnswer};
 use super::entry::{CancelAnswer, LedgerEntry, NewCancellation, Recorded};
 use super::error::{LedgerError, OpenError};
 use super::journal::{JournalHead, NewJournalEntry};
-use super::replays::{DeskAnswer, DeskChange, DeskWriter};
+use super::replays::{LetterOperation, LetterOperationWriter, OperationAnswer};
 use super::retention::Pruned;
 use super::state::LedgerState;
 use super::step_runs::{ClaimAnswer, RunClaim, RunRecord, RunRecorded};
@@ -143,7 +143,7 @@ pub struct SqliteLedger {
     /// What further messages from dead letter queues may take.
     letter_room: Room,
     /// What further changes of persons may take.
-    desk_room: Room,
+    operation_room: Room,
     /// Cancelled when the writer has closed the file.
     finished: CancellationToken,
     shared: writer::SharedState,
@@ -170,12 +170,12 @@ impl SqliteLedger {
         let shared = writer::SharedState::default();
         let hung_after = tuning.hung_after;
         let (room, letter_room) = (Room::new(tuning.pending_bytes), Room::new(tuning.letter_bytes));
-        let desk_room = Room::new(tuning.desk_bytes);
+        let operation_room = Room::new(tuning.desk_bytes);
         writer::spawn(directory, tuning, requests, shared.clone(), finished.clone())?;
         monitor::spawn(queue.downgrade(), shared.busy.clone(), shared.state.clone(), hung_after)
             .map_err(|source| OpenError::Thread { location: open::location(directory), source })?;
         warn_of_file_system(directory);
-        Ok(Self { directory: directory.to_owned(), queue, room, letter_room, desk_room, finished, shared })
+        Ok(Self { directory: directory.to_owned(), queue, room, letter_room, operation_room, finished, shared })
     }
 }
 
@@ -252,7 +252,7 @@ impl SqliteLedger {
         let room = match entry.precedence() {
             Precedence::Orders => &self.room,
             Precedence::Letters => &self.letter_room,
-            Precedence::Desk => &self.desk_room,
+            Precedence::Operation => &self.operation_room,
         };
         let bytes = bytes.max(MIN_ENTRY_BYTES).min(room.bytes);
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
@@ -331,22 +331,22 @@ impl LetterWriter for SqliteLedger {
         answer!(answered, Letter)
     }
 
-    fn begin_reading(&self, fingerprint: [u8; 32], process: String) -> BoxFuture<'static, Result<bool, LedgerError>> {
+    fn begin_parsing(&self, fingerprint: [u8; 32], process: String) -> BoxFuture<'static, Result<bool, LedgerError>> {
         let answered = self.enqueue(WriterEntry::BeginReading { fingerprint, process }, MIN_ENTRY_BYTES);
         answer!(answered, Reading)
     }
 
-    fn end_reading(&self, fingerprint: [u8; 32]) -> BoxFuture<'static, Result<(), LedgerError>> {
+    fn end_parsing(&self, fingerprint: [u8; 32]) -> BoxFuture<'static, Result<(), LedgerError>> {
         let answered = self.enqueue(WriterEntry::EndReading { fingerprint }, MIN_ENTRY_BYTES);
         answer!(answered, ReadingEnded)
     }
 
-    fn begin_reading_again(&self, version: String) -> BoxFuture<'static, Result<Option<i64>, LedgerError>> {
+    fn begin_reparsing(&self, version: String) -> BoxFuture<'static, Result<Option<i64>, LedgerError>> {
         let answered = self.enqueue(WriterEntry::BeginReadingAgain { version }, MIN_ENTRY_BYTES);
-        answer!(answered, ReadAgain)
+        answer!(answered, Reparse)
     }
 
-    fn end_reading_again(&self, ended: EndedReading) -> BoxFuture<'static, Result<(), LedgerError>> {
+    fn end_reparsing(&self, ended: EndedParsing) -> BoxFuture<'static, Result<(), LedgerError>> {
         let bytes = ended.bytes();
         let answered = self.enqueue(WriterEntry::EndReadingAgain(Box::new(ended)), bytes);
         answer!(answered, ReadingEnded)
@@ -361,10 +361,10 @@ impl JournalWriter for SqliteLedger {
     }
 }
 
-impl DeskWriter for SqliteLedger {
-    fn change_desk(&self, change: DeskChange) -> BoxFuture<'static, Result<DeskAnswer, LedgerError>> {
+impl LetterOperationWriter for SqliteLedger {
+    fn carry_out(&self, change: LetterOperation) -> BoxFuture<'static, Result<OperationAnswer, LedgerError>> {
         let bytes = change.bytes();
-        let answered = self.enqueue(WriterEntry::Desk(Box::new(change)), bytes);
-        answer!(answered, Desk)
+        let answered = self.enqueue(WriterEntry::Operation(Box::new(change)), bytes);
+        answer!(answered, Operation)
     }
 }

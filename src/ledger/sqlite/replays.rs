@@ -17,8 +17,8 @@ use super::trace::timestamp;
 use crate::ledger::entry::NewOrder;
 use crate::ledger::journal::{JournalAction, NewJournalEntry, text_hash};
 use crate::ledger::replays::{
-    BeginAnswer, ClaimedReplay, DeskAnswer, DeskChange, LetterProgress, LetterSelection, MAX_ACTIVE_REPLAYS,
-    MAX_CAUSES, MAYBE_DUPLICATE, NewReplay, PublishAnswer, ToPublish, ToSelect,
+    BeginAnswer, ClaimedReplay, LetterOperation, LetterProgress, LetterSelection, MAX_ACTIVE_REPLAYS, MAX_CAUSES,
+    MAYBE_DUPLICATE, NewReplay, OperationAnswer, PublishAnswer, ToPublish, ToSelect,
 };
 
 /// The most letters of one state whose numbers the journal has at the end of a replay.
@@ -28,64 +28,68 @@ const KEY_BYTES: usize = 16;
 
 /// Carries out a change. If a statement fails, the whole transaction does. What only the process may do that carries a replay out is not
 /// done for another one.
-pub(super) fn change(connection: &Connection, change: &DeskChange) -> rusqlite::Result<DeskAnswer> {
+pub(super) fn change(connection: &Connection, change: &LetterOperation) -> rusqlite::Result<OperationAnswer> {
     Ok(match change {
-        DeskChange::Begin(replay) => begin(connection, replay)?.map_or(DeskAnswer::TooManyReplays, DeskAnswer::Begun),
-        DeskChange::Claim { replay, owner, at, until } => {
-            DeskAnswer::Done(claim(connection, *replay, owner, *at, *until)?)
+        LetterOperation::Begin(replay) => {
+            begin(connection, replay)?.map_or(OperationAnswer::TooManyReplays, OperationAnswer::Begun)
         }
-        DeskChange::Select { replay, letters, is_named, is_last, at } => {
+        LetterOperation::Claim { replay, owner, at, until } => {
+            OperationAnswer::Done(claim(connection, *replay, owner, *at, *until)?)
+        }
+        LetterOperation::Select { replay, letters, is_named, is_last, at } => {
             let is_selecting = state_of(connection, replay, *at)?.as_deref() == Some("selecting");
             if is_selecting {
                 select(connection, replay.id, letters, (*is_named, *is_last), *at)?;
             }
-            DeskAnswer::Done(is_selecting)
+            OperationAnswer::Done(is_selecting)
         }
-        DeskChange::Reading { replay, letters, has_ended, at } => {
+        LetterOperation::Reading { replay, letters, has_ended, at } => {
             let is_claimed = state_of(connection, replay, *at)?.is_some();
             let reader = Some(&*replay.owner).filter(|_| !has_ended);
             let tries = letters.iter().filter(|_| is_claimed);
             let tries = tries.map(|letter| reading(connection, (replay.id, *letter), reader));
-            DeskAnswer::Reading(tries.collect::<rusqlite::Result<_>>()?)
+            OperationAnswer::Reading(tries.collect::<rusqlite::Result<_>>()?)
         }
-        DeskChange::BeginPublishing { replay, letters, at } => {
+        LetterOperation::BeginPublishing { replay, letters, at } => {
             let state = state_of(connection, replay, *at)?;
             // What was not begun when a replay is stopped is given back.
             let from = match state.as_deref() {
                 Some("running") => "selected",
                 Some("stopping") => "publishing",
-                Some(_) | None => return Ok(DeskAnswer::Publishing(vec![PublishAnswer::NotClaimed; letters.len()])),
+                Some(_) | None => {
+                    return Ok(OperationAnswer::Publishing(vec![PublishAnswer::NotClaimed; letters.len()]));
+                }
             };
             let answers = letters.iter().map(|letter| begin_publishing(connection, replay.id, letter, from, *at));
             let answers: Vec<PublishAnswer> = answers.collect::<rusqlite::Result<_>>()?;
             let closed = letters.iter().zip(&answers).filter(|(_, answer)| **answer == PublishAnswer::Closed);
             let closed: Vec<i64> = closed.map(|(letter, _)| letter.letter).collect();
             note_letters(connection, (replay.id, *at), JournalAction::Discard, (&closed, "order_closed"))?;
-            DeskAnswer::Publishing(answers)
+            OperationAnswer::Publishing(answers)
         }
-        DeskChange::Published { replay, letters, at, due } => {
+        LetterOperation::Published { replay, letters, at, due } => {
             published(connection, *replay, letters, *at, *due)?;
-            DeskAnswer::Done(true)
+            OperationAnswer::Done(true)
         }
-        DeskChange::Skip { replay, letter, code, at } => {
+        LetterOperation::Skip { replay, letter, code, at } => {
             let is_claimed = state_of(connection, replay, *at)?.is_some();
-            DeskAnswer::Done(is_claimed && skip(connection, (replay.id, *letter), code, *at)?)
+            OperationAnswer::Done(is_claimed && skip(connection, (replay.id, *letter), code, *at)?)
         }
-        DeskChange::Stop { replay, by, reason, detail, at } => {
-            DeskAnswer::Done(stop(connection, *replay, by.as_deref(), (reason, detail.as_deref()), *at)?)
+        LetterOperation::Stop { replay, by, reason, detail, at } => {
+            OperationAnswer::Done(stop(connection, *replay, by.as_deref(), (reason, detail.as_deref()), *at)?)
         }
-        DeskChange::GiveBack { replay, limit, at } => {
+        LetterOperation::GiveBack { replay, limit, at } => {
             let is_claimed = state_of(connection, replay, *at)?.is_some();
-            DeskAnswer::More(is_claimed && give_back(connection, replay.id, *limit, *at)?)
+            OperationAnswer::More(is_claimed && give_back(connection, replay.id, *limit, *at)?)
         }
-        DeskChange::Finish { replay, at } => {
+        LetterOperation::Finish { replay, at } => {
             let is_claimed = state_of(connection, replay, *at)?.is_some();
-            DeskAnswer::Done(is_claimed && finish(connection, replay.id, *at)?)
+            OperationAnswer::Done(is_claimed && finish(connection, replay.id, *at)?)
         }
-        DeskChange::Letters { ids, change, by, at } => {
-            DeskAnswer::Letters(letter_changes::change(connection, ids, change, by, *at)?)
+        LetterOperation::Letters { ids, change, by, at } => {
+            OperationAnswer::Letters(letter_changes::change(connection, ids, change, by, *at)?)
         }
-        DeskChange::Edit(edit) => DeskAnswer::Letters(vec![letter_changes::edit(connection, edit)?]),
+        LetterOperation::Edit(edit) => OperationAnswer::Letters(vec![letter_changes::edit(connection, edit)?]),
     })
 }
 

@@ -4,11 +4,11 @@ use jiff::Timestamp;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use crate::ledger::alerts::{AlertAnswer, AlertBook};
-use crate::ledger::dead_letters::{EndedReading, NewStoredLetter, StoreAnswer};
+use crate::ledger::dead_letters::{EndedParsing, NewStoredLetter, StoreAnswer};
 use crate::ledger::entry::{CancelAnswer, LedgerEntry, NewCancellation, Recorded};
 use crate::ledger::error::LedgerError;
 use crate::ledger::journal::{JournalHead, NewJournalEntry};
-use crate::ledger::replays::{DeskAnswer, DeskChange};
+use crate::ledger::replays::{LetterOperation, OperationAnswer};
 use crate::ledger::retention::Pruned;
 use crate::ledger::step_runs::{ClaimAnswer, RunClaim, RunRecord, RunRecorded};
 
@@ -29,9 +29,9 @@ pub(super) enum WriterEntry {
     BeginReading { fingerprint: [u8; 32], process: String },
     EndReading { fingerprint: [u8; 32] },
     BeginReadingAgain { version: String },
-    EndReadingAgain(Box<EndedReading>),
+    EndReadingAgain(Box<EndedParsing>),
     Journal(Box<NewJournalEntry>),
-    Desk(Box<DeskChange>),
+    Operation(Box<LetterOperation>),
 }
 
 /// The answer to each kind of entry.
@@ -45,9 +45,9 @@ pub(super) enum WriterAnswer {
     Letter(StoreAnswer),
     Reading(bool),
     ReadingEnded(()),
-    ReadAgain(Option<i64>),
+    Reparse(Option<i64>),
     Journal(JournalHead),
-    Desk(DeskAnswer),
+    Operation(OperationAnswer),
 }
 
 /// An entry to record, until it is answered.

@@ -239,26 +239,26 @@ impl<'c> Statements<'c> {
                 letters::store(self.connection, letter).map(WriterAnswer::Letter).map_err(RecordError::Batch)
             }
             WriterEntry::BeginReading { fingerprint, process } => {
-                let began = letters::begin_reading(self.connection, fingerprint, process);
+                let began = letters::begin_parsing(self.connection, fingerprint, process);
                 began.map(WriterAnswer::Reading).map_err(RecordError::Batch)
             }
             WriterEntry::EndReading { fingerprint } => {
-                let ended = letters::end_reading(self.connection, fingerprint);
+                let ended = letters::end_parsing(self.connection, fingerprint);
                 ended.map(WriterAnswer::ReadingEnded).map_err(RecordError::Batch)
             }
             WriterEntry::BeginReadingAgain { version } => {
-                let began = letters::begin_reading_again(self.connection, version);
-                began.map(WriterAnswer::ReadAgain).map_err(RecordError::Batch)
+                let began = letters::begin_reparsing(self.connection, version);
+                began.map(WriterAnswer::Reparse).map_err(RecordError::Batch)
             }
             WriterEntry::EndReadingAgain(ended) => {
-                let ended = letters::end_reading_again(self.connection, ended);
+                let ended = letters::end_reparsing(self.connection, ended);
                 ended.map(WriterAnswer::ReadingEnded).map_err(RecordError::Batch)
             }
             WriterEntry::Journal(entry) => {
                 journal::append(self.connection, entry).map(WriterAnswer::Journal).map_err(RecordError::Batch)
             }
-            WriterEntry::Desk(change) => {
-                replays::change(self.connection, change).map(WriterAnswer::Desk).map_err(RecordError::Batch)
+            WriterEntry::Operation(change) => {
+                replays::change(self.connection, change).map(WriterAnswer::Operation).map_err(RecordError::Batch)
             }
         }
     }

@@ -134,7 +134,7 @@ impl FakeQueue {
             message: Message {
                 headers,
                 body: body.into(),
-                unread: usize::from(body == "unread"),
+                missing_bytes: usize::from(body == "truncated"),
                 ..Message::default()
             },
         };

@@ -213,7 +213,7 @@ async fn what_can_never_be_published_is_rejected_so_that_the_broker_dead_letters
 #[tokio::test(start_paused = true)]
 async fn a_message_without_its_whole_body_goes_to_the_failed_order_queue_through_the_broker() {
     let env = TestEnv::start(1, 1).await;
-    env.queue.deliver(1, "unread");
+    env.queue.deliver(1, "truncated");
     assert_eq!(env.queue.settled(1).await, [(1, Settlement::Reject)]);
     assert_eq!(env.failure_kinds(), [""; 0]);
 }

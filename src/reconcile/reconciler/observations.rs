@@ -5,7 +5,7 @@ use jiff::{SignedDuration, Timestamp};
 use super::super::broker_view::{FindingKind, QueueView};
 use super::super::count_comparison::Gap;
 use super::super::findings::Observation;
-use crate::metrics::{CollectorReading, FailedUndos, HoldCause};
+use crate::metrics::{CollectionPause, CollectorReading, FailedUndos};
 use crate::topology::ExchangeNames;
 
 /// Messages wait, and the queue has no consumer.
@@ -57,7 +57,7 @@ pub(super) fn not_collected(queue: &str, collector: &CollectorReading) -> Option
     let CollectorReading { too_large, refused, .. } = collector;
     let detail = match (too_large, refused) {
         (0, 0) => {
-            return (collector.hold == Some(HoldCause::DiskSpace)).then(|| Observation {
+            return (collector.pause == Some(CollectionPause::DiskSpace)).then(|| Observation {
                 queue: queue.to_owned(),
                 kind: FindingKind::NotCollected,
                 messages: None,

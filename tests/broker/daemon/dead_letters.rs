@@ -1,4 +1,4 @@
-//! The dead letter desk: messages are drained into the ledger, none lost and none twice, and found there.
+//! The dead letter store: messages are drained into the ledger, none lost and none twice, and found there.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,7 +13,7 @@ use crate::support::test_env::{LedgerReader, OrderdProcess, TestEnv, order, wait
 
 const QUEUES: [&str; 2] = ["dead_letter_queue", "unrouted_queue"];
 
-fn desk<'a>(node: &'a Node) -> TestEnv<'a> {
+fn dead_letter_env<'a>(node: &'a Node) -> TestEnv<'a> {
     TestEnv::new(node).set("dead_letters.collect", "true")
 }
 
@@ -41,7 +41,7 @@ fn listed(env: &TestEnv<'_>, filters: &[&str]) -> Vec<i64> {
 #[test]
 fn dead_letters_are_drained_into_the_ledger_and_found_there_by_what_is_known_about_them() {
     let node = Node::shared();
-    let (env, mut file) = desk(&node).with_file();
+    let (env, mut file) = dead_letter_env(&node).with_file();
     let mut orderd = env.start();
     let (mut raw, ledger) = (env.raw(), env.ledger());
     let publish = |raw: &mut crate::support::raw_client::RawClient, key: &str, body: &[u8]| {
@@ -141,7 +141,7 @@ fn instances_that_are_killed_while_they_drain_lose_no_dead_letter_and_store_none
     const MESSAGES: u64 = 4_000;
     const TWINS: u64 = 500;
     let node = Node::shared();
-    let env = desk(&node).set("log.level", "info");
+    let env = dead_letter_env(&node).set("log.level", "info");
     let mut orderd = env.start();
     assert_eq!(orderd.stop(), 0);
     let (mut raw, ledger) = (env.raw(), env.ledger());
@@ -186,7 +186,7 @@ fn instances_that_are_killed_while_they_drain_lose_no_dead_letter_and_store_none
 #[test]
 fn a_dead_letter_waits_for_the_ledger_and_one_that_is_too_large_does_not_stop_the_others() {
     let node = Node::shared();
-    let mut env = desk(&node).set("broker.max_body", "1048576").set("management.poll_every", "500ms");
+    let mut env = dead_letter_env(&node).set("broker.max_body", "1048576").set("management.poll_every", "500ms");
     let mut orderd = env.start();
     let (mut raw, ledger) = (env.raw(), env.ledger());
     let program = Connection::open(env.ledger_directory().join("orderd.db")).unwrap();
@@ -219,7 +219,7 @@ fn a_dead_letter_waits_for_the_ledger_and_one_that_is_too_large_does_not_stop_th
 #[test]
 fn orders_are_processed_and_dead_letters_wait_while_the_broker_allows_too_few_connections() {
     let node = Node::shared();
-    let env = desk(&node).set("log.level", "info");
+    let env = dead_letter_env(&node).set("log.level", "info");
     let mut orderd = env.start();
     let consumers = orderd.status()["consumers"].as_object().unwrap().len();
     assert_eq!(orderd.stop(), 0);
@@ -246,7 +246,7 @@ fn orders_are_processed_and_dead_letters_wait_while_the_broker_allows_too_few_co
 #[test]
 fn an_erased_customer_is_in_no_stored_dead_letter() {
     let node = Node::shared();
-    let env = desk(&node);
+    let env = dead_letter_env(&node);
     let mut orderd = env.start();
     let (mut raw, ledger) = (env.raw(), env.ledger());
     let body = br#"{"id":"bad","product":"Laptop","quantity":0,"price":"1","customer_id":"ada-lovelace","email":"ada@lovelace.example"}"#;

@@ -40,7 +40,7 @@ impl Service {
     }
 }
 
-fn desk<'a>(node: &'a Node, server: &StepServer) -> TestEnv<'a> {
+fn replay_env<'a>(node: &'a Node, server: &StepServer) -> TestEnv<'a> {
     TestEnv::new(node)
         .set("dead_letters.collect", "true")
         .set("log.level", "info")
@@ -83,7 +83,7 @@ fn dead_letter_orders(env: &TestEnv<'_>, orders: u64) {
 fn a_replay_stops_while_the_cause_is_there_and_after_the_repair_processes_each_order_once() {
     let node = Node::shared();
     let server = StepServer::start();
-    let (service, env) = (Service::start(&server), desk(&node, &server));
+    let (service, env) = (Service::start(&server), replay_env(&node, &server));
     let mut orderd = env.start();
     let (ledger, orders) = (env.ledger(), letters());
     dead_letter_orders(&env, orders);
@@ -157,7 +157,7 @@ fn a_replay_stops_while_the_cause_is_there_and_after_the_repair_processes_each_o
 fn two_operators_at_once_replay_no_dead_letter_twice() {
     let node = Node::shared();
     let server = StepServer::start();
-    let (service, env) = (Service::start(&server), desk(&node, &server));
+    let (service, env) = (Service::start(&server), replay_env(&node, &server));
     let orderd = env.start();
     let (ledger, orders) = (env.ledger(), 60);
     dead_letter_orders(&env, orders);
@@ -192,7 +192,7 @@ enum Point {
 fn wherever_orderd_is_killed_during_a_replay_each_message_has_one_effect() {
     let node = Node::shared();
     let server = StepServer::start();
-    let mut env = desk(&node, &server)
+    let mut env = replay_env(&node, &server)
         .set("queues.invoices_queue.bindings", "invoice.#")
         .set("consumers.invoices.queue", "invoices_queue")
         .set("consumers.invoices.handler", "steps")
@@ -302,7 +302,7 @@ fn replay_state(ledger: &LedgerReader) -> String {
 fn a_replay_waits_for_a_paused_consumer_and_survives_the_kill_of_the_command_and_of_the_broker() {
     let node = Node::own("replays");
     let server = StepServer::start();
-    let (service, env) = (Service::start(&server), desk(&node, &server));
+    let (service, env) = (Service::start(&server), replay_env(&node, &server));
     let mut orderd = env.start();
     let (ledger, orders) = (env.ledger(), 300);
     dead_letter_orders(&env, orders);

@@ -11,7 +11,7 @@ use flate2::write::GzEncoder;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::super::super::letter_reader::{KnownConsumer, KnownConsumers};
+use super::super::super::letter_parser::{KnownConsumer, KnownConsumers};
 use super::super::*;
 use super::{Fixture, fixture};
 use crate::domain::{OrderDocument, OrderId, body_text};
@@ -52,14 +52,19 @@ fn code(code: &str) -> LetterSelection {
     by_filter(DeadLetterFilter { code: Some(code.to_owned()), ..FILTER })
 }
 
-async fn plan(desk: &Desk, selection: LetterSelection) -> Result<ReplayPlan, DeskError> {
-    desk.plan(&ReplayRequest { selection, options: ReplayOptions::default(), dry_run: true, after: 0 }).await
+async fn plan(actions: &LetterActions, selection: LetterSelection) -> Result<ReplayPlan, ActionError> {
+    actions.plan(&ReplayRequest { selection, options: ReplayOptions::default(), dry_run: true, after: 0 }).await
 }
 
-async fn change(desk: &Desk, action: LetterAction, selection: LetterSelection, dry_run: bool) -> ChangedLetters {
-    let note = if action == LetterAction::Release { String::new() } else { "SHOP-7".to_owned() };
+async fn change(
+    actions: &LetterActions,
+    action: LetterChangeKind,
+    selection: LetterSelection,
+    dry_run: bool,
+) -> ChangedLetters {
+    let note = if action == LetterChangeKind::Release { String::new() } else { "SHOP-7".to_owned() };
     let request = LetterRequest { selection, note, dry_run, after: 0 };
-    desk.change_letters(action, request, "ada".to_owned()).await.unwrap()
+    actions.change_letters(action, request, "ada".to_owned()).await.unwrap()
 }
 
 fn body(id: &str, product: &str, email: &str) -> Vec<u8> {
@@ -90,43 +95,43 @@ fn new_body(revision: i64, body: Vec<u8>) -> NewBody {
 
 #[tokio::test]
 async fn a_plan_says_which_letters_are_left_out_and_why_and_a_filter_that_finds_nothing_what_there_is() {
-    let Fixture { ledger, desk, _directory, .. } = fixture(shop());
+    let Fixture { ledger, actions, _directory, .. } = fixture(shop());
     for n in 1..=4 {
         ledger.store_letter(stored_letter(&format!("ord-{n}"), n)).await.unwrap();
     }
-    change(&desk, LetterAction::Hold, LetterSelection::Ids(vec![2]), false).await;
-    change(&desk, LetterAction::Discard, LetterSelection::Ids(vec![3]), false).await;
-    let named = plan(&desk, LetterSelection::Ids(vec![99, 3, 2, 1, 1])).await.unwrap();
+    change(&actions, LetterChangeKind::Hold, LetterSelection::Ids(vec![2]), false).await;
+    change(&actions, LetterChangeKind::Discard, LetterSelection::Ids(vec![3]), false).await;
+    let named = plan(&actions, LetterSelection::Ids(vec![99, 3, 2, 1, 1])).await.unwrap();
     assert_eq!((named.letters(), named.groups[0].messages), (1, 1));
     assert_eq!(named.groups[0].money["EUR"].to_string(), "1200.10");
     let reasons: Vec<_> = named.not_replayed.iter().map(|letter| (letter.id, letter.reason.as_str())).collect();
     assert_eq!(reasons, [(2, "held"), (3, "discarded"), (99, "missing")]);
 
-    let found = plan(&desk, code("card_expired")).await.unwrap();
+    let found = plan(&actions, code("card_expired")).await.unwrap();
     assert_eq!((found.letters(), found.nothing), (2, None));
-    change(&desk, LetterAction::Hold, code("card_expired"), false).await;
-    let nothing = plan(&desk, code("card_expired")).await.unwrap();
+    change(&actions, LetterChangeKind::Hold, code("card_expired"), false).await;
+    let nothing = plan(&actions, code("card_expired")).await.unwrap();
     assert_eq!((nothing.letters(), nothing.not_replayed.len()), (0, 4));
     let others = nothing.nothing.unwrap().other_states;
     assert_eq!(others, BTreeMap::from([(LetterState::Held, 3), (LetterState::Discarded, 1)]));
     // A code may be new, but there is no such reason, and no such consumer.
-    let unknown = plan(&desk, code("card_expird")).await.unwrap().nothing.unwrap();
+    let unknown = plan(&actions, code("card_expird")).await.unwrap().nothing.unwrap();
     assert!(unknown.hint.unwrap().contains("card_expired"));
     let known = DeadLetterFilter { reason: Some("unrouted".to_owned()), ..FILTER };
-    assert!(plan(&desk, by_filter(known)).await.unwrap().nothing.is_some());
+    assert!(plan(&actions, by_filter(known)).await.unwrap().nothing.is_some());
     for filter in [
         DeadLetterFilter { reason: Some("permanant".to_owned()), ..FILTER },
         DeadLetterFilter { consumer: Some("oder".to_owned()), ..FILTER },
         DeadLetterFilter { states: vec![LetterState::Held], ..FILTER },
     ] {
-        let refused = plan(&desk, by_filter(filter)).await;
-        assert!(matches!(refused, Err(DeskError::Invalid(_))), "{refused:?}");
+        let refused = plan(&actions, by_filter(filter)).await;
+        assert!(matches!(refused, Err(ActionError::Invalid(_))), "{refused:?}");
     }
 }
 
 #[tokio::test]
 async fn an_order_that_was_processed_meanwhile_is_to_be_closed_although_nothing_else_is_replayed() {
-    let Fixture { ledger, desk, _directory, .. } = fixture(shop());
+    let Fixture { ledger, actions, _directory, .. } = fixture(shop());
     ledger.store_letter(stored_letter("ord-1", 1)).await.unwrap();
     let processed = body("ord-1", "Laptop", "ada@example.com");
     let price = String::from_utf8(processed).unwrap().replace("10.00", "1200.10").into_bytes();
@@ -134,7 +139,7 @@ async fn an_order_that_was_processed_meanwhile_is_to_be_closed_although_nothing_
     let finish = LedgerEntry::FinishOrder { id: OrderId::new("ord-1").unwrap(), at: Timestamp::UNIX_EPOCH };
     ledger.record(finish).await.unwrap();
     for selection in [LetterSelection::Ids(vec![1]), code("card_expired")] {
-        let plan = plan(&desk, selection).await.unwrap();
+        let plan = plan(&actions, selection).await.unwrap();
         assert_eq!((plan.letters(), &plan.skipped), (1, &BTreeMap::new()), "{plan:?}");
         assert_eq!(plan.closed, BTreeMap::from([("order_processed".to_owned(), 1)]));
     }
@@ -142,82 +147,83 @@ async fn an_order_that_was_processed_meanwhile_is_to_be_closed_although_nothing_
 
 #[tokio::test]
 async fn what_would_be_changed_is_shown_by_cause_and_a_filter_takes_open_letters_unless_another_state_is_named() {
-    let Fixture { ledger, desk, _directory, .. } = fixture(shop());
+    let Fixture { ledger, actions, _directory, .. } = fixture(shop());
     for n in 1..=3 {
         ledger.store_letter(stored_letter(&format!("ord-{n}"), n)).await.unwrap();
     }
-    change(&desk, LetterAction::Hold, LetterSelection::Ids(vec![3]), false).await;
-    let planned = change(&desk, LetterAction::Discard, by_filter(FILTER), true).await;
+    change(&actions, LetterChangeKind::Hold, LetterSelection::Ids(vec![3]), false).await;
+    let planned = change(&actions, LetterChangeKind::Discard, by_filter(FILTER), true).await;
     assert_eq!((planned.changed, planned.groups[0].messages, planned.up_to), (2, 2, 3));
     assert_eq!(planned.groups[0].money["EUR"].to_string(), "2400.20");
     assert_eq!(detail(&ledger, 1).await.letter.state, LetterState::Open, "nothing has changed");
-    let done = change(&desk, LetterAction::Discard, by_filter(FILTER), false).await;
+    let done = change(&actions, LetterChangeKind::Discard, by_filter(FILTER), false).await;
     assert_eq!((done.changed, done.next), (2, None));
     assert_eq!(detail(&ledger, 3).await.letter.state, LetterState::Held);
-    let nothing = change(&desk, LetterAction::Discard, by_filter(FILTER), false).await.nothing.unwrap();
+    let nothing = change(&actions, LetterChangeKind::Discard, by_filter(FILTER), false).await.nothing.unwrap();
     assert_eq!(nothing.other_states, BTreeMap::from([(LetterState::Held, 1), (LetterState::Discarded, 2)]));
     let held = DeadLetterFilter { states: vec![LetterState::Held], ..FILTER };
-    assert_eq!(change(&desk, LetterAction::Discard, by_filter(held), false).await.changed, 1);
-    let named = change(&desk, LetterAction::Hold, LetterSelection::Ids(vec![1, 99]), true).await;
+    assert_eq!(change(&actions, LetterChangeKind::Discard, by_filter(held), false).await.changed, 1);
+    let named = change(&actions, LetterChangeKind::Hold, LetterSelection::Ids(vec![1, 99]), true).await;
     assert_eq!(named.refused, BTreeMap::from([(1, "discarded".to_owned()), (99, "missing".to_owned())]));
 }
 
 #[tokio::test]
 async fn an_edited_body_keeps_the_orders_id_unless_that_is_meant_and_then_both_orders_lead_to_the_letter() {
-    let Fixture { ledger, desk, _directory, .. } = fixture(shop());
+    let Fixture { ledger, actions, _directory, .. } = fixture(shop());
     ledger.store_letter(stored_letter("ord-1", 1)).await.unwrap();
     let other = || body("ord-2", "Laptop", "ada@example.com");
-    let refused = desk.edit(1, new_body(0, other()), "ada".to_owned()).await;
-    assert!(matches!(refused, Err(DeskError::Conflict(_))), "{refused:?}");
+    let refused = actions.edit(1, new_body(0, other()), "ada".to_owned()).await;
+    assert!(matches!(refused, Err(ActionError::Conflict(_))), "{refused:?}");
     let meant = NewBody { change_order_id: true, ..new_body(0, other()) };
-    let edited = desk.edit(1, meant, "ada".to_owned()).await.unwrap();
+    let edited = actions.edit(1, meant, "ada".to_owned()).await.unwrap();
     assert_eq!((edited.order_id.as_deref(), edited.former_order_id.as_deref()), (Some("ord-2"), Some("ord-1")));
     let expected = json!({"revision": 1, "order_id": {"before": "ord-1", "after": "ord-2"}});
     assert_eq!(last_entry(&ledger).await, expected);
     for order in ["ord-1", "ord-2"] {
-        let found = plan(&desk, by_filter(DeadLetterFilter { order: Some(order.to_owned()), ..FILTER })).await.unwrap();
+        let found =
+            plan(&actions, by_filter(DeadLetterFilter { order: Some(order.to_owned()), ..FILTER })).await.unwrap();
         assert_eq!(found.letters(), 1, "{order}");
     }
     assert_eq!(detail(&ledger, 1).await.letter.former_order_id.as_deref(), Some("ord-1"));
     // Back to what it was.
     let back = NewBody { change_order_id: true, ..new_body(1, body("ord-1", "Laptop", "ada@example.com")) };
-    desk.edit(1, back, "ada".to_owned()).await.unwrap();
+    actions.edit(1, back, "ada".to_owned()).await.unwrap();
     assert_eq!(detail(&ledger, 1).await.letter.former_order_id, None);
 }
 
 #[tokio::test]
 async fn an_accepted_order_is_edited_only_where_the_ledger_does_not_compare_it() {
-    let Fixture { ledger, desk, _directory, .. } = fixture(shop());
+    let Fixture { ledger, actions, _directory, .. } = fixture(shop());
     let original = body("ord-1", "Unicorn", "ada@example.com");
     let mut letter = NewStoredLetter { body: original.clone().into(), ..stored_letter("ord-1", 1) };
     letter.order.total = Some(("10.00".to_owned(), "EUR".to_owned()));
     ledger.store_letter(letter).await.unwrap();
-    assert!(!desk.draft(1).await.unwrap().is_accepted);
+    assert!(!actions.draft(1).await.unwrap().is_accepted);
     ledger.record(accepted(&original)).await.unwrap();
-    assert!(desk.draft(1).await.unwrap().is_accepted);
-    let other = desk.edit(1, new_body(0, body("ord-1", "Laptop", "ada@example.com")), "ada".to_owned()).await;
-    assert!(matches!(other, Err(DeskError::Conflict(_))), "{other:?}");
-    desk.edit(1, new_body(0, body("ord-1", "Unicorn", "ada@example.org")), "ada".to_owned()).await.unwrap();
-    let outdated = desk.edit(1, new_body(0, body("ord-1", "Unicorn", "x@example.org")), "ada".to_owned()).await;
-    assert!(matches!(outdated, Err(DeskError::Conflict(_))), "{outdated:?}");
+    assert!(actions.draft(1).await.unwrap().is_accepted);
+    let other = actions.edit(1, new_body(0, body("ord-1", "Laptop", "ada@example.com")), "ada".to_owned()).await;
+    assert!(matches!(other, Err(ActionError::Conflict(_))), "{other:?}");
+    actions.edit(1, new_body(0, body("ord-1", "Unicorn", "ada@example.org")), "ada".to_owned()).await.unwrap();
+    let outdated = actions.edit(1, new_body(0, body("ord-1", "Unicorn", "x@example.org")), "ada".to_owned()).await;
+    assert!(matches!(outdated, Err(ActionError::Conflict(_))), "{outdated:?}");
 }
 
 #[tokio::test]
 async fn a_letter_that_cannot_be_edited_is_refused_before_its_body_is_shown() {
-    let Fixture { ledger, desk, _directory, .. } = fixture(shop());
+    let Fixture { ledger, actions, _directory, .. } = fixture(shop());
     for n in 1..=2 {
         ledger.store_letter(stored_letter(&format!("ord-{n}"), n)).await.unwrap();
     }
-    change(&desk, LetterAction::Discard, LetterSelection::Ids(vec![1]), false).await;
-    change(&desk, LetterAction::Hold, LetterSelection::Ids(vec![2]), false).await;
-    assert!(matches!(desk.draft(1).await, Err(DeskError::Conflict(_))));
-    assert!(matches!(desk.draft(99).await, Err(DeskError::Missing(_))));
-    assert_eq!(desk.draft(2).await.unwrap().order_id.as_deref(), Some("ord-2"));
+    change(&actions, LetterChangeKind::Discard, LetterSelection::Ids(vec![1]), false).await;
+    change(&actions, LetterChangeKind::Hold, LetterSelection::Ids(vec![2]), false).await;
+    assert!(matches!(actions.draft(1).await, Err(ActionError::Conflict(_))));
+    assert!(matches!(actions.draft(99).await, Err(ActionError::Missing(_))));
+    assert_eq!(actions.draft(2).await.unwrap().order_id.as_deref(), Some("ord-2"));
 }
 
 #[tokio::test]
 async fn a_compressed_body_is_edited_as_text_and_stored_as_its_properties_say() {
-    let Fixture { ledger, desk, _directory, .. } = fixture(shop());
+    let Fixture { ledger, actions, _directory, .. } = fixture(shop());
     let text = body("ord-1", "Laptop", "ada@example.com");
     let mut gzip = GzEncoder::new(Vec::new(), Compression::default());
     gzip.write_all(&text).unwrap();
@@ -231,10 +237,10 @@ async fn a_compressed_body_is_edited_as_text_and_stored_as_its_properties_say() 
             ..stored_letter("ord-1", u8::try_from(id).unwrap())
         };
         ledger.store_letter(letter).await.unwrap();
-        let draft = desk.draft(id).await.unwrap();
+        let draft = actions.draft(id).await.unwrap();
         assert_eq!(STANDARD.decode(draft.body_base64).unwrap(), text, "{encoding:?}");
         let new = body("ord-1", "Laptop", "ada@example.org");
-        desk.edit(id, new_body(0, new.clone()), "ada".to_owned()).await.unwrap();
+        actions.edit(id, new_body(0, new.clone()), "ada".to_owned()).await.unwrap();
         let content = detail(&ledger, id).await.content;
         let encoding = content.properties["content_encoding"].as_str();
         let read = body_text(&content.body, encoding, 1 << 20).unwrap().into_owned();

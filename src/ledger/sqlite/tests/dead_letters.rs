@@ -11,9 +11,10 @@ use super::super::{MIN_ENTRY_BYTES, SqliteLedger, Tuning, back_up};
 use super::{count, directory, other};
 use crate::ledger::conformance::{accept, at, attempt, dead_letter, order, stored_letter};
 use crate::ledger::{
-    DeadLetterFilter, DeadLetterQuery, DeskAnswer, DeskChange, DeskWriter, ErasureOptions, ErasureSubject, LedgerEntry,
-    LedgerError, LedgerMaintenance, LedgerReader, LedgerWriter, LetterChange, LetterEdit, LetterOrder, LetterOrigin,
-    LetterSource, LetterState, LetterWriter, NewStoredLetter, OutageCause, Recorded, StoreAnswer,
+    DeadLetterFilter, DeadLetterQuery, ErasureOptions, ErasureSubject, LedgerEntry, LedgerError, LedgerMaintenance,
+    LedgerReader, LedgerWriter, LetterChange, LetterEdit, LetterOperation, LetterOperationWriter, LetterOrder,
+    LetterOrigin, LetterSource, LetterState, LetterWriter, NewStoredLetter, OperationAnswer, OutageCause, Recorded,
+    StoreAnswer,
 };
 
 /// Stores this many letters, as fast as SQLite can make them up.
@@ -388,7 +389,7 @@ async fn a_customer_or_an_order_that_an_edit_replaced_is_erased_with_all_bodies_
             by: "operator".to_owned(),
             at: at(1),
         };
-        ledger.change_desk(DeskChange::Edit(Box::new(edit))).await.unwrap();
+        ledger.carry_out(LetterOperation::Edit(Box::new(edit))).await.unwrap();
     };
     edit(1, 0, "ord-1", "grace-hopper").await;
     edit(1, 1, "ord-1", "joan-clarke").await;
@@ -470,12 +471,12 @@ async fn orders_wait_for_one_change_of_the_desk_at_most_and_a_change_without_roo
     assert!(letters.await.iter().all(|answer| matches!(answer, Ok(StoreAnswer::Stored(_)))));
     let discard = |ids: Vec<i64>| {
         let change = LetterChange::Discard { reason: "x".repeat(1_000) };
-        ledger.change_desk(DeskChange::Letters { ids, change, by: "ada".to_owned(), at: at(1) })
+        ledger.carry_out(LetterOperation::Letters { ids, change, by: "ada".to_owned(), at: at(1) })
     };
     program.execute_batch("BEGIN IMMEDIATE").unwrap();
     let before = ledger.commits();
     let changes: Vec<_> = (0..39).map(|n| discard((n * 10 + 1..=n * 10 + 10).collect())).collect();
-    let edit = DeskChange::Edit(Box::new(LetterEdit {
+    let edit = LetterOperation::Edit(Box::new(LetterEdit {
         letter: 400,
         base: 0,
         body: vec![b'x'; 16 << 20].into(),
@@ -487,7 +488,7 @@ async fn orders_wait_for_one_change_of_the_desk_at_most_and_a_change_without_roo
         by: "ada".to_owned(),
         at: at(1),
     }));
-    let edit = tokio::spawn(ledger.change_desk(edit));
+    let edit = tokio::spawn(ledger.carry_out(edit));
     let orders = join_all((0..50).map(|n| ledger.record(accept(order(&format!("ord-{n}"))))));
     assert_eq!(ledger.room.free.available_permits(), ledger.room.bytes - 50 * MIN_ENTRY_BYTES);
     program.execute_batch("COMMIT").unwrap();
@@ -497,7 +498,7 @@ async fn orders_wait_for_one_change_of_the_desk_at_most_and_a_change_without_roo
     assert!(orders.iter().all(|answer| matches!(answer, Ok(Recorded::New))), "{orders:?}");
     assert!(recorded < changed, "the orders come first");
     assert!(ledger.commits() - before >= 39, "each change has its own transaction");
-    let is_full = |answer: &Result<DeskAnswer, LedgerError>| {
+    let is_full = |answer: &Result<OperationAnswer, LedgerError>| {
         matches!(answer, Err(LedgerError::Unavailable { cause: OutageCause::DiskFull, .. }))
     };
     assert!(changes.iter().all(Result::is_ok), "{changes:?}");

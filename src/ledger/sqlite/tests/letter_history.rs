@@ -5,8 +5,8 @@ use super::{directory, other};
 use crate::ledger::conformance::{at, attempt, dead_letter, stored_letter};
 use crate::ledger::trace::{MessageState, TraceEvent, TracedMessage};
 use crate::ledger::{
-    DeadLetterFilter, DeadLetterQuery, DeskChange, DeskWriter, LedgerMaintenance, LedgerReader, LedgerWriter,
-    LetterEdit, LetterOrder, LetterProgress, LetterWriter, NewStoredLetter,
+    DeadLetterFilter, DeadLetterQuery, LedgerMaintenance, LedgerReader, LedgerWriter, LetterEdit, LetterOperation,
+    LetterOperationWriter, LetterOrder, LetterProgress, LetterWriter, NewStoredLetter,
 };
 
 /// Order `ord-1` was dead-lettered, replayed by ada in replay 1, and failed again; its second letter is being replayed by bob.
@@ -96,7 +96,7 @@ async fn an_edited_letter_says_who_has_edited_it_and_its_content_before_can_be_r
             by: "ada".to_owned(),
             at: at(9_000 + base),
         };
-        ledger.change_desk(DeskChange::Edit(Box::new(edit))).await.unwrap();
+        ledger.carry_out(LetterOperation::Edit(Box::new(edit))).await.unwrap();
     }
     let body = async |revision| {
         let detail = ledger.dead_letter_revision(1, revision).await.unwrap();

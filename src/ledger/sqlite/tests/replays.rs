@@ -6,9 +6,9 @@ use super::super::{FILE_NAME, SqliteLedger, stop_replay};
 use crate::ledger::conformance::{accept, attempt, finish, order, stored_letter};
 use crate::ledger::report::{DeadLettered, GroupBy, PointInTime, ReportQuery};
 use crate::ledger::{
-    BeginAnswer, ChangeAnswer, ClaimedReplay, DeskAnswer, DeskChange, DeskWriter, JournalQuery, LedgerEntry,
-    LedgerMaintenance, LedgerReader, LedgerWriter, LetterChange, LetterProgress, LetterSelection, LetterState,
-    LetterWriter, MAX_ACTIVE_REPLAYS, NewDeadLetter, NewReplay, NewStoredLetter, PublishAnswer, Recorded,
+    BeginAnswer, ChangeAnswer, ClaimedReplay, JournalQuery, LedgerEntry, LedgerMaintenance, LedgerReader, LedgerWriter,
+    LetterChange, LetterOperation, LetterOperationWriter, LetterProgress, LetterSelection, LetterState, LetterWriter,
+    MAX_ACTIVE_REPLAYS, NewDeadLetter, NewReplay, NewStoredLetter, OperationAnswer, PublishAnswer, Recorded,
     ReplayOptions, ReplayOutcome, ReplayReader, ReplayState, StoreAnswer, ToPublish, ToSelect,
 };
 
@@ -20,8 +20,8 @@ fn by(owner: &str) -> ClaimedReplay {
     ClaimedReplay { id: 1, owner: owner.to_owned() }
 }
 
-async fn change(ledger: &SqliteLedger, change: DeskChange) -> DeskAnswer {
-    ledger.change_desk(change).await.unwrap()
+async fn change(ledger: &SqliteLedger, change: LetterOperation) -> OperationAnswer {
+    ledger.carry_out(change).await.unwrap()
 }
 
 /// Three letters, of which process `a` replays two.
@@ -31,28 +31,28 @@ async fn selected(ledger: &SqliteLedger) {
     }
     let (selection, options) = (LetterSelection::Ids(vec![1, 2]), ReplayOptions::default());
     let new = NewReplay { by: "ada".to_owned(), selection, options, at: at(0) };
-    let begun = change(ledger, DeskChange::Begin(Box::new(new))).await;
-    assert_eq!(begun, DeskAnswer::Begun(BeginAnswer { replay: 1 }));
-    assert_eq!(claim(ledger, "a", 0).await, DeskAnswer::Done(true));
+    let begun = change(ledger, LetterOperation::Begin(Box::new(new))).await;
+    assert_eq!(begun, OperationAnswer::Begun(BeginAnswer { replay: 1 }));
+    assert_eq!(claim(ledger, "a", 0).await, OperationAnswer::Done(true));
     let select = select(&[1, 2]);
-    assert_eq!(change(ledger, select).await, DeskAnswer::Done(true));
+    assert_eq!(change(ledger, select).await, OperationAnswer::Done(true));
 }
 
-fn select(letters: &[i64]) -> DeskChange {
+fn select(letters: &[i64]) -> LetterOperation {
     let to_select = |letter: &i64| ToSelect { letter: *letter, queue: "order_queue".to_owned() };
     let letters = letters.iter().map(to_select).collect();
-    DeskChange::Select { replay: by("a"), letters, is_named: true, is_last: true, at: at(0) }
+    LetterOperation::Select { replay: by("a"), letters, is_named: true, is_last: true, at: at(0) }
 }
 
-async fn claim(ledger: &SqliteLedger, owner: &str, second: i64) -> DeskAnswer {
+async fn claim(ledger: &SqliteLedger, owner: &str, second: i64) -> OperationAnswer {
     let owner = owner.to_owned();
-    change(ledger, DeskChange::Claim { replay: 1, owner, at: at(second), until: at(second + 10) }).await
+    change(ledger, LetterOperation::Claim { replay: 1, owner, at: at(second), until: at(second + 10) }).await
 }
 
 async fn publish(ledger: &SqliteLedger, owner: &str, letter: i64, second: i64) -> PublishAnswer {
     let letters = vec![ToPublish { letter, queue: "order_queue".to_owned(), order: None }];
-    let begin = DeskChange::BeginPublishing { replay: by(owner), letters, at: at(second) };
-    let DeskAnswer::Publishing(mut answers) = change(ledger, begin).await else { panic!("an answer for each") };
+    let begin = LetterOperation::BeginPublishing { replay: by(owner), letters, at: at(second) };
+    let OperationAnswer::Publishing(mut answers) = change(ledger, begin).await else { panic!("an answer for each") };
     answers.remove(0)
 }
 
@@ -75,21 +75,21 @@ async fn of_two_processes_only_the_one_that_has_claimed_a_replay_publishes_and_a
     selected(&ledger).await;
     let first = publish(&ledger, "a", 1, 1).await;
     assert!(matches!(first, PublishAnswer::Publish { .. }), "{first:?}");
-    assert_eq!(claim(&ledger, "b", 2).await, DeskAnswer::Done(false));
+    assert_eq!(claim(&ledger, "b", 2).await, OperationAnswer::Done(false));
     assert_eq!(publish(&ledger, "b", 2, 2).await, PublishAnswer::NotClaimed);
     // Its claim has ended.
-    assert_eq!(claim(&ledger, "b", 11).await, DeskAnswer::Done(true));
+    assert_eq!(claim(&ledger, "b", 11).await, OperationAnswer::Done(true));
     assert_eq!(publish(&ledger, "a", 2, 12).await, PublishAnswer::NotClaimed);
     assert_eq!(publish(&ledger, "b", 1, 12).await, first, "the same key and the same mark");
     // Each process that ends while it reads a letter counts.
     let reading = |owner: &str, second| {
         let (replay, letters) = (by(owner), vec![2]);
-        DeskChange::Reading { replay, letters, has_ended: false, at: at(second) }
+        LetterOperation::Reading { replay, letters, has_ended: false, at: at(second) }
     };
-    assert_eq!(change(&ledger, reading("b", 13)).await, DeskAnswer::Reading(vec![0]));
-    assert_eq!(change(&ledger, reading("b", 13)).await, DeskAnswer::Reading(vec![0]));
+    assert_eq!(change(&ledger, reading("b", 13)).await, OperationAnswer::Reading(vec![0]));
+    assert_eq!(change(&ledger, reading("b", 13)).await, OperationAnswer::Reading(vec![0]));
     claim(&ledger, "c", 30).await;
-    assert_eq!(change(&ledger, reading("c", 31)).await, DeskAnswer::Reading(vec![1]));
+    assert_eq!(change(&ledger, reading("c", 31)).await, OperationAnswer::Reading(vec![1]));
 }
 
 #[tokio::test]
@@ -99,16 +99,19 @@ async fn a_letter_that_may_be_on_its_way_is_not_opened_and_its_late_outcome_clos
     selected(&ledger).await;
     let PublishAnswer::Publish { key, .. } = publish(&ledger, "a", 1, 1).await else { panic!("it is published") };
     for letter in [1, 2] {
-        change(&ledger, DeskChange::Skip { replay: by("a"), letter, code: "no_queue", at: at(2) }).await;
+        change(&ledger, LetterOperation::Skip { replay: by("a"), letter, code: "no_queue", at: at(2) }).await;
     }
     assert_eq!((state(&ledger, 1).await, state(&ledger, 2).await), (LetterState::Replaying, LetterState::Open));
     assert_eq!((count(&ledger, LetterProgress::Unknown).await, count(&ledger, LetterProgress::Skipped).await), (1, 1));
     let discard = |ids: Vec<i64>| {
         let change = LetterChange::Discard { reason: "test".to_owned() };
-        DeskChange::Letters { ids, change, by: "ada".to_owned(), at: at(3) }
+        LetterOperation::Letters { ids, change, by: "ada".to_owned(), at: at(3) }
     };
     let refused = ChangeAnswer::Refused(LetterState::Replaying);
-    assert_eq!(change(&ledger, discard(vec![1, 3])).await, DeskAnswer::Letters(vec![refused, ChangeAnswer::Changed]));
+    assert_eq!(
+        change(&ledger, discard(vec![1, 3])).await,
+        OperationAnswer::Letters(vec![refused, ChangeAnswer::Changed])
+    );
     assert_eq!(outcome(&ledger, &key, ReplayOutcome::Processed).await, Recorded::New);
     assert_eq!(outcome(&ledger, &key, ReplayOutcome::FailedAgain).await, Recorded::Duplicate, "the first counts");
     assert_eq!(state(&ledger, 1).await, LetterState::Replayed);
@@ -120,19 +123,28 @@ async fn a_stopped_replay_gives_back_what_it_has_not_published_and_keeps_the_res
     let ledger = SqliteLedger::open(directory.path()).unwrap();
     selected(&ledger).await;
     let PublishAnswer::Publish { key, .. } = publish(&ledger, "a", 1, 1).await else { panic!("it is published") };
-    let stop =
-        || DeskChange::Stop { replay: 1, by: Some("bob".to_owned()), reason: "requested", detail: None, at: at(2) };
-    assert_eq!(change(&ledger, stop()).await, DeskAnswer::Done(true));
+    let stop = || LetterOperation::Stop {
+        replay: 1,
+        by: Some("bob".to_owned()),
+        reason: "requested",
+        detail: None,
+        at: at(2),
+    };
+    assert_eq!(change(&ledger, stop()).await, OperationAnswer::Done(true));
     assert_eq!(publish(&ledger, "a", 2, 3).await, PublishAnswer::NotSelected, "only what may be on its way");
     assert!(matches!(publish(&ledger, "a", 1, 3).await, PublishAnswer::Publish { .. }));
-    change(&ledger, DeskChange::GiveBack { replay: by("a"), limit: 10, at: at(3) }).await;
+    change(&ledger, LetterOperation::GiveBack { replay: by("a"), limit: 10, at: at(3) }).await;
     assert_eq!(state(&ledger, 2).await, LetterState::Open);
     // Nobody takes it, and the operator gives it up.
-    assert_eq!(change(&ledger, stop()).await, DeskAnswer::Done(true));
-    assert_eq!(change(&ledger, DeskChange::Finish { replay: by("a"), at: at(4) }).await, DeskAnswer::Done(true));
+    assert_eq!(change(&ledger, stop()).await, OperationAnswer::Done(true));
+    assert_eq!(
+        change(&ledger, LetterOperation::Finish { replay: by("a"), at: at(4) }).await,
+        OperationAnswer::Done(true)
+    );
     assert_eq!(ledger.replay(1, at(5)).await.unwrap().unwrap().state, ReplayState::Stopped);
-    let release = DeskChange::Letters { ids: vec![1], change: LetterChange::Release, by: "ada".to_owned(), at: at(6) };
-    assert_eq!(change(&ledger, release).await, DeskAnswer::Letters(vec![ChangeAnswer::Changed]));
+    let release =
+        LetterOperation::Letters { ids: vec![1], change: LetterChange::Release, by: "ada".to_owned(), at: at(6) };
+    assert_eq!(change(&ledger, release).await, OperationAnswer::Letters(vec![ChangeAnswer::Changed]));
     // It comes back twice after all: once it is stored, the second one is its duplicate.
     let again = |content| NewStoredLetter { replay_key: Some(key.clone()), ..stored_letter("ord-1", content) };
     assert_eq!(ledger.store_letter(again(11)).await.unwrap(), StoreAnswer::Stored(4));
@@ -172,7 +184,8 @@ async fn a_report_says_which_failed_orders_failed_again_or_were_discarded_and_wh
     selected(&ledger).await;
     assert_eq!(letters().await, (3, 3, 0, 0));
     let change_to = LetterChange::Discard { reason: "test".to_owned() };
-    change(&ledger, DeskChange::Letters { ids: vec![3], change: change_to, by: "ada".to_owned(), at: at(1) }).await;
+    change(&ledger, LetterOperation::Letters { ids: vec![3], change: change_to, by: "ada".to_owned(), at: at(1) })
+        .await;
     let PublishAnswer::Publish { key: first, .. } = publish(&ledger, "a", 1, 1).await else {
         panic!("it is published")
     };
@@ -191,9 +204,9 @@ async fn letters_are_counted_by_queue_and_cause_in_each_state_without_counting_t
     let directory = tempfile::tempdir().unwrap();
     let ledger = SqliteLedger::open(directory.path()).unwrap();
     selected(&ledger).await;
-    change(&ledger, DeskChange::Skip { replay: by("a"), letter: 2, code: "no_queue", at: at(2) }).await;
+    change(&ledger, LetterOperation::Skip { replay: by("a"), letter: 2, code: "no_queue", at: at(2) }).await;
     let PublishAnswer::Publish { key, .. } = publish(&ledger, "a", 1, 1).await else { panic!("it is published") };
-    let published = DeskChange::Published { replay: 1, letters: vec![1], at: at(2), due: at(100) };
+    let published = LetterOperation::Published { replay: 1, letters: vec![1], at: at(2), due: at(100) };
     change(&ledger, published).await;
     let retrying = ReplayOutcome::Retrying { due: at(200) };
     for _ in 0..2 {
@@ -212,7 +225,7 @@ async fn letters_are_counted_by_queue_and_cause_in_each_state_without_counting_t
     // Nothing of a replay is removed before it has ended, and then all, although a letter is still open.
     ledger.prune(at(60)).await.unwrap();
     assert_eq!((state(&ledger, 1).await, state(&ledger, 2).await), (LetterState::Replayed, LetterState::Open));
-    change(&ledger, DeskChange::Finish { replay: by("a"), at: at(5) }).await;
+    change(&ledger, LetterOperation::Finish { replay: by("a"), at: at(5) }).await;
     while ledger.prune(at(60)).await.unwrap().more {}
     assert_eq!((ledger.replay(1, at(60)).await.unwrap(), state(&ledger, 2).await), (None, LetterState::Open));
 }
@@ -224,21 +237,21 @@ async fn of_two_processes_one_carries_out_all_replays_and_no_more_begin_than_are
     selected(&ledger).await;
     let begin = || {
         let (selection, options) = (LetterSelection::Ids(vec![3]), ReplayOptions::default());
-        DeskChange::Begin(Box::new(NewReplay { by: "ada".to_owned(), selection, options, at: at(0) }))
+        LetterOperation::Begin(Box::new(NewReplay { by: "ada".to_owned(), selection, options, at: at(0) }))
     };
     let claim = |replay, owner: &str, second| {
         let (owner, until) = (owner.to_owned(), at(second + 10));
-        DeskChange::Claim { replay, owner, at: at(second), until }
+        LetterOperation::Claim { replay, owner, at: at(second), until }
     };
-    assert_eq!(change(&ledger, begin()).await, DeskAnswer::Begun(BeginAnswer { replay: 2 }));
-    assert_eq!(change(&ledger, claim(2, "b", 5)).await, DeskAnswer::Done(false), "their letters share a service");
-    assert_eq!(change(&ledger, claim(2, "a", 5)).await, DeskAnswer::Done(true));
+    assert_eq!(change(&ledger, begin()).await, OperationAnswer::Begun(BeginAnswer { replay: 2 }));
+    assert_eq!(change(&ledger, claim(2, "b", 5)).await, OperationAnswer::Done(false), "their letters share a service");
+    assert_eq!(change(&ledger, claim(2, "a", 5)).await, OperationAnswer::Done(true));
     for _ in 2..MAX_ACTIVE_REPLAYS {
-        assert!(matches!(change(&ledger, begin()).await, DeskAnswer::Begun(_)));
+        assert!(matches!(change(&ledger, begin()).await, OperationAnswer::Begun(_)));
     }
-    assert_eq!(change(&ledger, begin()).await, DeskAnswer::TooManyReplays);
+    assert_eq!(change(&ledger, begin()).await, OperationAnswer::TooManyReplays);
     // One that was not yet given up by a process that has died.
-    assert_eq!(change(&ledger, claim(2, "b", 20)).await, DeskAnswer::Done(true));
+    assert_eq!(change(&ledger, claim(2, "b", 20)).await, OperationAnswer::Done(true));
 }
 
 #[tokio::test]
@@ -281,7 +294,10 @@ async fn the_journal_alone_says_who_replayed_which_letters_and_what_became_of_th
         panic!("it is published")
     };
     outcome(&ledger, &key, ReplayOutcome::FailedAgain).await;
-    assert_eq!(change(&ledger, DeskChange::Finish { replay: by("a"), at: at(5) }).await, DeskAnswer::Done(true));
+    assert_eq!(
+        change(&ledger, LetterOperation::Finish { replay: by("a"), at: at(5) }).await,
+        OperationAnswer::Done(true)
+    );
     outcome(&ledger, &second, ReplayOutcome::Processed).await;
     let file = rusqlite::Connection::open(directory.path().join(FILE_NAME)).unwrap();
     let mut select = file.prepare("SELECT actor || subject || result FROM journal ORDER BY seq").unwrap();
@@ -299,18 +315,18 @@ async fn a_letter_without_an_outcome_is_released_or_erased_only_once_none_is_exp
     let ledger = SqliteLedger::open(directory.path()).unwrap();
     selected(&ledger).await;
     publish(&ledger, "a", 1, 1).await;
-    change(&ledger, DeskChange::Published { replay: 1, letters: vec![1], at: at(2), due: at(100) }).await;
+    change(&ledger, LetterOperation::Published { replay: 1, letters: vec![1], at: at(2), due: at(100) }).await;
     let (by_person, reason) = (Some("bob".to_owned()), "requested");
-    change(&ledger, DeskChange::Stop { replay: 1, by: by_person, reason, detail: None, at: at(3) }).await;
-    change(&ledger, DeskChange::GiveBack { replay: by("a"), limit: 10, at: at(3) }).await;
-    change(&ledger, DeskChange::Finish { replay: by("a"), at: at(4) }).await;
+    change(&ledger, LetterOperation::Stop { replay: 1, by: by_person, reason, detail: None, at: at(3) }).await;
+    change(&ledger, LetterOperation::GiveBack { replay: by("a"), limit: 10, at: at(3) }).await;
+    change(&ledger, LetterOperation::Finish { replay: by("a"), at: at(4) }).await;
     let release = |second| {
         let change = LetterChange::Release;
-        DeskChange::Letters { ids: vec![1], change, by: "ada".to_owned(), at: at(second) }
+        LetterOperation::Letters { ids: vec![1], change, by: "ada".to_owned(), at: at(second) }
     };
     let refused = ChangeAnswer::Refused(LetterState::Replaying);
-    assert_eq!(change(&ledger, release(50)).await, DeskAnswer::Letters(vec![refused]), "it may be on its way");
-    assert_eq!(change(&ledger, release(101)).await, DeskAnswer::Letters(vec![ChangeAnswer::Changed]));
+    assert_eq!(change(&ledger, release(50)).await, OperationAnswer::Letters(vec![refused]), "it may be on its way");
+    assert_eq!(change(&ledger, release(101)).await, OperationAnswer::Letters(vec![ChangeAnswer::Changed]));
     assert_eq!(state(&ledger, 1).await, LetterState::Open);
 }
 
@@ -321,14 +337,14 @@ async fn a_replay_that_stopped_by_itself_is_among_what_is_unresolved_and_one_tha
         let ledger = SqliteLedger::open(directory.path()).unwrap();
         selected(&ledger).await;
         let detail = Some("text".to_owned());
-        let stop = DeskChange::Stop { replay: 1, by: by_person.map(str::to_owned), reason, detail, at: at(5) };
+        let stop = LetterOperation::Stop { replay: 1, by: by_person.map(str::to_owned), reason, detail, at: at(5) };
         change(&ledger, stop).await;
         let stopped = async || ledger.unresolved_dead_letters().await.unwrap().stopped;
         let found: Vec<_> = stopped().await.into_iter().map(|replay| (replay.id, replay.reason, replay.at)).collect();
         let expected = vec![(1, reason.to_owned(), None)];
         assert_eq!(found, if by_person.is_none() { expected } else { Vec::new() });
-        change(&ledger, DeskChange::GiveBack { replay: by("a"), limit: 10, at: at(6) }).await;
-        change(&ledger, DeskChange::Finish { replay: by("a"), at: at(7) }).await;
+        change(&ledger, LetterOperation::GiveBack { replay: by("a"), limit: 10, at: at(6) }).await;
+        change(&ledger, LetterOperation::Finish { replay: by("a"), at: at(7) }).await;
         let ended: Vec<_> = stopped().await.into_iter().map(|replay| replay.at).collect();
         assert_eq!(ended, if by_person.is_none() { vec![Some(at(7))] } else { Vec::new() });
         ledger.close().await;

@@ -11,8 +11,8 @@ use super::outage;
 use crate::domain::{Item, MAX_ITEMS, OrderId};
 use crate::ledger::conformance::{accept, analytics, at, attempt, dead_letter, order, sale, stored_letter, with_items};
 use crate::ledger::{
-    DeskChange, DeskWriter, FailedDelivery, LedgerEntry, LedgerMaintenance, LedgerWriter, LetterChange, LetterWriter,
-    NewAttempt, NewNotification, NewOrder, NotificationDelivery, OutageCause, Pruned, Recorded,
+    FailedDelivery, LedgerEntry, LedgerMaintenance, LedgerWriter, LetterChange, LetterOperation, LetterOperationWriter,
+    LetterWriter, NewAttempt, NewNotification, NewOrder, NotificationDelivery, OutageCause, Pruned, Recorded,
 };
 
 const DAY: i64 = 86_400_000;
@@ -118,8 +118,8 @@ async fn the_failed_deliveries_of_a_notification_are_kept_as_long_as_its_dead_le
         assert_eq!(ids(&directory, table, "identity"), ["open"], "{table}");
     }
     let change = LetterChange::Discard { reason: "test".to_owned() };
-    let discard = DeskChange::Letters { ids: vec![1], change, by: "ada".to_owned(), at: at(DAY) };
-    ledger.change_desk(discard).await.unwrap();
+    let discard = LetterOperation::Letters { ids: vec![1], change, by: "ada".to_owned(), at: at(DAY) };
+    ledger.carry_out(discard).await.unwrap();
     prune_all(&ledger, 2 * DAY).await;
     for table in ["attempts", "notification_attempts"] {
         assert_eq!(count(&directory, table), 0, "{table}");

@@ -17,9 +17,9 @@ const MIN_FAILURES: u64 = 10;
 
 /// What a running replay does next.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Step {
+pub(super) enum Decision {
     /// These may be published, in this order.
-    Publish(Vec<Turn>),
+    Publish(Vec<GroupBatch>),
     /// Outcomes are awaited, or queues.
     Wait,
     /// Too many have failed again.
@@ -41,7 +41,7 @@ pub(super) enum Admission {
 
 /// Letters of one group that may be published.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Turn {
+pub(super) struct GroupBatch {
     /// The group's queue.
     pub queue: String,
     /// Its cause.
@@ -52,14 +52,14 @@ pub(super) struct Turn {
     pub room: u64,
 }
 
-impl Turn {
+impl GroupBatch {
     fn new(group: &ReplayGroup, progress: LetterProgress, room: u64) -> Self {
-        Turn { queue: group.queue.clone(), cause: group.cause.clone(), progress, room }
+        GroupBatch { queue: group.queue.clone(), cause: group.cause.clone(), progress, room }
     }
 
     /// Those of a group that may have been published.
     pub fn again(group: &ReplayGroup) -> Self {
-        Turn::new(group, LetterProgress::Publishing, group.count(&[LetterProgress::Publishing]))
+        GroupBatch::new(group, LetterProgress::Publishing, group.count(&[LetterProgress::Publishing]))
     }
 }
 
@@ -93,9 +93,9 @@ impl Traffic {
     }
 
     /// So many of a group are published now.
-    pub fn published(&mut self, turn: &Turn, letters: u64) {
+    pub fn published(&mut self, batch: &GroupBatch, letters: u64) {
         let counts = Counts { published: letters, in_flight: letters, ..Counts::default() };
-        self.add(&turn.queue, &turn.cause, counts);
+        self.add(&batch.queue, &batch.cause, counts);
     }
 
     fn add(&mut self, queue: &str, cause: &str, more: Counts) {
@@ -115,32 +115,32 @@ impl Traffic {
 }
 
 /// Decides. `admission`: how many letters may be on their way to a queue now.
-pub(super) fn next_step(replay: &Replay, traffic: &Traffic, admission: &dyn Fn(&str) -> Admission) -> Step {
+pub(super) fn decide(replay: &Replay, traffic: &Traffic, admission: &dyn Fn(&str) -> Admission) -> Decision {
     use LetterProgress::{Publishing, Selected};
     if has_failed(replay) {
         // Of a canary, all outcomes are awaited.
         let waits = replay.count(Publishing) == 0 && awaits_canary(replay, traffic);
-        return if waits { Step::Wait } else { Step::Stop };
+        return if waits { Decision::Wait } else { Decision::Stop };
     }
     if replay.count(Selected) + replay.in_flight() == 0 {
-        return Step::Finish;
+        return Decision::Finish;
     }
     let ready = || replay.groups.iter().filter(|group| admission(&group.queue) != Admission::None);
-    let again = ready().map(Turn::again);
-    let mut turns: Vec<Turn> = again.filter(|turn| turn.room > 0).collect();
-    if turns.is_empty() {
-        turns = new_turns(replay, traffic, admission, ready());
+    let again = ready().map(GroupBatch::again);
+    let mut batches: Vec<GroupBatch> = again.filter(|batch| batch.room > 0).collect();
+    if batches.is_empty() {
+        batches = new_batches(replay, traffic, admission, ready());
     }
-    if turns.is_empty() { Step::Wait } else { Step::Publish(turns) }
+    if batches.is_empty() { Decision::Wait } else { Decision::Publish(batches) }
 }
 
 /// What may be published for the first time: of groups in the canary first.
-fn new_turns<'g>(
+fn new_batches<'g>(
     replay: &Replay,
     traffic: &Traffic,
     admission: &dyn Fn(&str) -> Admission,
     groups: impl Iterator<Item = &'g ReplayGroup>,
-) -> Vec<Turn> {
+) -> Vec<GroupBatch> {
     let mut groups: Vec<(&ReplayGroup, u64)> = groups
         .filter(|group| group.count(&[LetterProgress::Selected]) > 0)
         .map(|group| (group, if replay.options.canary { canary_room(traffic.of_group(group)) } else { MAX_IN_FLIGHT }))
@@ -148,7 +148,7 @@ fn new_turns<'g>(
         .collect();
     groups.sort_by_key(|(_, room)| *room);
     let mut rooms: BTreeMap<&str, u64> = BTreeMap::new();
-    let mut turns = Vec::new();
+    let mut batches = Vec::new();
     for (group, room) in groups {
         let counts = traffic.queues.get(&group.queue).copied().unwrap_or_default();
         let of_queue = rooms.entry(&group.queue).or_insert_with(|| match admission(&group.queue) {
@@ -159,10 +159,10 @@ fn new_turns<'g>(
         let room = room.min(*of_queue).min(group.count(&[LetterProgress::Selected]));
         *of_queue -= room;
         if room > 0 {
-            turns.push(Turn::new(group, LetterProgress::Selected, room));
+            batches.push(GroupBatch::new(group, LetterProgress::Selected, room));
         }
     }
-    turns
+    batches
 }
 
 /// How many of a group may be published because of its canary.
@@ -252,39 +252,39 @@ mod tests {
         replay_of(&[("orders", "http_402", letters)])
     }
 
-    fn decide(replay: &Replay) -> Step {
-        next_step(replay, &Traffic::of(std::slice::from_ref(replay)), &|_| Admission::All)
+    fn decide_alone(replay: &Replay) -> Decision {
+        decide(replay, &Traffic::of(std::slice::from_ref(replay)), &|_| Admission::All)
     }
 
-    fn step(letters: &[(LetterProgress, u64)]) -> Step {
-        decide(&replay(letters))
+    fn decision(letters: &[(LetterProgress, u64)]) -> Decision {
+        decide_alone(&replay(letters))
     }
 
-    fn turn(queue: &str, cause: &str, progress: LetterProgress, room: u64) -> Turn {
-        Turn { queue: queue.to_owned(), cause: cause.to_owned(), progress, room }
+    fn batch(queue: &str, cause: &str, progress: LetterProgress, room: u64) -> GroupBatch {
+        GroupBatch { queue: queue.to_owned(), cause: cause.to_owned(), progress, room }
     }
 
-    fn new(room: u64) -> Step {
-        Step::Publish(vec![turn("orders", "http_402", Selected, room)])
+    fn new(room: u64) -> Decision {
+        Decision::Publish(vec![batch("orders", "http_402", Selected, room)])
     }
 
     #[test]
     fn one_letter_then_ten_are_published_and_awaited_before_the_rest() {
-        assert_eq!(step(&[(Selected, 10_000)]), new(1));
-        assert_eq!(step(&[(Selected, 9_999), (Published, 1)]), Step::Wait);
-        assert_eq!(step(&[(Selected, 9_999), (Retrying, 1)]), Step::Wait);
-        assert_eq!(step(&[(Selected, 9_999), (Processed, 1)]), new(10));
-        assert_eq!(step(&[(Selected, 4), (Processed, 1)]), new(4));
-        assert_eq!(step(&[(Selected, 9_989), (Processed, 4), (Published, 7)]), Step::Wait);
+        assert_eq!(decision(&[(Selected, 10_000)]), new(1));
+        assert_eq!(decision(&[(Selected, 9_999), (Published, 1)]), Decision::Wait);
+        assert_eq!(decision(&[(Selected, 9_999), (Retrying, 1)]), Decision::Wait);
+        assert_eq!(decision(&[(Selected, 9_999), (Processed, 1)]), new(10));
+        assert_eq!(decision(&[(Selected, 4), (Processed, 1)]), new(4));
+        assert_eq!(decision(&[(Selected, 9_989), (Processed, 4), (Published, 7)]), Decision::Wait);
         // Then no more are in flight than may fail.
-        assert_eq!(step(&[(Selected, 9_989), (Processed, 11)]), new(10));
-        assert_eq!(step(&[(Selected, 9_978), (Processed, 14), (Published, 8)]), new(2));
-        assert_eq!(step(&[(Selected, 5_000), (Processed, 4_600), (Published, 400)]), new(60));
-        assert_eq!(step(&[(Processed, 10_000)]), Step::Finish);
-        assert_eq!(step(&[(Processed, 9_999), (Published, 1)]), Step::Wait);
+        assert_eq!(decision(&[(Selected, 9_989), (Processed, 11)]), new(10));
+        assert_eq!(decision(&[(Selected, 9_978), (Processed, 14), (Published, 8)]), new(2));
+        assert_eq!(decision(&[(Selected, 5_000), (Processed, 4_600), (Published, 400)]), new(60));
+        assert_eq!(decision(&[(Processed, 10_000)]), Decision::Finish);
+        assert_eq!(decision(&[(Processed, 9_999), (Published, 1)]), Decision::Wait);
         let mut all_at_once = replay(&[(Selected, 10_000)]);
         all_at_once.options.canary = false;
-        assert_eq!(decide(&all_at_once), new(1_000));
+        assert_eq!(decide_alone(&all_at_once), new(1_000));
     }
 
     #[test]
@@ -295,17 +295,17 @@ mod tests {
             ("carts", "http_402", &[(Selected, 5), (Processed, 1)][..]),
         ];
         let expected = vec![
-            turn("orders", "http_402", Selected, 1),
-            turn("carts", "http_402", Selected, 5),
-            turn("orders", "processed_meanwhile", Selected, 9),
+            batch("orders", "http_402", Selected, 1),
+            batch("carts", "http_402", Selected, 5),
+            batch("orders", "processed_meanwhile", Selected, 9),
         ];
-        assert_eq!(decide(&replay_of(&all)), Step::Publish(expected), "ten may fail in all of the queue");
+        assert_eq!(decide_alone(&replay_of(&all)), Decision::Publish(expected), "ten may fail in all of the queue");
         let waiting = [("orders", "a", &[(Selected, 9), (Published, 1)][..]), ("orders", "b", &[(Selected, 3)][..])];
-        assert_eq!(decide(&replay_of(&waiting)), Step::Publish(vec![turn("orders", "b", Selected, 1)]));
+        assert_eq!(decide_alone(&replay_of(&waiting)), Decision::Publish(vec![batch("orders", "b", Selected, 1)]));
         let many: Vec<String> = (0..20).map(|n| n.to_string()).collect();
         let many: Vec<Group<'_>> = many.iter().map(|cause| ("orders", &**cause, &[(Selected, 9)][..])).collect();
-        let Step::Publish(turns) = decide(&replay_of(&many)) else { panic!("they are published") };
-        assert_eq!(turns.iter().map(|turn| turn.room).sum::<u64>(), MIN_FAILURES);
+        let Decision::Publish(batches) = decide_alone(&replay_of(&many)) else { panic!("they are published") };
+        assert_eq!(batches.iter().map(|batch| batch.room).sum::<u64>(), MIN_FAILURES);
     }
 
     #[test]
@@ -313,18 +313,18 @@ mod tests {
         let waits = |_: &str| Admission::All;
         let new_one = || replay(&[(Selected, 100)]);
         let mut traffic = Traffic::of(&[new_one(), new_one(), new_one()]);
-        let first = next_step(&new_one(), &traffic, &waits);
-        let Step::Publish(turns) = &first else { panic!("{first:?}") };
+        let first = decide(&new_one(), &traffic, &waits);
+        let Decision::Publish(batches) = &first else { panic!("{first:?}") };
         assert_eq!(first, new(1));
-        traffic.published(&turns[0], 1);
-        assert_eq!(next_step(&new_one(), &traffic, &waits), Step::Wait);
+        traffic.published(&batches[0], 1);
+        assert_eq!(decide(&new_one(), &traffic, &waits), Decision::Wait);
 
         let old_one = replay(&[(Selected, 100), (Processed, 50), (Published, 4)]);
         let traffic = Traffic::of(&[old_one, new_one()]);
-        assert_eq!(next_step(&new_one(), &traffic, &waits), new(6), "the cause is known to be repaired");
+        assert_eq!(decide(&new_one(), &traffic, &waits), new(6), "the cause is known to be repaired");
         // One that bears failures does not stop the others for ever.
         let bears = replay(&[(Processed, 11), (FailedAgain, 500)]);
-        assert_eq!(next_step(&new_one(), &Traffic::of(&[bears, new_one()]), &waits), new(1));
+        assert_eq!(decide(&new_one(), &Traffic::of(&[bears, new_one()]), &waits), new(1));
     }
 
     #[test]
@@ -337,24 +337,23 @@ mod tests {
         let (replay, waits) =
             (replay_of(&both), |queue: &str| if queue == "orders" { Admission::None } else { Admission::All });
         let traffic = Traffic::of(std::slice::from_ref(&replay));
-        assert_eq!(next_step(&replay, &traffic, &waits), Step::Publish(vec![turn("carts", "a", Publishing, 1)]));
+        assert_eq!(decide(&replay, &traffic, &waits), Decision::Publish(vec![batch("carts", "a", Publishing, 1)]));
         let (replay, waits) =
             (
                 replay_of(&[both[0], both[2]]),
                 |queue: &str| if queue == "orders" { Admission::None } else { Admission::All },
             );
         let traffic = Traffic::of(std::slice::from_ref(&replay));
-        assert_eq!(next_step(&replay, &traffic, &waits), Step::Publish(vec![turn("carts", "b", Selected, 1)]));
-        assert_eq!(next_step(&replay, &traffic, &|_| Admission::None), Step::Wait);
+        assert_eq!(decide(&replay, &traffic, &waits), Decision::Publish(vec![batch("carts", "b", Selected, 1)]));
+        assert_eq!(decide(&replay, &traffic, &|_| Admission::None), Decision::Wait);
     }
 
     #[test]
     fn while_a_service_is_tried_one_letter_is_on_its_way_and_shows_whether_it_is_available() {
-        let trial =
-            |replay: &Replay| next_step(replay, &Traffic::of(std::slice::from_ref(replay)), &|_| Admission::One);
+        let trial = |replay: &Replay| decide(replay, &Traffic::of(std::slice::from_ref(replay)), &|_| Admission::One);
         assert_eq!(trial(&replay(&[(Selected, 100)])), new(1));
         assert_eq!(trial(&replay(&[(Selected, 100), (Processed, 50)])), new(1));
-        assert_eq!(trial(&replay(&[(Selected, 100), (Processed, 50), (Retrying, 1)])), Step::Wait);
+        assert_eq!(trial(&replay(&[(Selected, 100), (Processed, 50), (Retrying, 1)])), Decision::Wait);
         let mut all_at_once = replay(&[(Selected, 100)]);
         all_at_once.options.canary = false;
         assert_eq!(trial(&all_at_once), new(1));
@@ -362,39 +361,39 @@ mod tests {
 
     #[test]
     fn a_replay_whose_cause_is_still_there_stops_after_at_most_ten_failures() {
-        assert_eq!(step(&[(Selected, 9_999), (FailedAgain, 1)]), Step::Stop);
-        assert_eq!(step(&[(Selected, 9_989), (Processed, 1), (FailedAgain, 9), (Published, 1)]), Step::Wait);
-        assert_eq!(step(&[(Selected, 9_989), (Processed, 1), (FailedAgain, 10)]), Step::Stop);
-        assert_eq!(step(&[(Selected, 9_989), (Processed, 10), (FailedAgain, 1)]), new(9), "one in eleven may");
-        assert_eq!(step(&[(Selected, 9_979), (Processed, 11), (FailedAgain, 2), (Published, 8)]), Step::Stop);
-        assert_eq!(step(&[(Selected, 9_999), (Unknown, 1)]), Step::Stop, "nothing was seen of it");
+        assert_eq!(decision(&[(Selected, 9_999), (FailedAgain, 1)]), Decision::Stop);
+        assert_eq!(decision(&[(Selected, 9_989), (Processed, 1), (FailedAgain, 9), (Published, 1)]), Decision::Wait);
+        assert_eq!(decision(&[(Selected, 9_989), (Processed, 1), (FailedAgain, 10)]), Decision::Stop);
+        assert_eq!(decision(&[(Selected, 9_989), (Processed, 10), (FailedAgain, 1)]), new(9), "one in eleven may");
+        assert_eq!(decision(&[(Selected, 9_979), (Processed, 11), (FailedAgain, 2), (Published, 8)]), Decision::Stop);
+        assert_eq!(decision(&[(Selected, 9_999), (Unknown, 1)]), Decision::Stop, "nothing was seen of it");
         let mut broken_again = replay(&[(Selected, 1_000), (Processed, 5_000), (FailedAgain, 11)]);
         (broken_again.recent, broken_again.recent_failed) = (100, 11);
-        assert_eq!(decide(&broken_again), Step::Stop, "the latest outcomes count");
+        assert_eq!(decide_alone(&broken_again), Decision::Stop, "the latest outcomes count");
         let mut overdue = replay(&[(Selected, 9_999), (Published, 1)]);
         (overdue.overdue, overdue.groups[0].overdue) = (1, 1);
-        assert_eq!(decide(&overdue), Step::Stop);
+        assert_eq!(decide_alone(&overdue), Decision::Stop);
         overdue.options.stop_at = 100;
-        assert_eq!(decide(&overdue), new(10), "it does not wait for ever");
+        assert_eq!(decide_alone(&overdue), new(10), "it does not wait for ever");
         overdue.letters.remove(&Selected);
         overdue.groups[0].letters.remove(&Selected);
-        assert_eq!(decide(&overdue), Step::Finish);
+        assert_eq!(decide_alone(&overdue), Decision::Finish);
     }
 
     #[test]
     fn a_replay_that_bears_failures_goes_on_after_many_of_them() {
         let mut bears = replay(&[(Selected, 1_000), (Processed, 900), (FailedAgain, 100)]);
         bears.recent_failed = 10;
-        assert_eq!(decide(&bears), new(1), "exactly as many as may have failed, long ago");
+        assert_eq!(decide_alone(&bears), new(1), "exactly as many as may have failed, long ago");
         let mut all = replay(&[(Selected, 1_000), (FailedAgain, 20)]);
         all.options.stop_at = 100;
-        assert_eq!(decide(&all), new(1));
+        assert_eq!(decide_alone(&all), new(1));
     }
 
     #[test]
     fn what_a_crash_left_half_published_comes_first_unless_too_many_have_failed() {
-        let again = Step::Publish(vec![turn("orders", "http_402", Publishing, 3)]);
-        assert_eq!(step(&[(Selected, 9_999), (Publishing, 3)]), again);
-        assert_eq!(step(&[(Selected, 9_999), (Publishing, 3), (FailedAgain, 5)]), Step::Stop);
+        let again = Decision::Publish(vec![batch("orders", "http_402", Publishing, 3)]);
+        assert_eq!(decision(&[(Selected, 9_999), (Publishing, 3)]), again);
+        assert_eq!(decision(&[(Selected, 9_999), (Publishing, 3), (FailedAgain, 5)]), Decision::Stop);
     }
 }

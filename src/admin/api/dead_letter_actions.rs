@@ -1,6 +1,6 @@
 //! What is done with stored dead letters over HTTP: replays, hold, release, discard, edit.
 //!
-//! It reads requests and writes answers. The desk decides and records.
+//! It reads requests and writes answers. `LetterActions` decides and records.
 
 use axum::Extension;
 use axum::extract::{Path, Request, State};
@@ -24,8 +24,8 @@ use crate::admin::guard::require_user;
 use crate::admin::response::{error_response, json_response};
 use crate::chain::chain;
 use crate::dead_letters::{
-    ChangedLetters, Desk, DeskError, DeskHandle, EditDraft, EditRequest, EditedLetter, LetterAction, LetterRequest,
-    ListedReplay, NewBody, ReplayLetters, ReplayPlan, ReplayReport, ReplayRequest,
+    ActionError, ChangedLetters, EditDraft, EditRequest, EditedLetter, LetterActions, LetterActionsHandle,
+    LetterChangeKind, LetterRequest, ListedReplay, NewBody, ReplayLetters, ReplayPlan, ReplayReport, ReplayRequest,
 };
 use crate::ledger::LetterProgress;
 
@@ -35,7 +35,7 @@ const MAX_REQUEST: usize = 256 << 10;
 const MAX_EDIT: usize = 24 << 20;
 
 /// The routes.
-pub(in crate::admin) fn router(desk: DeskHandle) -> OpenApiRouter {
+pub(in crate::admin) fn router(actions: LetterActionsHandle) -> OpenApiRouter {
     OpenApiRouter::new()
         .routes(routes!(replays, start))
         .routes(routes!(replay))
@@ -47,7 +47,7 @@ pub(in crate::admin) fn router(desk: DeskHandle) -> OpenApiRouter {
         .routes(routes!(edit))
         .layer(from_fn(reject_cross_site))
         .layer(from_fn(require_user))
-        .with_state(desk)
+        .with_state(actions)
 }
 
 /// The latest replays.
@@ -92,7 +92,7 @@ struct LettersQuery {
     limit: Option<usize>,
 }
 
-/// The errors of the desk.
+/// The errors of actions on dead letters.
 #[derive(IntoResponses)]
 #[expect(dead_code, reason = "only its description is used")]
 enum DeskRefusal {
@@ -125,8 +125,8 @@ enum DeskRefusal {
     path = "/api/v1/dead-letters/replays",
     responses((status = 200, body = ReplayList), AnyError, DeskRefusal)
 )]
-async fn replays(State(desk): State<DeskHandle>) -> Response {
-    respond(async { Ok(ReplayList { replays: opened(&desk)?.replays().await.map_err(failure)? }) }).await
+async fn replays(State(actions): State<LetterActionsHandle>) -> Response {
+    respond(async { Ok(ReplayList { replays: opened(&actions)?.replays().await.map_err(failure)? }) }).await
 }
 
 /// How far a replay is
@@ -136,8 +136,8 @@ async fn replays(State(desk): State<DeskHandle>) -> Response {
     params(("id" = i64, Path, description = "Its number")),
     responses((status = 200, body = ReplayReport), AnyError, DeskRefusal)
 )]
-async fn replay(State(desk): State<DeskHandle>, Path(id): Path<i64>) -> Response {
-    respond(async { opened(&desk)?.replay(id).await.map_err(failure) }).await
+async fn replay(State(actions): State<LetterActionsHandle>, Path(id): Path<i64>) -> Response {
+    respond(async { opened(&actions)?.replay(id).await.map_err(failure) }).await
 }
 
 /// The dead letters of a replay, by number, with their outcome
@@ -148,14 +148,14 @@ async fn replay(State(desk): State<DeskHandle>, Path(id): Path<i64>) -> Response
     responses((status = 200, body = ReplayLetters), AnyError, DeskRefusal)
 )]
 async fn letters(
-    State(desk): State<DeskHandle>,
+    State(actions): State<LetterActionsHandle>,
     Path(id): Path<i64>,
     Parameters(query): Parameters<LettersQuery>,
 ) -> Response {
     respond(async {
         let LettersQuery { progress, after, limit } = query;
         let limit = page_limit(limit).map_err(|error| Box::new(error.into_response()))?;
-        opened(&desk)?.replay_letters(id, progress, after, limit).await.map_err(failure)
+        opened(&actions)?.replay_letters(id, progress, after, limit).await.map_err(failure)
     })
     .await
 }
@@ -167,13 +167,17 @@ async fn letters(
     request_body = ReplayRequest,
     responses((status = 200, body = ReplayAnswer), AnyError, DeskRefusal)
 )]
-async fn start(State(desk): State<DeskHandle>, Extension(actor): Extension<Actor>, request: Request) -> Response {
+async fn start(
+    State(actions): State<LetterActionsHandle>,
+    Extension(actor): Extension<Actor>,
+    request: Request,
+) -> Response {
     respond(async {
-        let (desk, request) = (opened(&desk)?, read::<ReplayRequest>(request, MAX_REQUEST).await?);
+        let (actions, request) = (opened(&actions)?, read::<ReplayRequest>(request, MAX_REQUEST).await?);
         Ok(if request.dry_run {
-            ReplayAnswer::Plan(Box::new(desk.plan(&request).await.map_err(failure)?))
+            ReplayAnswer::Plan(Box::new(actions.plan(&request).await.map_err(failure)?))
         } else {
-            ReplayAnswer::Report(Box::new(desk.start(request, actor.name).await.map_err(failure)?))
+            ReplayAnswer::Report(Box::new(actions.start(request, actor.name).await.map_err(failure)?))
         })
     })
     .await
@@ -186,8 +190,12 @@ async fn start(State(desk): State<DeskHandle>, Extension(actor): Extension<Actor
     params(("id" = i64, Path, description = "Its number")),
     responses((status = 200, body = ReplayReport), AnyError, DeskRefusal)
 )]
-async fn stop(State(desk): State<DeskHandle>, Path(id): Path<i64>, Extension(actor): Extension<Actor>) -> Response {
-    respond(async { opened(&desk)?.stop(id, actor.name).await.map_err(failure) }).await
+async fn stop(
+    State(actions): State<LetterActionsHandle>,
+    Path(id): Path<i64>,
+    Extension(actor): Extension<Actor>,
+) -> Response {
+    respond(async { opened(&actions)?.stop(id, actor.name).await.map_err(failure) }).await
 }
 
 /// Put dead letters aside with a note: no replay takes them
@@ -197,8 +205,12 @@ async fn stop(State(desk): State<DeskHandle>, Path(id): Path<i64>, Extension(act
     request_body = LetterRequest,
     responses((status = 200, body = ChangedLetters), AnyError, DeskRefusal)
 )]
-async fn hold(State(desk): State<DeskHandle>, Extension(actor): Extension<Actor>, request: Request) -> Response {
-    change(desk, actor, request, LetterAction::Hold).await
+async fn hold(
+    State(actions): State<LetterActionsHandle>,
+    Extension(actor): Extension<Actor>,
+    request: Request,
+) -> Response {
+    change(actions, actor, request, LetterChangeKind::Hold).await
 }
 
 /// Open dead letters again that were put aside
@@ -208,8 +220,12 @@ async fn hold(State(desk): State<DeskHandle>, Extension(actor): Extension<Actor>
     request_body = LetterRequest,
     responses((status = 200, body = ChangedLetters), AnyError, DeskRefusal)
 )]
-async fn release(State(desk): State<DeskHandle>, Extension(actor): Extension<Actor>, request: Request) -> Response {
-    change(desk, actor, request, LetterAction::Release).await
+async fn release(
+    State(actions): State<LetterActionsHandle>,
+    Extension(actor): Extension<Actor>,
+    request: Request,
+) -> Response {
+    change(actions, actor, request, LetterChangeKind::Release).await
 }
 
 /// Close dead letters that are not needed, with a note
@@ -219,14 +235,18 @@ async fn release(State(desk): State<DeskHandle>, Extension(actor): Extension<Act
     request_body = LetterRequest,
     responses((status = 200, body = ChangedLetters), AnyError, DeskRefusal)
 )]
-async fn discard(State(desk): State<DeskHandle>, Extension(actor): Extension<Actor>, request: Request) -> Response {
-    change(desk, actor, request, LetterAction::Discard).await
+async fn discard(
+    State(actions): State<LetterActionsHandle>,
+    Extension(actor): Extension<Actor>,
+    request: Request,
+) -> Response {
+    change(actions, actor, request, LetterChangeKind::Discard).await
 }
 
-async fn change(desk: DeskHandle, actor: Actor, request: Request, action: LetterAction) -> Response {
+async fn change(actions: LetterActionsHandle, actor: Actor, request: Request, action: LetterChangeKind) -> Response {
     respond(async {
-        let (desk, request) = (opened(&desk)?, read::<LetterRequest>(request, MAX_REQUEST).await?);
-        desk.change_letters(action, request, actor.name).await.map_err(failure)
+        let (actions, request) = (opened(&actions)?, read::<LetterRequest>(request, MAX_REQUEST).await?);
+        actions.change_letters(action, request, actor.name).await.map_err(failure)
     })
     .await
 }
@@ -240,16 +260,16 @@ async fn change(desk: DeskHandle, actor: Actor, request: Request, action: Letter
     responses((status = 200, body = EditAnswer), AnyError, DeskRefusal)
 )]
 async fn edit(
-    State(desk): State<DeskHandle>,
+    State(actions): State<LetterActionsHandle>,
     Path(id): Path<i64>,
     Extension(actor): Extension<Actor>,
     request: Request,
 ) -> Response {
     respond(async {
-        let (desk, request) = (opened(&desk)?, read::<EditRequest>(request, MAX_EDIT).await?);
+        let (actions, request) = (opened(&actions)?, read::<EditRequest>(request, MAX_EDIT).await?);
         let new = match request {
             EditRequest { dry_run: true, revision: None, body_base64: None, change_order_id: false } => {
-                return desk.draft(id).await.map(EditAnswer::Draft).map_err(failure);
+                return actions.draft(id).await.map(EditAnswer::Draft).map_err(failure);
             }
             EditRequest { dry_run: false, revision: Some(revision), body_base64: Some(body), change_order_id } => {
                 let body = STANDARD.decode(body).map_err(|error| {
@@ -262,7 +282,7 @@ async fn edit(
                 return Err(Box::new(error_response(StatusCode::BAD_REQUEST, "invalid", message)));
             }
         };
-        desk.edit(id, new, actor.name).await.map(EditAnswer::Edited).map_err(failure)
+        actions.edit(id, new, actor.name).await.map(EditAnswer::Edited).map_err(failure)
     })
     .await
 }
@@ -274,10 +294,10 @@ async fn respond<T: serde::Serialize>(answer: impl Future<Output = Result<T, Box
     }
 }
 
-fn opened(desk: &DeskHandle) -> Result<Desk, Box<Response>> {
+fn opened(actions: &LetterActionsHandle) -> Result<LetterActions, Box<Response>> {
     let starting =
         || Box::new(error_response(StatusCode::SERVICE_UNAVAILABLE, "not_running", "orderd is starting; try again"));
-    desk.get().ok_or_else(starting)
+    actions.get().ok_or_else(starting)
 }
 
 async fn read<T: DeserializeOwned>(request: Request, limit: usize) -> Result<T, Box<Response>> {
@@ -285,13 +305,13 @@ async fn read<T: DeserializeOwned>(request: Request, limit: usize) -> Result<T, 
     read.map(|(_, value)| value).map_err(|error| Box::new(error.into_response()))
 }
 
-fn failure(error: DeskError) -> Box<Response> {
+fn failure(error: ActionError) -> Box<Response> {
     let (status, code) = match &error {
-        DeskError::Invalid(_) => (StatusCode::BAD_REQUEST, "invalid"),
-        DeskError::Missing(_) => (StatusCode::NOT_FOUND, "missing"),
-        DeskError::Conflict(_) => (StatusCode::CONFLICT, "conflict"),
-        DeskError::DiskSpace => (StatusCode::SERVICE_UNAVAILABLE, "disk_space"),
-        DeskError::Ledger(_) | DeskError::Read(_) => (StatusCode::SERVICE_UNAVAILABLE, "ledger"),
+        ActionError::Invalid(_) => (StatusCode::BAD_REQUEST, "invalid"),
+        ActionError::Missing(_) => (StatusCode::NOT_FOUND, "missing"),
+        ActionError::Conflict(_) => (StatusCode::CONFLICT, "conflict"),
+        ActionError::DiskSpace => (StatusCode::SERVICE_UNAVAILABLE, "disk_space"),
+        ActionError::Ledger(_) | ActionError::Read(_) => (StatusCode::SERVICE_UNAVAILABLE, "ledger"),
     };
     Box::new(error_response(status, code, &chain(&error)))
 }

@@ -7,12 +7,12 @@ use super::MemoryLedger;
 use crate::ledger::dead_letters::LetterState;
 use crate::ledger::error::{LedgerError, OpenError};
 use crate::ledger::replays::{
-    DeskAnswer, DeskChange, DeskWriter, LetterProgress, LetterSelection, Replay, ReplayCandidate, ReplayLetter,
-    ReplayReader,
+    LetterOperation, LetterOperationWriter, LetterProgress, LetterSelection, OperationAnswer, Replay, ReplayCandidate,
+    ReplayLetter, ReplayReader,
 };
 
-impl DeskWriter for MemoryLedger {
-    fn change_desk(&self, _change: DeskChange) -> BoxFuture<'static, Result<DeskAnswer, LedgerError>> {
+impl LetterOperationWriter for MemoryLedger {
+    fn carry_out(&self, _change: LetterOperation) -> BoxFuture<'static, Result<OperationAnswer, LedgerError>> {
         ready(Err(LedgerError::refused("change dead letters", std::io::Error::other("it is in memory")))).boxed()
     }
 }

@@ -93,7 +93,7 @@ pub struct ClaimedReplay {
 
 /// One change, recorded in one transaction.
 #[derive(Debug, Clone)]
-pub enum DeskChange {
+pub enum LetterOperation {
     /// Starts a replay.
     Begin(Box<NewReplay>),
     /// Claims a replay for a process, so that no other carries it out meanwhile. A claim of the same process is renewed.
@@ -206,32 +206,34 @@ pub enum DeskChange {
     Edit(Box<LetterEdit>),
 }
 
-impl DeskChange {
+impl LetterOperation {
     /// About how much memory it takes, in bytes.
     pub(in crate::ledger) fn bytes(&self) -> usize {
         let more = match self {
-            DeskChange::Begin(replay) => match &replay.selection {
+            LetterOperation::Begin(replay) => match &replay.selection {
                 LetterSelection::Ids(ids) => size_of_val(&ids[..]),
                 LetterSelection::Filter { .. } => 0,
             },
-            DeskChange::BeginPublishing { letters, .. } => {
+            LetterOperation::BeginPublishing { letters, .. } => {
                 let order = |letter: &ToPublish| letter.order.as_ref().map_or(0, |order| order.bytes());
                 let bytes = letters.iter().map(|letter| letter.queue.len() + order(letter));
                 size_of_val(&letters[..]) + bytes.sum::<usize>()
             }
-            DeskChange::Published { letters, .. } | DeskChange::Reading { letters, .. } => size_of_val(&letters[..]),
-            DeskChange::Select { letters, .. } => {
+            LetterOperation::Published { letters, .. } | LetterOperation::Reading { letters, .. } => {
+                size_of_val(&letters[..])
+            }
+            LetterOperation::Select { letters, .. } => {
                 size_of_val(&letters[..]) + letters.iter().map(|letter| letter.queue.len()).sum::<usize>()
             }
-            DeskChange::Letters { ids, .. } => size_of_val(&ids[..]),
-            DeskChange::Edit(edit) => edit.body.len() + edit.search.len(),
-            DeskChange::Claim { .. }
-            | DeskChange::Skip { .. }
-            | DeskChange::Stop { .. }
-            | DeskChange::GiveBack { .. }
-            | DeskChange::Finish { .. } => 0,
+            LetterOperation::Letters { ids, .. } => size_of_val(&ids[..]),
+            LetterOperation::Edit(edit) => edit.body.len() + edit.search.len(),
+            LetterOperation::Claim { .. }
+            | LetterOperation::Skip { .. }
+            | LetterOperation::Stop { .. }
+            | LetterOperation::GiveBack { .. }
+            | LetterOperation::Finish { .. } => 0,
         };
-        size_of::<DeskChange>() + more
+        size_of::<LetterOperation>() + more
     }
 }
 
@@ -279,21 +281,21 @@ pub enum ChangeAnswer {
     OtherOrder,
 }
 
-/// The answer to a [`DeskChange`].
+/// The answer to a [`LetterOperation`].
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum DeskAnswer {
-    /// To [`DeskChange::Begin`].
+pub enum OperationAnswer {
+    /// To [`LetterOperation::Begin`].
     Begun(BeginAnswer),
-    /// To [`DeskChange::Begin`]: [`super::MAX_ACTIVE_REPLAYS`] have not ended.
+    /// To [`LetterOperation::Begin`]: [`super::MAX_ACTIVE_REPLAYS`] have not ended.
     TooManyReplays,
     /// Whether the change was made: the replay is claimed, was stopped, has ended.
     Done(bool),
     /// Whether there is more to do.
     More(bool),
-    /// To [`DeskChange::Reading`]: how many processes have ended while they were reading each. Empty if the claim has ended.
+    /// To [`LetterOperation::Reading`]: how many processes have ended while they were reading each. Empty if the claim has ended.
     Reading(Vec<u32>),
-    /// To [`DeskChange::BeginPublishing`], in the same order.
+    /// To [`LetterOperation::BeginPublishing`], in the same order.
     Publishing(Vec<PublishAnswer>),
-    /// To [`DeskChange::Letters`] and [`DeskChange::Edit`], in the same order.
+    /// To [`LetterOperation::Letters`] and [`LetterOperation::Edit`], in the same order.
     Letters(Vec<ChangeAnswer>),
 }

@@ -6,13 +6,13 @@ use crate::message::{DeliveryId, Message, Properties};
 const ORDER: &str =
     r#"{"id":"ord-1","product":"Laptop","quantity":3,"price":"400.00","currency":"EUR","customer_id":"ada"}"#;
 
-fn reader() -> LetterReader {
+fn parser() -> LetterParser {
     let consumer = |name: &str, format| KnownConsumer { name: name.into(), format };
     let consumers = KnownConsumers::from([
         ("order_queue".to_owned(), consumer("order", Some(Format::Own))),
         ("notification_queue".to_owned(), consumer("notification", None)),
     ]);
-    LetterReader {
+    LetterParser {
         names: Arc::new(ExchangeNames::new("orders")),
         users: Arc::new(TrustedUsers::known("orderd")),
         max_body: 1 << 20,
@@ -34,7 +34,7 @@ fn delivery(user: Option<&str>, exchange: &str, headers: &[(&str, HeaderValue)],
             properties: Properties { user_id: user.map(str::to_owned), ..Properties::default() },
             headers: headers.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect(),
             body: body.to_owned().into(),
-            unread: 0,
+            missing_bytes: 0,
         },
     }
 }
@@ -70,7 +70,7 @@ fn now() -> Timestamp {
 }
 
 fn read(delivery: &Delivery) -> NewStoredLetter {
-    reader().read(LetterSource::DeadLetterQueue, delivery, "session", BodyAccess::Read, now())
+    parser().parse(LetterSource::DeadLetterQueue, delivery, "session", BodyAccess::Parse, now())
 }
 
 #[test]
@@ -144,12 +144,12 @@ fn a_message_that_the_broker_dead_lettered_has_the_brokers_reason_and_queue() {
 #[test]
 fn an_unrouted_message_is_read_by_the_formats_of_the_consumers() {
     let typo = delivery(None, "orders.unrouted", &[], ORDER);
-    let letter = reader().read(LetterSource::UnroutedQueue, &typo, "session", BodyAccess::Read, now());
+    let letter = parser().parse(LetterSource::UnroutedQueue, &typo, "session", BodyAccess::Parse, now());
     assert_eq!((letter.reason.as_str(), letter.identity.as_deref()), ("unrouted", Some("ord-1")));
     assert_eq!(letter.order.total.as_ref().map(|(total, _)| total.as_str()), Some("1200.00"));
     let mut event = delivery(Some("orderd"), "orders.unrouted", &[], r#"{"x":1}"#);
     event.message.properties.message_id = Some("ord-1/notification/processed".to_owned());
-    let letter = reader().read(LetterSource::UnroutedQueue, &event, "session", BodyAccess::Read, now());
+    let letter = parser().parse(LetterSource::UnroutedQueue, &event, "session", BodyAccess::Parse, now());
     assert_eq!((letter.origin, letter.order.id.as_deref()), (LetterOrigin::Orderd, Some("ord-1")));
 }
 
@@ -157,9 +157,9 @@ fn an_unrouted_message_is_read_by_the_formats_of_the_consumers() {
 fn a_message_that_has_ended_a_process_is_stored_unread() {
     let mut poison = copy(ORDER);
     poison.message.headers.insert("x-delivery-count".to_owned(), HeaderValue::I64(3));
-    assert!(LetterReader::is_suspicious(&poison) && !LetterReader::is_suspicious(&copy(ORDER)));
-    let unread = |delivery| reader().read(LetterSource::DeadLetterQueue, delivery, "s", BodyAccess::Unread, now());
-    let letter = unread(&poison);
+    assert!(LetterParser::is_suspicious(&poison) && !LetterParser::is_suspicious(&copy(ORDER)));
+    let unparsed = |delivery| parser().parse(LetterSource::DeadLetterQueue, delivery, "s", BodyAccess::Skip, now());
+    let letter = unparsed(&poison);
     assert_eq!((letter.order, letter.code.as_str()), (LetterOrder::default(), "card_expired"));
     assert_eq!(letter.fingerprint, read(&copy(ORDER)).fingerprint, "it is the same message");
     assert!(!letter.headers.contains("x-delivery-count"));

@@ -49,7 +49,7 @@ pub type KnownConsumers = BTreeMap<String, KnownConsumer>;
 
 /// Reads messages.
 #[derive(Debug, Clone)]
-pub struct LetterReader {
+pub struct LetterParser {
     /// The names of the exchanges.
     pub names: Arc<ExchangeNames>,
     /// The broker users whose messages count as orderd's own.
@@ -64,9 +64,9 @@ pub struct LetterReader {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BodyAccess {
     /// It is.
-    Read,
+    Parse,
     /// It is not: that has ended a process before.
-    Unread,
+    Skip,
 }
 
 /// Why a message is where it is.
@@ -87,14 +87,14 @@ struct Cause {
     is_copy: bool,
 }
 
-impl LetterReader {
+impl LetterParser {
     /// Whether reading the body may be what ends the process, so that each attempt must be recorded.
     pub fn is_suspicious(delivery: &Delivery) -> bool {
         delivery.delivery_count() >= SUSPICIOUS_DELIVERIES
     }
 
     /// What is to be stored of a message. `session`: the subscription that received it.
-    pub fn read(
+    pub fn parse(
         &self,
         source: LetterSource,
         delivery: &Delivery,
@@ -104,12 +104,12 @@ impl LetterReader {
     ) -> NewStoredLetter {
         let cause = self.cause(source, delivery, now);
         let (Reading { mut order, identity: identity_of_order }, event, text) = match access {
-            BodyAccess::Read => (
+            BodyAccess::Parse => (
                 self.order(delivery, &cause),
                 delivery.message.cloud_event_identity(self.max_body),
                 self.text(delivery),
             ),
-            BodyAccess::Unread => (Reading::default(), None, None),
+            BodyAccess::Skip => (Reading::default(), None, None),
         };
         let provenance = Provenance { cloud_event: event.as_deref(), ..self.provenance(delivery, cause.is_copy) };
         let says_which = delivery.message.properties.message_id.as_deref().is_some_and(|id| !id.is_empty())
@@ -151,7 +151,7 @@ impl LetterReader {
             fingerprint: fingerprint(queue, delivery),
             identification,
             redelivered: delivery.redelivered,
-            unread: access == BodyAccess::Unread,
+            unparsed: access == BodyAccess::Skip,
             replay_key: self.replay_key(delivery),
             session: session.to_owned(),
         }

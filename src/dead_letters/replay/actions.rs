@@ -10,8 +10,8 @@ use jiff::Timestamp;
 use super::executor::Replayer;
 use super::requests::{ListedReplay, ReplayLetters, ReplayReport, ReplayRequest};
 use crate::ledger::{
-    BeginAnswer, DeskAnswer, DeskChange, LedgerError, LetterProgress, LetterSelection, MAX_ACTIVE_REPLAYS,
-    MAX_SELECTED_IDS, NewReplay, OpenError, ReplayOptions,
+    BeginAnswer, LedgerError, LetterOperation, LetterProgress, LetterSelection, MAX_ACTIVE_REPLAYS, MAX_SELECTED_IDS,
+    NewReplay, OpenError, OperationAnswer, ReplayOptions,
 };
 
 /// The most letters a second.
@@ -27,7 +27,7 @@ pub(super) const MAX_NAMED: usize = 20;
 
 /// Why a request is not carried out.
 #[derive(Debug, thiserror::Error)]
-pub enum DeskError {
+pub enum ActionError {
     /// It makes no sense.
     #[error("{0}")]
     Invalid(String),
@@ -48,43 +48,44 @@ pub enum DeskError {
     Read(#[from] OpenError),
 }
 
-/// The desk, once the daemon runs.
+/// Where the admin API finds [`LetterActions`], once the daemon runs.
 #[derive(Clone, Default)]
-pub struct DeskHandle(Arc<OnceLock<Desk>>);
+pub struct LetterActionsHandle(Arc<OnceLock<LetterActions>>);
 
-impl DeskHandle {
+impl LetterActionsHandle {
     /// From now on it can be used.
-    pub fn open(&self, desk: Desk) {
+    pub fn open(&self, actions: LetterActions) {
         // Once in the life of a daemon.
-        let _ = self.0.set(desk);
+        let _ = self.0.set(actions);
     }
 
-    /// The desk; `None` before the daemon runs.
-    pub fn get(&self) -> Option<Desk> {
+    /// What can be done with dead letters; `None` before the daemon runs.
+    pub fn get(&self) -> Option<LetterActions> {
         self.0.get().cloned()
     }
 }
 
 /// What persons can do. Clones share it.
 #[derive(Clone)]
-pub struct Desk(pub(super) Arc<Replayer>);
+pub struct LetterActions(pub(super) Arc<Replayer>);
 
-impl Desk {
-    /// The desk of the letters that this task replays.
+impl LetterActions {
+    /// Actions on the dead letters that this task replays.
     pub fn new(replayer: Arc<Replayer>) -> Self {
-        Desk(replayer)
+        LetterActions(replayer)
     }
 
     /// Starts a replay. It is carried out even if nobody waits for it.
     ///
     /// # Errors
-    /// [`DeskError`].
-    pub async fn start(&self, request: ReplayRequest, by: String) -> Result<ReplayReport, DeskError> {
+    /// [`ActionError`].
+    pub async fn start(&self, request: ReplayRequest, by: String) -> Result<ReplayReport, ActionError> {
         self.check(&request)?;
         let selection = self.bounded(request.selection).await?;
         let new = NewReplay { by, selection, options: request.options, at: Timestamp::now() };
-        let DeskAnswer::Begun(BeginAnswer { replay }) = self.change(DeskChange::Begin(Box::new(new))).await? else {
-            return Err(DeskError::Conflict(format!(
+        let OperationAnswer::Begun(BeginAnswer { replay }) = self.change(LetterOperation::Begin(Box::new(new))).await?
+        else {
+            return Err(ActionError::Conflict(format!(
                 "{MAX_ACTIVE_REPLAYS} replays have not ended: wait for one of them, or stop one"
             )));
         };
@@ -92,28 +93,28 @@ impl Desk {
         self.replay(replay).await
     }
 
-    pub(super) fn check(&self, request: &ReplayRequest) -> Result<(), DeskError> {
+    pub(super) fn check(&self, request: &ReplayRequest) -> Result<(), ActionError> {
         check_selection(&request.selection)?;
         let ReplayOptions { to, rate, stop_at, canary: _ } = &request.options;
         if !(1..=MAX_RATE).contains(rate) {
-            return Err(DeskError::Invalid(format!("rate: must be from 1 to {MAX_RATE} a second, is {rate}")));
+            return Err(ActionError::Invalid(format!("rate: must be from 1 to {MAX_RATE} a second, is {rate}")));
         }
         if *stop_at > 100 {
-            return Err(DeskError::Invalid(format!("stop_at: must be from 0 to 100 percent, is {stop_at}")));
+            return Err(ActionError::Invalid(format!("stop_at: must be from 0 to 100 percent, is {stop_at}")));
         }
         let consumers = self.0.deps.consumers.borrow();
         match to {
             Some(to) if !consumers.contains_key(to) => {
                 let known: Vec<&str> = consumers.keys().map(String::as_str).collect();
                 let known = known.join(", ");
-                Err(DeskError::Invalid(format!("to: no consumer has the queue {to:?}; queues: {known}")))
+                Err(ActionError::Invalid(format!("to: no consumer has the queue {to:?}; queues: {known}")))
             }
             Some(_) | None => Ok(()),
         }
     }
 
     /// The selection without what is stored later.
-    pub(super) async fn bounded(&self, selection: LetterSelection) -> Result<LetterSelection, DeskError> {
+    pub(super) async fn bounded(&self, selection: LetterSelection) -> Result<LetterSelection, ActionError> {
         Ok(match selection {
             LetterSelection::Ids(mut ids) => {
                 ids.sort_unstable();
@@ -130,11 +131,11 @@ impl Desk {
     /// How far a replay is.
     ///
     /// # Errors
-    /// [`DeskError`].
-    pub async fn replay(&self, id: i64) -> Result<ReplayReport, DeskError> {
+    /// [`ActionError`].
+    pub async fn replay(&self, id: i64) -> Result<ReplayReport, ActionError> {
         let ledger = &self.0.deps.ledger;
         let replay = ledger.replay(id, Timestamp::now()).await?;
-        let replay = replay.ok_or_else(|| DeskError::Missing(format!("replay {id}")))?;
+        let replay = replay.ok_or_else(|| ActionError::Missing(format!("replay {id}")))?;
         let failed_again = ledger.replay_letters(id, LetterProgress::FailedAgain, None, 0, MAX_NAMED).await?;
         let not_replayed = ledger.replay_letters(id, LetterProgress::Skipped, None, 0, MAX_NAMED).await?;
         Ok(ReplayReport { waiting: self.0.waits_for(id), replay, failed_again, not_replayed })
@@ -143,17 +144,17 @@ impl Desk {
     /// Letters of a replay, by number, after this one; all, or only those that are so far.
     ///
     /// # Errors
-    /// [`DeskError`].
+    /// [`ActionError`].
     pub async fn replay_letters(
         &self,
         id: i64,
         progress: Option<LetterProgress>,
         after: i64,
         limit: usize,
-    ) -> Result<ReplayLetters, DeskError> {
+    ) -> Result<ReplayLetters, ActionError> {
         let ledger = &self.0.deps.ledger;
         let replay = ledger.replay(id, Timestamp::now()).await?;
-        replay.ok_or_else(|| DeskError::Missing(format!("replay {id}")))?;
+        replay.ok_or_else(|| ActionError::Missing(format!("replay {id}")))?;
         let wanted = LetterProgress::ALL.iter().position(|known| Some(*known) == progress);
         let progress = wanted.map_or(LetterProgress::ALL, |index| &LetterProgress::ALL[index..=index]);
         let mut letters = Vec::new();
@@ -169,8 +170,8 @@ impl Desk {
     /// The latest replays, the last one first.
     ///
     /// # Errors
-    /// [`DeskError`].
-    pub async fn replays(&self) -> Result<Vec<ListedReplay>, DeskError> {
+    /// [`ActionError`].
+    pub async fn replays(&self) -> Result<Vec<ListedReplay>, ActionError> {
         let replays = self.0.deps.ledger.replays(false, MAX_LISTED, Timestamp::now()).await?;
         let listed = replays.into_iter().map(|replay| ListedReplay { waiting: self.0.waits_for(replay.id), replay });
         Ok(listed.collect())
@@ -179,27 +180,27 @@ impl Desk {
     /// Stops a replay: what is not published is open again. What is published has its outcome still.
     ///
     /// # Errors
-    /// [`DeskError`].
-    pub async fn stop(&self, id: i64, by: String) -> Result<ReplayReport, DeskError> {
+    /// [`ActionError`].
+    pub async fn stop(&self, id: i64, by: String) -> Result<ReplayReport, ActionError> {
         let at = Timestamp::now();
-        self.change(DeskChange::Stop { replay: id, by: Some(by), reason: "requested", detail: None, at }).await?;
+        self.change(LetterOperation::Stop { replay: id, by: Some(by), reason: "requested", detail: None, at }).await?;
         self.0.wake();
         self.replay(id).await
     }
 
-    pub(super) async fn change(&self, change: DeskChange) -> Result<DeskAnswer, DeskError> {
-        let takes_room = !matches!(change, DeskChange::Stop { .. });
+    pub(super) async fn change(&self, change: LetterOperation) -> Result<OperationAnswer, ActionError> {
+        let takes_room = !matches!(change, LetterOperation::Stop { .. });
         if takes_room && self.0.is_short_of_disk() {
-            return Err(DeskError::DiskSpace);
+            return Err(ActionError::DiskSpace);
         }
-        Ok(self.0.deps.ledger.change_desk(change).await?)
+        Ok(self.0.deps.ledger.carry_out(change).await?)
     }
 }
 
-pub(super) fn check_selection(selection: &LetterSelection) -> Result<(), DeskError> {
+pub(super) fn check_selection(selection: &LetterSelection) -> Result<(), ActionError> {
     match selection {
         LetterSelection::Ids(ids) if ids.is_empty() || ids.len() > MAX_SELECTED_IDS => {
-            Err(DeskError::Invalid(format!("ids: must be 1 to {MAX_SELECTED_IDS} numbers, are {}", ids.len())))
+            Err(ActionError::Invalid(format!("ids: must be 1 to {MAX_SELECTED_IDS} numbers, are {}", ids.len())))
         }
         LetterSelection::Ids(_) | LetterSelection::Filter { .. } => Ok(()),
     }

@@ -12,7 +12,7 @@ use tracing::{info, warn};
 
 use crate::amqp::Connector;
 use crate::files::{DiskSpace, disk_space};
-use crate::metrics::HoldCause;
+use crate::metrics::CollectionPause;
 use crate::shutdown::Shutdown;
 use crate::status::{ConsumerSummary, StatusRegistry, StatusSummary, SubscriptionState};
 
@@ -34,7 +34,7 @@ const MAX_RESERVE: u64 = 4 << 30;
 const SMALL_DISK_PART: u64 = 4;
 
 /// What is watched.
-pub(super) struct HoldWatch {
+pub(super) struct CollectionPauseWatch {
     pub status_registry: Arc<StatusRegistry>,
     /// The connections of consumers and publisher.
     pub connector: Connector,
@@ -44,9 +44,9 @@ pub(super) struct HoldWatch {
     pub shutdown: Shutdown,
 }
 
-impl HoldWatch {
+impl CollectionPauseWatch {
     /// Watches until a shutdown begins, or until nobody listens.
-    pub async fn run(self, hold: watch::Sender<Option<HoldCause>>) {
+    pub async fn run(self, pause: watch::Sender<Option<CollectionPause>>) {
         let mut consumers_since = Some(Instant::now());
         let (mut is_short, mut disk_due) = (false, Instant::now());
         loop {
@@ -58,13 +58,13 @@ impl HoldWatch {
             let waits = consumers_since.is_some_and(|since| since.elapsed() < CONSUMERS_WAIT);
             let at_limit = self.connector.was_refused_by_limit(self.reconnect_max + LIMIT_GRACE);
             let cause = match (is_short, at_limit, waits) {
-                (true, _, _) => Some(HoldCause::DiskSpace),
-                (false, true, _) => Some(HoldCause::ConnectionLimit),
-                (false, false, true) => Some(HoldCause::Consumers),
+                (true, _, _) => Some(CollectionPause::DiskSpace),
+                (false, true, _) => Some(CollectionPause::ConnectionLimit),
+                (false, false, true) => Some(CollectionPause::Consumers),
                 (false, false, false) => None,
             };
-            hold.send_if_modified(|known| std::mem::replace(known, cause) != cause);
-            if hold.is_closed() || !self.shutdown.sleep(CHECK).await {
+            pause.send_if_modified(|known| std::mem::replace(known, cause) != cause);
+            if pause.is_closed() || !self.shutdown.sleep(CHECK).await {
                 return;
             }
         }
