@@ -6,6 +6,9 @@
 //!
 //! Orders come first: it subscribes after all consumers have, and gives way when they lack a connection or the disk gets full.
 
+mod conditions;
+mod storing;
+
 use std::convert::Infallible;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,25 +16,21 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use jiff::Timestamp;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, error, info, warn};
+use tracing::{error, info, warn};
 
-use super::fingerprint::fingerprint;
-use super::letter_parser::{BodyAccess, LetterParser};
+use self::conditions::{can_record, cannot_record_now, ends_subscription, outage_for, until};
+use super::letter_parser::LetterParser;
 use crate::backoff::Backoff;
 use crate::chain::chain;
-use crate::instance;
-use crate::ledger::{LedgerError, LedgerState, LetterSource, LetterWriter, OutageCause, StoreAnswer, session_id};
-use crate::message::{Consumer, Delivery, DeliveryId, LossCause, MAX_HOLD, Settlement, Subscription};
+use crate::ledger::{LedgerState, LetterSource, LetterWriter, session_id};
+use crate::message::{Consumer, LossCause, MAX_HOLD, Settlement, Subscription};
 use crate::metrics::{Collected, CollectionPause, CollectorCounters, KeptCause};
 use crate::shutdown::Shutdown;
 use crate::telemetry::RepeatedLog;
 
-/// A larger body would keep the ledger's writer from the orders for seconds.
-const MAX_STORED_BODY: usize = 64 << 20;
 /// Deliveries that are stored at a time. How much memory they take is limited too: `broker.max_unsettled_bytes`.
 const SLOTS: usize = 200;
 /// Upper bound of the first wait between attempts to subscribe.
@@ -318,74 +317,6 @@ impl Collector {
         ended
     }
 
-    /// Stores a delivery.
-    async fn store(&self, delivery: Delivery, session: Arc<str>) -> (DeliveryId, Outcome) {
-        let id = delivery.id;
-        if delivery.message.missing_bytes > 0 || delivery.message.body.len() > MAX_STORED_BODY {
-            return (id, Outcome::Kept(KeptCause::TooLarge));
-        }
-        let letter = {
-            let _turn = self.reading.acquire().await;
-            let suspicious =
-                LetterParser::is_suspicious(&delivery).then(|| fingerprint(self.queue.as_str(), &delivery));
-            let access = match self.body_access(suspicious).await {
-                Ok(access) => access,
-                Err(error) => return (id, self.not_recorded(&error)),
-            };
-            let (parser, queue) = (Arc::clone(&self.deps.parser), self.queue);
-            let reading =
-                tokio::task::spawn_blocking(move || parser.parse(queue, &delivery, &session, access, Timestamp::now()));
-            // Without a result it died of a defect, which must not cost the other messages.
-            let Ok(letter) = reading.await else { return (id, Outcome::Kept(KeptCause::Refused)) };
-            // Storing it may take long, and a process may end meanwhile for another reason.
-            if let (Some(fingerprint), BodyAccess::Parse) = (suspicious, access)
-                && let Err(error) = self.deps.ledger.end_parsing(fingerprint).await
-            {
-                return (id, self.not_recorded(&error));
-            }
-            letter
-        };
-        let queue = self.queue.as_str();
-        let outcome = match self.deps.ledger.store_letter(letter).await {
-            Ok(StoreAnswer::Stored(number)) => {
-                debug!(queue, number, "stored a dead letter");
-                Outcome::Collected(Collected::Stored)
-            }
-            Ok(StoreAnswer::Duplicate(number)) => {
-                debug!(queue, number, "a dead letter was stored before");
-                Outcome::Collected(Collected::Duplicate)
-            }
-            Err(error) => self.not_recorded(&error),
-        };
-        (id, outcome)
-    }
-
-    /// Whether the body may be read. If the message has come back often, each process that reads it says so before and after: one
-    /// that is ended by it does not, and the next one then stores it without parsing it.
-    async fn body_access(&self, suspicious: Option<[u8; 32]>) -> Result<BodyAccess, LedgerError> {
-        let Some(fingerprint) = suspicious else { return Ok(BodyAccess::Parse) };
-        let has_ended_another = self.deps.ledger.begin_parsing(fingerprint, instance::owner()).await?;
-        if has_ended_another {
-            warn!(
-                queue = self.queue.as_str(),
-                "a dead letter is stored without parsing its body: a process ended while it parsed it"
-            );
-        }
-        Ok(if has_ended_another { BodyAccess::Skip } else { BodyAccess::Parse })
-    }
-
-    fn not_recorded(&self, error: &LedgerError) -> Outcome {
-        let queue = self.queue.as_str();
-        debug!(queue, error = %chain(error), "the ledger does not record a dead letter");
-        match error {
-            LedgerError::Refused { .. } => Outcome::Kept(KeptCause::Refused),
-            LedgerError::Unavailable { cause: OutageCause::DiskFull | OutageCause::IoError, .. } => Outcome::NoRoom,
-            LedgerError::Unavailable { .. } | LedgerError::Outdated { .. } | LedgerError::Closed => {
-                Outcome::NotRecorded
-            }
-        }
-    }
-
     fn is_stopping(&self) -> bool {
         self.stop.is_cancelled() || self.deps.shutdown.has_begun()
     }
@@ -443,36 +374,6 @@ impl Collector {
             KeptCause::Refused => {
                 error!(queue, repeated, "a dead letter stays in its queue: the ledger refuses it; report it");
             }
-        }
-    }
-}
-
-fn can_record(state: &LedgerState) -> bool {
-    matches!(state, LedgerState::Recording)
-}
-
-fn cannot_record_now(state: &LedgerState) -> bool {
-    matches!(state, LedgerState::Unavailable(_))
-}
-
-fn ends_subscription(pause: &Option<CollectionPause>) -> bool {
-    pause.is_some_and(CollectionPause::ends_subscription)
-}
-
-/// Resolves while the state is as wanted. Cancel-safe.
-async fn until<S>(state: &watch::Receiver<S>, is_wanted: fn(&S) -> bool) {
-    if state.clone().wait_for(is_wanted).await.is_err() {
-        // The sender was dropped, so the state cannot change any more.
-        std::future::pending().await
-    }
-}
-
-/// Resolves once the ledger could not record for this long without a break. Not cancel-safe: it starts again.
-async fn outage_for(state: &watch::Receiver<LedgerState>, duration: Duration) {
-    loop {
-        until(state, cannot_record_now).await;
-        if timeout(duration, until(state, can_record)).await.is_err() {
-            return;
         }
     }
 }

@@ -8,9 +8,13 @@ use tokio::sync::mpsc;
 
 use super::*;
 use crate::dead_letters::KnownConsumers;
+use crate::dead_letters::fingerprint::fingerprint;
 use crate::ledger::memory::MemoryLedger;
 use crate::ledger::{DeadLetterFilter, DeadLetterQuery, LedgerMaintenance, LedgerReader, OutageCause};
-use crate::message::{ExchangeNames, HeaderValue, Message, SettleError, Settler, SubscribeError, TrustedUsers, names};
+use crate::message::{
+    Delivery, DeliveryId, ExchangeNames, HeaderValue, Message, SettleError, Settler, SubscribeError, TrustedUsers,
+    names,
+};
 
 type Settled = Arc<Mutex<Vec<(u64, Settlement)>>>;
 type Feed = mpsc::UnboundedSender<Delivery>;

@@ -1,4 +1,4 @@
-//! Replays in memory: there are none. What persons do with stored letters is tested with the other ledgers.
+//! Replays in memory: there are none. `conformance::replays` has the rules for ledgers that have them.
 
 use futures_util::future::{BoxFuture, FutureExt, ready};
 use jiff::Timestamp;

@@ -257,8 +257,8 @@ impl<'c> Statements<'c> {
             WriterEntry::Journal(entry) => {
                 journal::append(self.connection, entry).map(WriterAnswer::Journal).map_err(RecordError::Batch)
             }
-            WriterEntry::Operation(change) => {
-                replays::change(self.connection, change).map(WriterAnswer::Operation).map_err(RecordError::Batch)
+            WriterEntry::Operation(operation) => {
+                replays::carry_out(self.connection, operation).map(WriterAnswer::Operation).map_err(RecordError::Batch)
             }
         }
     }

@@ -1,0 +1,116 @@
+//! How far the letters of a replay are while they are read and published.
+
+use jiff::Timestamp;
+use rusqlite::{Connection, OptionalExtension};
+
+use super::set_progress;
+use crate::ledger::entry::NewOrder;
+use crate::ledger::replays::{LetterProgress, PublishAnswer, ToPublish};
+use crate::ledger::sqlite::letter_changes::open_again;
+use crate::ledger::sqlite::order_items::{Compared, SELECT_STORED, compare};
+use crate::ledger::sqlite::trace::timestamp;
+
+/// A process is about to read a letter, or has read it. Returns how many others have ended while they were reading it.
+pub(super) fn reading(
+    connection: &Connection,
+    (replay, letter): (i64, i64),
+    reader: Option<&str>,
+) -> rusqlite::Result<u32> {
+    let tries = connection
+        .prepare_cached(
+            "UPDATE replay_letters SET tries = tries + (reader IS NOT NULL AND ?3 IS NOT NULL AND reader <> ?3), reader = ?3
+             WHERE replay_id = ?1 AND letter_id = ?2 AND state IN ('selected', 'publishing') RETURNING tries",
+        )?
+        .query_row((replay, letter, reader), |row| row.get(0))
+        .optional()?;
+    Ok(tries.unwrap_or(0))
+}
+
+pub(super) fn begin_publishing(
+    connection: &Connection,
+    replay: i64,
+    to_publish: &ToPublish,
+    from: LetterProgress,
+    at: Timestamp,
+) -> rusqlite::Result<PublishAnswer> {
+    let letter = to_publish.letter;
+    let found = connection
+        .prepare_cached(
+            "SELECT key, fingerprint FROM replay_letters JOIN stored_dead_letters ON id = letter_id
+             WHERE replay_id = ?1 AND letter_id = ?2 AND replay_letters.state IN (?3, 'publishing')
+               AND stored_dead_letters.state = 'replaying'",
+        )?
+        .query_row((replay, letter, from.as_str()), |row| Ok((row.get(0)?, row.get(1)?)))
+        .optional()?;
+    let Some((key, fingerprint)) = found else { return Ok(PublishAnswer::NotSelected) };
+    if let Some((code, note)) =
+        to_publish.order.as_ref().map(|order| meanwhile(connection, order)).transpose()?.flatten()
+    {
+        // One that may have been published has its outcome by the copy.
+        let is_new = set_progress(
+            connection,
+            (replay, letter),
+            LetterProgress::Selected,
+            LetterProgress::Skipped,
+            Some(code),
+            at,
+        )?;
+        if is_new {
+            connection
+                .prepare_cached(
+                    "UPDATE stored_dead_letters SET state = 'discarded', closed_at = ?2, note = ?3 WHERE id = ?1",
+                )?
+                .execute((letter, at.as_millisecond(), note))?;
+            return Ok(PublishAnswer::Closed);
+        }
+    }
+    set_progress(connection, (replay, letter), LetterProgress::Selected, LetterProgress::Publishing, None, at)?;
+    let marked_at = connection
+        .prepare_cached(
+            "UPDATE replay_letters SET marked_at = coalesce(marked_at, ?3), queue = ?4, tries = 0, reader = NULL
+             WHERE replay_id = ?1 AND letter_id = ?2
+             RETURNING marked_at",
+        )?
+        .query_row((replay, letter, at.as_millisecond(), &to_publish.queue), |row| row.get(0))?;
+    Ok(PublishAnswer::Publish { key, fingerprint, marked_at: timestamp(marked_at) })
+}
+
+/// Whether this very order was processed or cancelled meanwhile: the code and the note of its letter.
+fn meanwhile(connection: &Connection, order: &NewOrder) -> rusqlite::Result<Option<(&'static str, &'static str)>> {
+    let mut select = connection.prepare_cached(SELECT_STORED)?;
+    let compared = select.query_row([order.id.as_str()], |row| compare(connection, row, order)).optional()?;
+    Ok(match compared {
+        Some(Compared::Processed) => Some(("order_processed", "its order was processed meanwhile")),
+        Some(Compared::Revoked | Compared::Cancelled | Compared::CancelledUnknown) => {
+            Some(("order_cancelled", "its order was cancelled meanwhile"))
+        }
+        Some(Compared::Different | Compared::Accepted | Compared::Failed) | None => None,
+    })
+}
+
+pub(super) fn published(
+    connection: &Connection,
+    replay: i64,
+    letters: &[i64],
+    at: Timestamp,
+    due: Timestamp,
+) -> rusqlite::Result<()> {
+    // Its outcome may be recorded already.
+    let mut update = connection.prepare_cached(
+        "UPDATE replay_letters SET state = 'published', due_at = ?3, changed_at = ?4
+         WHERE replay_id = ?1 AND letter_id = ?2 AND state = 'publishing'",
+    )?;
+    for letter in letters {
+        update.execute((replay, letter, due.as_millisecond(), at.as_millisecond()))?;
+    }
+    Ok(())
+}
+
+pub(super) fn skip(connection: &Connection, of: (i64, i64), code: &str, at: Timestamp) -> rusqlite::Result<bool> {
+    if set_progress(connection, of, LetterProgress::Selected, LetterProgress::Skipped, Some(code), at)? {
+        open_again(connection, of.1)?;
+        return Ok(true);
+    }
+    // It may be on its way.
+    set_progress(connection, of, LetterProgress::Publishing, LetterProgress::Unknown, Some(code), at)
+}
