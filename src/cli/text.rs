@@ -31,6 +31,14 @@ pub(super) fn counted(count: impl Into<i128>, what: &str) -> String {
     }
 }
 
+/// A channel, the fallback that stands in for it, and the shortened recipient.
+pub(super) fn route(channel: &str, provider: Option<&str>, recipient: Option<&str>) -> String {
+    let fallback = provider.filter(|provider| *provider != channel);
+    let fallback = fallback.map_or_else(String::new, |provider| format!(" by its fallback {provider}"));
+    let recipient = recipient.map_or_else(String::new, |recipient| format!(" ({recipient})"));
+    format!("channel {channel}{fallback}{recipient}")
+}
+
 /// The time since a moment, in whole seconds.
 pub(super) fn age(moment: Timestamp, now: Timestamp) -> String {
     whole_seconds(now.duration_since(moment).as_secs_f64())

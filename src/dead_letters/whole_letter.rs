@@ -7,7 +7,8 @@ use serde_json::Value;
 use utoipa::ToSchema;
 
 use crate::ledger::{
-    DeadLetter, DeadLetterContent, DeadLetterDetail, LetterAttempt, LetterReplay, LetterRevision, LetterStep,
+    DeadLetter, DeadLetterContent, DeadLetterDetail, LetterAttempt, LetterDelivery, LetterReplay, LetterRevision,
+    LetterStep,
 };
 
 /// One dead letter with everything about it. Its JSON is a contract: see `docs/reference/cli.md`.
@@ -34,15 +35,17 @@ pub struct WholeLetter {
     pub edits: Vec<LetterRevision>,
     /// Its replays, the oldest first; at most the latest 100.
     pub replays: Vec<LetterReplay>,
-    /// Its failed attempts, the oldest first.
+    /// Its failed attempts, also those before a replay, the oldest first; at most the latest 1,000.
     pub attempts: Vec<LetterAttempt>,
+    /// Of a notification, the deliveries that failed, the oldest first; at most the latest 100.
+    pub deliveries: Vec<LetterDelivery>,
     /// What was called for it, the oldest first.
     pub steps: Vec<LetterStep>,
 }
 
 impl From<DeadLetterDetail> for WholeLetter {
     fn from(detail: DeadLetterDetail) -> Self {
-        let DeadLetterDetail { letter, products, content, edits, replays, attempts, steps } = detail;
+        let DeadLetterDetail { letter, products, content, edits, replays, attempts, deliveries, steps } = detail;
         let DeadLetterContent { revision, properties, headers, body } = content;
         let (body, body_base64) = match String::from_utf8(body) {
             Ok(text) => (Some(text), None),
@@ -59,6 +62,7 @@ impl From<DeadLetterDetail> for WholeLetter {
             edits,
             replays,
             attempts,
+            deliveries,
             steps,
         }
     }

@@ -102,6 +102,7 @@ impl LedgerEntry {
             size_of::<NewAttempt>()
                 + attempt.identity.len()
                 + attempt.consumer.len()
+                + length(attempt.replay.as_ref())
                 + attempt.code.len()
                 + attempt.reason.len()
                 + length(attempt.delay.as_ref())
@@ -284,6 +285,9 @@ pub struct NotificationDelivery {
     pub not_delivered: Option<&'static str>,
 }
 
+/// The latest failed attempts to deliver one notification that are kept.
+pub(super) const MAX_FAILED_DELIVERIES: usize = 100;
+
 /// An attempt to deliver a notification that has failed.
 #[derive(Debug, Clone)]
 pub struct FailedDelivery {
@@ -336,7 +340,10 @@ pub struct NewAttempt {
     pub identity: String,
     /// The consumer that failed.
     pub consumer: String,
-    /// Delayed retries before this attempt: 0 for the first. With identity and consumer, it is the primary key.
+    /// The `x-replay-id` of the replay after which it was made; `None`: the message was not replayed before.
+    pub replay: Option<String>,
+    /// Delayed retries before this attempt, since the replay: 0 for the first. With identity, consumer and replay, it is the primary
+    /// key.
     pub retry_count: u32,
     /// The name of the failure's [`crate::recovery::FailureKind`].
     pub kind: &'static str,
@@ -348,6 +355,13 @@ pub struct NewAttempt {
     pub failed_at: Timestamp,
     /// The delay before the retry, such as `10s`; `None` if the message was dead-lettered instead.
     pub delay: Option<String>,
+}
+
+impl NewAttempt {
+    /// The replay as the ledger records it: empty if there was none.
+    pub(super) fn replay_key(&self) -> &str {
+        self.replay.as_deref().unwrap_or_default()
+    }
 }
 
 /// A dead-lettered message.

@@ -49,7 +49,7 @@ struct Tables {
     cancellations: BTreeMap<OrderId, NewCancellation>,
     events: BTreeMap<(String, EventKind), StoredEvent>,
     /// By identity, consumer and retry count.
-    attempts: BTreeMap<(String, String, u32), NewAttempt>,
+    attempts: BTreeMap<(String, String, String, u32), NewAttempt>,
     /// By identity and consumer.
     dead_letters: BTreeMap<(String, String), NewDeadLetter>,
     /// Never pruned.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
-use super::entry::{FailedDelivery, NotificationDelivery, Recorded};
+use super::entry::{FailedDelivery, MAX_FAILED_DELIVERIES, NotificationDelivery, Recorded};
 use super::trace::TraceEvent;
 
 /// All by the notification's id.
@@ -32,7 +32,7 @@ impl MemoryClaims {
 
     /// Ends the claim of this owner. Returns whether there was one.
     pub fn release(&mut self, id: &str, owner: &Arc<str>, failed: Vec<FailedDelivery>) -> bool {
-        self.failed.entry(id.to_owned()).or_default().extend(failed);
+        self.keep_failed(id, failed);
         let is_own = self.claims.get(id).is_some_and(|(holder, _)| holder == owner);
         if is_own {
             self.claims.remove(id);
@@ -43,8 +43,15 @@ impl MemoryClaims {
     /// Ends the claim of any owner.
     pub fn delivered(&mut self, id: &str, mut delivery: NotificationDelivery) {
         self.claims.remove(id);
-        self.failed.entry(id.to_owned()).or_default().extend(std::mem::take(&mut delivery.failed));
+        self.keep_failed(id, std::mem::take(&mut delivery.failed));
         self.delivered.entry(id.to_owned()).or_insert(delivery);
+    }
+
+    /// Keeps the latest ones.
+    fn keep_failed(&mut self, id: &str, failed: Vec<FailedDelivery>) {
+        let kept = self.failed.entry(id.to_owned()).or_default();
+        kept.extend(failed);
+        kept.drain(..kept.len().saturating_sub(MAX_FAILED_DELIVERIES));
     }
 
     /// What a trace shows about the attempts that have failed.

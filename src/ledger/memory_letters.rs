@@ -128,7 +128,7 @@ impl MemoryLetters {
         sums.finish(Vec::new())
     }
 
-    /// Without attempts and steps.
+    /// Without attempts, deliveries and steps.
     pub fn detail(&self, id: i64) -> Option<DeadLetterDetail> {
         let known = self.letters.get(usize::try_from(id).ok()?.checked_sub(1)?)?;
         let letter = &known.letter;
@@ -147,6 +147,7 @@ impl MemoryLetters {
             edits: Vec::new(),
             replays: Vec::new(),
             attempts: Vec::new(),
+            deliveries: Vec::new(),
             steps: Vec::new(),
         })
     }

@@ -59,9 +59,9 @@ pub use backup::{BackupError, BackupProgress, BackupSummary};
 pub use dead_letters::{
     Counted, DeadLetter, DeadLetterContent, DeadLetterDetail, DeadLetterFilter, DeadLetterGroup, DeadLetterGroups,
     DeadLetterPage, DeadLetterQuery, EndedParsing, FoundInLetter, GroupBuilder, Identification, LetterAttempt,
-    LetterOrder, LetterOrigin, LetterReplay, LetterRevision, LetterSource, LetterState, LetterStep, MAX_SEARCH_BYTES,
-    NewStoredLetter, STOP_CODES, StoppedReplay, StoreAnswer, UnresolvedDeadLetters, UnresolvedSum, WholeDeadLetters,
-    session_id,
+    LetterDelivery, LetterOrder, LetterOrigin, LetterReplay, LetterRevision, LetterSource, LetterState, LetterStep,
+    MAX_SEARCH_BYTES, NewStoredLetter, STOP_CODES, StoppedReplay, StoreAnswer, UnresolvedDeadLetters, UnresolvedSum,
+    WholeDeadLetters, session_id,
 };
 pub use entry::{
     CancelAnswer, CancelledOrder, FailedDelivery, LedgerEntry, NewAnalytics, NewAttempt, NewCancellation,

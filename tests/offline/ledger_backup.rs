@@ -15,6 +15,7 @@ fn entry(n: usize) -> LedgerEntry {
     LedgerEntry::Attempt(Box::new(NewAttempt {
         identity: format!("message-{n}"),
         consumer: "order".to_owned(),
+        replay: None,
         retry_count: 0,
         kind: "transient",
         code: "stock_unreachable".to_owned(),

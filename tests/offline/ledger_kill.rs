@@ -35,6 +35,7 @@ fn dead_letter(n: u64) -> LedgerEntry {
     let attempt = NewAttempt {
         identity: format!("event-{n}"),
         consumer: "order".to_owned(),
+        replay: None,
         retry_count: 3,
         kind: "transient",
         code: "stock_unreachable".to_owned(),

@@ -11,11 +11,11 @@ use super::list_text::outcome_text;
 use crate::cli::admin_client::DaemonTarget;
 use crate::cli::ledger_source::LedgerSource;
 use crate::cli::output::write_json;
-use crate::cli::text::{counted, labelled};
+use crate::cli::text::{counted, labelled, route};
 use crate::cli::{Exit, Format};
 use crate::dead_letters::WholeLetter;
 use crate::escape::escaped;
-use crate::ledger::{LetterOrigin, LetterRevision, LetterSource};
+use crate::ledger::{LetterDelivery, LetterOrigin, LetterRevision, LetterSource};
 use crate::message::names::{ORIGIN_EXCHANGE, ORIGIN_ROUTING_KEY};
 
 /// Arguments of `orderd dead-letters show`.
@@ -62,7 +62,7 @@ pub(super) async fn run(
 }
 
 fn write_text(whole: &WholeLetter, out: &mut dyn Write) -> io::Result<()> {
-    let WholeLetter { letter, product_names, attempts, steps, .. } = whole;
+    let WholeLetter { letter, product_names, attempts, deliveries, steps, .. } = whole;
     let mut line = |label: &str, text: Option<&str>| match text {
         Some(text) => labelled(label, &escaped(text), out),
         None => Ok(()),
@@ -132,8 +132,16 @@ fn write_text(whole: &WholeLetter, out: &mut dyn Write) -> io::Result<()> {
             .delay
             .as_deref()
             .map_or_else(|| "dead-lettered".to_owned(), |delay| format!("retried after {delay}"));
-        let text = format!("  {:.0}  {} {}: {}; {then}", attempt.at, attempt.kind, attempt.code, attempt.reason);
+        let after = attempt.replay.map_or_else(String::new, |replay| format!("after replay {replay}: "));
+        let text = format!("  {:.0}  {after}{} {}: {}; {then}", attempt.at, attempt.kind, attempt.code, attempt.reason);
         writeln!(out, "{}", escaped(&text))?;
+    }
+    if !deliveries.is_empty() {
+        writeln!(out, "\nfailed deliveries")?;
+    }
+    for LetterDelivery { at, channel, provider, recipient, kind, code, reason } in deliveries {
+        let route = route(channel, Some(provider), recipient.as_deref());
+        writeln!(out, "{}", escaped(&format!("  {at:.0}  {route}: {kind} {code}: {reason}")))?;
     }
     if !steps.is_empty() {
         writeln!(out, "\nsteps")?;
@@ -214,7 +222,7 @@ mod tests {
     use super::*;
     use crate::ledger::conformance::{at, stored_letter};
     use crate::ledger::memory::MemoryLedger;
-    use crate::ledger::{LedgerReader, LetterProgress, LetterReplay, LetterWriter, NewStoredLetter};
+    use crate::ledger::{LedgerReader, LetterAttempt, LetterProgress, LetterReplay, LetterWriter, NewStoredLetter};
 
     async fn whole(letter: NewStoredLetter) -> WholeLetter {
         let ledger = MemoryLedger::default();
@@ -260,8 +268,30 @@ mod tests {
             ended_at: None,
             came_back_as: Some(82),
         }];
+        let failed = |replay| LetterAttempt {
+            at: at(1_000),
+            replay,
+            retries: 0,
+            kind: "transient".to_owned(),
+            code: "http_503".to_owned(),
+            reason: "busy".to_owned(),
+            delay: Some("10s".to_owned()),
+        };
+        letter.attempts = vec![failed(None), failed(Some(3))];
+        letter.deliveries = vec![LetterDelivery {
+            at: at(1_000),
+            channel: "email".to_owned(),
+            provider: "backup".to_owned(),
+            recipient: Some("a…@example.com".to_owned()),
+            kind: "permanent".to_owned(),
+            code: "smtp_550".to_owned(),
+            reason: "no such \u{1b}[2J customer".to_owned(),
+        }];
         let shown = text(&letter);
         for part in [
+            "Z  transient http_503: busy; retried after 10s\n",
+            "Z  after replay 3: transient http_503: busy; retried after 10s\n",
+            "Z  channel email by its fallback backup (a…@example.com): permanent smtp_550: no such \\u{1b}[2J customer\n",
             "after 1 delayed retry\n",
             "from dead letter 39",
             "by ada",

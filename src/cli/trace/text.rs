@@ -7,7 +7,7 @@ use jiff::{SignedDuration, Timestamp};
 use super::queue_depth::QueueDepth;
 use super::{MessageLocation, StoredCopy, TraceReport, TracedQueue};
 use crate::cli::table;
-use crate::cli::text::counted;
+use crate::cli::text::{counted, route};
 use crate::escape::escaped;
 use crate::ledger::trace::{MessageState, TraceEvent, TraceStep, TracedMessage, TracedOrder};
 
@@ -127,17 +127,18 @@ fn message_name(message: TracedMessage) -> &'static str {
 fn event_text(event: &TraceEvent) -> String {
     match event {
         TraceEvent::Accepted { consumer } => format!("accepted by consumer {consumer}"),
-        TraceEvent::Failed { consumer, retries, kind, code, reason, delay, due_at } => {
+        TraceEvent::Failed { consumer, replay, retries, kind, code, reason, delay, due_at } => {
             let attempt = match retries {
                 0 => "first attempt".to_owned(),
                 retries => format!("retry {retries}"),
             };
+            let replay = replay.map_or_else(String::new, |replay| format!(" after replay {replay}"));
             let next = match (delay, due_at) {
                 (Some(delay), Some(due_at)) => format!("; next retry after {delay}, at {}", moment(*due_at)),
                 (Some(delay), None) => format!("; next retry after {delay}"),
                 (None, _) => "; no retry".to_owned(),
             };
-            format!("{attempt} failed in consumer {consumer}: {kind} {code}: {reason}{next}")
+            format!("{attempt}{replay} failed in consumer {consumer}: {kind} {code}: {reason}{next}")
         }
         TraceEvent::DeadLettered { consumer, reason, retries, code, letter, .. } => {
             let (retries, letter) = (counted(*retries, "retry"), as_letter(*letter));
@@ -182,14 +183,6 @@ fn event_text(event: &TraceEvent) -> String {
 /// The number of a stored dead letter.
 fn as_letter(letter: Option<i64>) -> String {
     letter.map_or_else(String::new, |id| format!(" as dead letter {id}"))
-}
-
-/// A channel, the fallback that stands in for it, and the shortened recipient.
-fn route(channel: &str, provider: Option<&str>, recipient: Option<&str>) -> String {
-    let fallback = provider.filter(|provider| *provider != channel);
-    let fallback = fallback.map_or_else(String::new, |provider| format!(" by its fallback {provider}"));
-    let recipient = recipient.map_or_else(String::new, |recipient| format!(" ({recipient})"));
-    format!("channel {channel}{fallback}{recipient}")
 }
 
 /// The beginning of a result. JSON output has all of it.

@@ -33,7 +33,7 @@ use crate::metrics::{DeadLetterFacts, HandlerOutcome};
 use crate::pipeline::{DeferredLog, FAILED_MESSAGES, Handler, HandlerError, HandlerInput, HandlerOutput};
 use crate::recovery::{
     Action, BODY_TOO_LARGE, ClaimedRun, DeadLetterReason, DecisionPoint, Delay, Failure, FailureKind, History,
-    ReturnReason, cancelled_order, copy_for_dead_letter, copy_for_retry, copy_for_return, decide,
+    ReturnReason, cancelled_order, copy_for_dead_letter, copy_for_retry, copy_for_return, decide, replay_key,
 };
 use crate::telemetry::{MessageLine, RepeatedLog};
 
@@ -375,6 +375,7 @@ impl FailedMessage<'_> {
         NewAttempt {
             identity: self.identity.clone(),
             consumer: self.consumer_or_unknown().to_owned(),
+            replay: replay_key(self.delivery, self.provenance).map(str::to_owned),
             retry_count: self.history.retries,
             kind: failure.kind.as_str(),
             code: failure.code.clone(),

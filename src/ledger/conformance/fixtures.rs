@@ -87,6 +87,7 @@ pub(crate) fn attempt(identity: &str, consumer: &str, retry_count: u32) -> NewAt
     NewAttempt {
         identity: identity.to_owned(),
         consumer: consumer.to_owned(),
+        replay: None,
         retry_count,
         kind: "transient",
         code: "stock_unreachable".to_owned(),

@@ -11,6 +11,7 @@ use crate::ledger::conformance::{
     accept, analytics, at, attempt, dead_letter, finish, look_up, notification, of_product, order, sale, with_charges,
     with_items,
 };
+use crate::ledger::trace::TraceEvent;
 use crate::ledger::{Ledger, LedgerEntry, NewAttempt, NewDeadLetter, NewOrder, Recorded};
 
 rules! {
@@ -23,6 +24,7 @@ rules! {
     a_claimed_notification_is_held_until_it_is_recorded_released_or_its_lease_ends,
     an_event_is_identified_by_its_id_and_kind,
     an_attempt_is_identified_by_message_consumer_and_retry_count,
+    an_attempt_after_a_replay_is_another_attempt,
     a_dead_letter_is_identified_by_message_and_consumer_and_records_its_attempt,
     exactly_one_of_many_concurrent_equal_entries_is_new,
     a_dead_letter_that_failed_again_later_replaces_the_earlier_one,
@@ -178,6 +180,30 @@ async fn an_attempt_is_identified_by_message_consumer_and_retry_count(ledger: &d
         assert_eq!(answer(ledger, entry()).await, New);
         assert_eq!(answer(ledger, entry()).await, Duplicate);
     }
+}
+
+async fn an_attempt_after_a_replay_is_another_attempt(ledger: &dyn Ledger) {
+    let replay = |key: &str| Some(key.to_owned());
+    let after = |replay| NewAttempt { replay, failed_at: at(9_000), ..attempt("o-1", "order", 0) };
+    assert_eq!(answer(ledger, LedgerEntry::Attempt(Box::new(attempt("o-1", "order", 0)))).await, New);
+    for key in ["1-ab", "2-cd"] {
+        let entry = || LedgerEntry::Attempt(Box::new(after(replay(key))));
+        assert_eq!(answer(ledger, entry()).await, New, "{key}");
+        assert_eq!(answer(ledger, entry()).await, Duplicate, "{key}");
+    }
+    assert_eq!(ledger.totals().await.unwrap().retried, 3);
+    let trace = ledger.trace("o-1").await.unwrap();
+    let failed = trace.steps.iter().filter(|step| matches!(step.event, TraceEvent::Failed { .. }));
+    assert_eq!(failed.map(|step| step.at).collect::<Vec<_>>(), [at(6_000), at(9_000), at(9_000)]);
+    // The same failure of another message, in the same second, leaves the dead letter from before the replay.
+    assert_eq!(answer(ledger, dead_letter(attempt("o-2", "order", 0))).await, New);
+    let replayed = NewAttempt { replay: replay("3-ef"), ..attempt("o-2", "order", 0) };
+    assert_eq!(answer(ledger, LedgerEntry::Attempt(Box::new(replayed.clone()))).await, New);
+    assert_eq!(ledger.totals().await.unwrap().dead_letters.values().sum::<u64>(), 1);
+    // Dead-lettered again within that second, it is another failure, and its retry takes back that one.
+    assert_eq!(answer(ledger, dead_letter(replayed.clone())).await, New);
+    assert_eq!(answer(ledger, LedgerEntry::Attempt(Box::new(replayed))).await, New);
+    assert!(ledger.totals().await.unwrap().dead_letters.is_empty());
 }
 
 async fn a_dead_letter_is_identified_by_message_and_consumer_and_records_its_attempt(ledger: &dyn Ledger) {

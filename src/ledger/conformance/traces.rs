@@ -20,6 +20,7 @@ rules! {
     events_that_are_not_recorded_yet_are_under_way,
     a_notification_that_fails_is_traced_with_its_order,
     each_attempt_to_deliver_a_notification_is_traced_with_its_provider,
+    of_many_attempts_to_deliver_a_notification_the_latest_are_kept,
 }
 
 async fn record(ledger: &dyn Ledger, entries: impl IntoIterator<Item = LedgerEntry>) {
@@ -229,6 +230,26 @@ async fn each_attempt_to_deliver_a_notification_is_traced_with_its_provider(ledg
             (at(3_400), "email", "backup", "")
         ]
     );
+}
+
+async fn of_many_attempts_to_deliver_a_notification_the_latest_are_kept(ledger: &dyn Ledger) {
+    let failed = |n: i64| FailedDelivery {
+        channel: "email".to_owned(),
+        provider: "email".to_owned(),
+        recipient: None,
+        kind: "transient",
+        code: format!("smtp_{n}"),
+        reason: "not now".to_owned(),
+        at: at(4_000 + n),
+    };
+    let released = |numbers: std::ops::Range<i64>| LedgerEntry::ReleaseNotification {
+        id: "o-1/notification/processed".to_owned(),
+        owner: "a".into(),
+        failed: numbers.map(failed).collect(),
+    };
+    let trace = traced(ledger, [released(0..99), released(99..103)]).await;
+    let times: Vec<_> = trace.steps.iter().map(|step| step.at.as_millisecond()).collect();
+    assert_eq!(times, (4_003..4_103).collect::<Vec<_>>());
 }
 
 async fn a_notification_that_fails_is_traced_with_its_order(ledger: &dyn Ledger) {

@@ -26,7 +26,7 @@ pub use new::{
 };
 pub use query::{
     DeadLetter, DeadLetterContent, DeadLetterDetail, DeadLetterFilter, DeadLetterGroup, DeadLetterGroups,
-    DeadLetterPage, DeadLetterQuery, LetterAttempt, LetterStep, MAX_STOPPED_REPLAYS, STOP_CODES, StoppedReplay,
-    UnresolvedDeadLetters, UnresolvedSum, WholeDeadLetters,
+    DeadLetterPage, DeadLetterQuery, LetterAttempt, LetterDelivery, LetterStep, MAX_STOPPED_REPLAYS, STOP_CODES,
+    StoppedReplay, UnresolvedDeadLetters, UnresolvedSum, WholeDeadLetters,
 };
 pub use replayed::{LetterProgress, LetterReplay, LetterRevision};

@@ -204,22 +204,44 @@ pub struct DeadLetterContent {
     pub body: Vec<u8>,
 }
 
-/// One failed attempt.
+/// One failed attempt: one delivery to the consumer, with its immediate retries.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct LetterAttempt {
     /// When.
     #[schema(value_type = String, format = DateTime)]
     pub at: Timestamp,
-    /// Delayed retries before it.
+    /// The replay after which it was made; `None`: the message was not replayed before, or the replay is not known any more.
+    pub replay: Option<i64>,
+    /// Delayed retries before it, since the replay.
     pub retries: i64,
+    /// The failure's kind.
+    pub kind: String,
+    /// The failure's stable code.
+    pub code: String,
+    /// The failure's text, that of its last immediate retry.
+    pub reason: String,
+    /// The delay before the next attempt.
+    pub delay: Option<String>,
+}
+
+/// One delivery of a notification that a provider of its channel did not accept.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct LetterDelivery {
+    /// When.
+    #[schema(value_type = String, format = DateTime)]
+    pub at: Timestamp,
+    /// The channel.
+    pub channel: String,
+    /// The provider: the channel itself, or a fallback.
+    pub provider: String,
+    /// The recipient, shortened so that it names nobody.
+    pub recipient: Option<String>,
     /// The failure's kind.
     pub kind: String,
     /// The failure's stable code.
     pub code: String,
     /// The failure's text.
     pub reason: String,
-    /// The delay before the next attempt.
-    pub delay: Option<String>,
 }
 
 /// One step, or one undo, as far as it was called.
@@ -257,8 +279,10 @@ pub struct DeadLetterDetail {
     pub edits: Vec<LetterRevision>,
     /// Its replays, oldest first.
     pub replays: Vec<LetterReplay>,
-    /// Its failed attempts, oldest first.
+    /// Its latest failed attempts, also those before a replay, oldest first.
     pub attempts: Vec<LetterAttempt>,
+    /// Of a notification, its latest deliveries that failed, oldest first.
+    pub deliveries: Vec<LetterDelivery>,
     /// What was called for it, oldest first.
     pub steps: Vec<LetterStep>,
 }

@@ -7,7 +7,8 @@ use crate::ledger::step_runs::RunKey;
 
 impl Tables {
     fn add_attempt(&mut self, attempt: NewAttempt) -> Recorded {
-        let key = (attempt.identity.clone(), attempt.consumer.clone(), attempt.retry_count);
+        let NewAttempt { identity, consumer, retry_count, .. } = &attempt;
+        let key = (identity.clone(), consumer.clone(), attempt.replay_key().to_owned(), *retry_count);
         match self.attempts.get_mut(&key) {
             Some(stored)
                 if (stored.failed_at, &stored.code) == (attempt.failed_at, &attempt.code)
@@ -25,7 +26,7 @@ impl Tables {
             let NewAttempt { identity, consumer, retry_count, failed_at, .. } = &letter.attempt;
             (identity, consumer) == (&attempt.identity, &attempt.consumer)
                 && (*retry_count, *failed_at) == (attempt.retry_count, attempt.failed_at)
-                && letter.attempt.code == attempt.code
+                && (&letter.attempt.code, &letter.attempt.replay) == (&attempt.code, &attempt.replay)
         };
         let recorded = self.add_attempt(attempt.clone());
         if recorded == Recorded::New {
@@ -53,8 +54,8 @@ impl Tables {
         let is_newer = |old: &NewDeadLetter| {
             letter.attempt.failed_at > old.attempt.failed_at
                 || letter.attempt.failed_at == old.attempt.failed_at
-                    && letter.attempt.retry_count == old.attempt.retry_count
-                    && decision(&letter) != decision(old)
+                    && (letter.attempt.replay != old.attempt.replay
+                        || letter.attempt.retry_count == old.attempt.retry_count && decision(&letter) != decision(old))
         };
         if self.dead_letters.get(&key).is_some_and(|old| !is_newer(old)) {
             return Recorded::Duplicate;

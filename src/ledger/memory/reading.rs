@@ -219,6 +219,8 @@ impl Tables {
 fn failed(attempt: &NewAttempt) -> TraceEvent {
     TraceEvent::Failed {
         consumer: attempt.consumer.clone(),
+        // It has no replays.
+        replay: None,
         retries: attempt.retry_count.into(),
         kind: attempt.kind.to_owned(),
         code: attempt.code.clone(),

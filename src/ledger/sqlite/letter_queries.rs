@@ -9,15 +9,16 @@ use rusqlite::{Connection, OptionalExtension, Row, params_from_iter};
 use serde_json::Value;
 
 use super::columns::named;
+use super::columns::time;
+use super::letter_attempts;
 use super::letter_history::{self, ReplayLookup};
 use super::open::{self, READ_BUSY_TIMEOUT};
 use super::order_sums::read_amount;
 use super::stopped_replays;
-use super::trace::{time, timestamp};
 use crate::ledger::dead_letters::{
     Cause, Counted, DeadLetter, DeadLetterContent, DeadLetterDetail, DeadLetterFilter, DeadLetterGroups,
-    DeadLetterPage, DeadLetterQuery, GroupBuilder, LetterAttempt, LetterOrigin, LetterSource, LetterState, LetterStep,
-    UnresolvedBuilder, UnresolvedDeadLetters, WholeDeadLetters,
+    DeadLetterPage, DeadLetterQuery, GroupBuilder, LetterOrigin, LetterSource, LetterState, UnresolvedBuilder,
+    UnresolvedDeadLetters, WholeDeadLetters,
 };
 use crate::ledger::error::OpenError;
 
@@ -127,13 +128,17 @@ fn read_detail(
     // What led to an edited letter is recorded about the order that it was.
     let identity = letter.former_order_id.as_ref().or(letter.identity.as_ref());
     let order_id = letter.former_order_id.as_deref().or(letter.order_id.as_deref());
-    let (attempts, steps) = match (identity, &letter.consumer) {
-        (Some(identity), Some(consumer)) => {
-            (read_attempts(snapshot, identity, consumer)?, read_steps(snapshot, order_id, identity, consumer)?)
+    let (mut attempts, mut deliveries, mut steps) = (Vec::new(), Vec::new(), Vec::new());
+    if let (Some(identity), Some(consumer)) = (identity, &letter.consumer) {
+        let failed = letter_attempts::failed(snapshot, identity, Some(consumer))?;
+        attempts.extend(failed.into_iter().map(|(_, attempt)| attempt));
+        steps = letter_attempts::calls(snapshot, order_id, identity, consumer)?;
+        // The order itself may have the id of a notification of another one.
+        if order_id != Some(identity) {
+            deliveries = letter_attempts::failed_deliveries(snapshot, identity)?;
         }
-        _ => (Vec::new(), Vec::new()),
-    };
-    Ok(DeadLetterDetail { letter, products, content, edits, replays, attempts, steps })
+    }
+    Ok(DeadLetterDetail { letter, products, content, edits, replays, attempts, deliveries, steps })
 }
 
 fn read<T>(directory: &Path, read: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, OpenError> {
@@ -328,54 +333,6 @@ fn read_content(snapshot: &Connection, id: i64, revision: Option<i64>) -> rusqli
 fn json(row: &Row<'_>, column: usize) -> rusqlite::Result<Value> {
     serde_json::from_str(row.get_ref(column)?.as_str()?)
         .map_err(|error| rusqlite::Error::FromSqlConversionFailure(column, rusqlite::types::Type::Text, error.into()))
-}
-
-fn read_attempts(snapshot: &Connection, identity: &str, consumer: &str) -> rusqlite::Result<Vec<LetterAttempt>> {
-    let mut select = snapshot.prepare_cached(
-        "SELECT failed_at, retry_count, failure_kind, failure_code, failure_reason, delay FROM attempts
-         WHERE identity = ?1 AND consumer = ?2 ORDER BY failed_at, retry_count",
-    )?;
-    let attempts = select.query_map([identity, consumer], |row| {
-        Ok(LetterAttempt {
-            at: time(row, 0)?,
-            retries: row.get(1)?,
-            kind: row.get(2)?,
-            code: row.get(3)?,
-            reason: row.get(4)?,
-            delay: row.get(5)?,
-        })
-    })?;
-    attempts.collect()
-}
-
-/// The calls for an order, or for another message of this consumer.
-fn read_steps(
-    snapshot: &Connection,
-    order: Option<&str>,
-    identity: &str,
-    consumer: &str,
-) -> rusqlite::Result<Vec<LetterStep>> {
-    let mut select = snapshot.prepare_cached(
-        "SELECT called_at, finished_at, step, action, status, attempts, result, failure_code, failure_reason FROM steps
-         WHERE scope = ?1 AND identity = ?2 ORDER BY called_at, position",
-    )?;
-    let key = order.map_or([consumer, identity], |order| ["", order]);
-    let steps = select.query_map(key, |row| {
-        let status: String = row.get(4)?;
-        let (called_at, finished_at): (i64, Option<i64>) = (row.get(0)?, row.get(1)?);
-        let result: Option<String> = row.get(6)?;
-        Ok(LetterStep {
-            at: timestamp(finished_at.filter(|_| status != "called").unwrap_or(called_at)),
-            name: row.get(2)?,
-            action: row.get(3)?,
-            status,
-            attempts: row.get(5)?,
-            result: result.and_then(|result| serde_json::from_str(&result).ok()),
-            code: row.get(7)?,
-            reason: row.get(8)?,
-        })
-    })?;
-    steps.collect()
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ mod erase;
 mod erase_letters;
 mod files;
 mod journal;
+mod letter_attempts;
 mod letter_changes;
 mod letter_history;
 mod letter_queries;

@@ -8,10 +8,7 @@ use jiff::Timestamp;
 use rusqlite::{Connection, Statement, params};
 
 use super::record_error::{RecordError, recorded};
-use crate::ledger::entry::{FailedDelivery, NewNotification, NotificationDelivery, Recorded};
-
-/// Most failed attempts to deliver one notification that are kept: the first ones.
-const MAX_FAILED_DELIVERIES: u32 = 100;
+use crate::ledger::entry::{FailedDelivery, MAX_FAILED_DELIVERIES, NewNotification, NotificationDelivery, Recorded};
 
 /// The prepared statements.
 pub(super) struct Notifications<'c> {
@@ -20,6 +17,7 @@ pub(super) struct Notifications<'c> {
     end_claim: Statement<'c>,
     insert: Statement<'c>,
     insert_failed: Statement<'c>,
+    delete_oldest: Statement<'c>,
 }
 
 impl<'c> Notifications<'c> {
@@ -36,11 +34,15 @@ impl<'c> Notifications<'c> {
                 "INSERT INTO events (id, kind, name, order_id, recorded_at, provider, recipient, not_delivered)
                  VALUES (?1, 'notification', ?2, ?3, ?4, ?5, ?6, ?7) ON CONFLICT (id, kind) DO NOTHING",
             )?,
-            insert_failed: connection.prepare(&format!(
+            insert_failed: connection.prepare(
                 "INSERT INTO notification_attempts (identity, number, channel, provider, recipient, failure_kind,
                                                     failure_code, failure_reason, failed_at)
                  SELECT ?1, coalesce(max(number), 0) + 1, ?2, ?3, ?4, ?5, ?6, ?7, ?8 FROM notification_attempts
-                 WHERE identity = ?1 HAVING coalesce(max(number), 0) < {MAX_FAILED_DELIVERIES}"
+                 WHERE identity = ?1",
+            )?,
+            delete_oldest: connection.prepare(&format!(
+                "DELETE FROM notification_attempts WHERE identity = ?1 AND number <=
+                    (SELECT max(number) FROM notification_attempts WHERE identity = ?1) - {MAX_FAILED_DELIVERIES}"
             ))?,
         })
     }
@@ -86,6 +88,9 @@ impl<'c> Notifications<'c> {
         for FailedDelivery { channel, provider, recipient, kind, code, reason, at } in failed {
             let row = params![id, channel, provider, recipient, kind, code, reason, at.as_millisecond()];
             self.insert_failed.execute(row).map_err(RecordError::Batch)?;
+        }
+        if !failed.is_empty() {
+            self.delete_oldest.execute([id]).map_err(RecordError::Batch)?;
         }
         Ok(())
     }

@@ -32,6 +32,25 @@ pub(super) const VERSION_4: &str = "
     ALTER TABLE order_sums ADD COLUMN prevented_discount TEXT NOT NULL DEFAULT '0';
     ALTER TABLE order_sums ADD COLUMN prevented_total TEXT NOT NULL DEFAULT '0';
 
+    -- A message that is replayed begins anew with its retries.
+    ALTER TABLE attempts RENAME TO attempts_3;
+    CREATE TABLE attempts (
+        identity       TEXT NOT NULL,     -- the order's id, else the message id
+        consumer       TEXT NOT NULL,
+        replay_key     TEXT NOT NULL,     -- x-replay-id of the replay after which it was made; empty: none
+        retry_count    INTEGER NOT NULL,  -- delayed retries before this attempt, since the replay
+        failure_kind   TEXT NOT NULL,
+        failure_code   TEXT NOT NULL,
+        failure_reason TEXT NOT NULL,
+        delay          TEXT,              -- before the next attempt; NULL: the message was dead-lettered
+        failed_at      INTEGER NOT NULL,
+        PRIMARY KEY (identity, consumer, replay_key, retry_count)
+    ) STRICT;
+    INSERT INTO attempts SELECT identity, consumer, '', retry_count, failure_kind, failure_code, failure_reason, delay, failed_at
+                         FROM attempts_3 ORDER BY rowid;
+    DROP TABLE attempts_3;
+    ALTER TABLE dead_letters ADD COLUMN replay_key TEXT NOT NULL DEFAULT '';  -- as in attempts
+
     CREATE TABLE step_runs (
         scope              TEXT NOT NULL,     -- empty for orders, else the consumer
         identity           TEXT NOT NULL,     -- the order's id, else the message's identity
@@ -88,7 +107,7 @@ pub(super) const VERSION_4: &str = "
     ALTER TABLE events ADD COLUMN recipient TEXT;
     ALTER TABLE events ADD COLUMN not_delivered TEXT;                -- why a notification was skipped, such as no_address
 
-    -- Attempts to deliver a notification that have failed, at most 100 of each.
+    -- Attempts to deliver a notification that have failed, at most the latest 100 of each.
     CREATE TABLE notification_attempts (
         identity       TEXT NOT NULL,     -- the message id
         number         INTEGER NOT NULL,  -- from 1

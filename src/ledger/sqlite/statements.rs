@@ -100,27 +100,31 @@ impl<'c> Statements<'c> {
             )?,
             insert_attempt: connection.prepare(
                 "INSERT INTO attempts (identity, consumer, retry_count, failure_kind, failure_code, failure_reason,
-                                       delay, failed_at)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8) ON CONFLICT (identity, consumer, retry_count) DO UPDATE SET
-                    delay = excluded.delay
+                                       delay, failed_at, replay_key)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)
+                 ON CONFLICT (identity, consumer, replay_key, retry_count) DO UPDATE SET delay = excluded.delay
                  WHERE excluded.failed_at = failed_at AND excluded.failure_code = failure_code
                    AND excluded.delay IS NOT delay",
             )?,
             delete_retried: connection.prepare(
                 "DELETE FROM dead_letters WHERE identity = ?1 AND consumer = ?2 AND retry_count = ?3 AND failed_at = ?4
-                                           AND failure_code = ?5",
+                                           AND failure_code = ?5 AND replay_key = ?6",
             )?,
             insert_dead_letter: connection.prepare(
                 "INSERT INTO dead_letters (identity, consumer, reason, retry_count, failure_kind, failure_code,
-                                           failure_reason, origin_queue, failed_at, dead_lettered_at)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10) ON CONFLICT (identity, consumer) DO UPDATE SET
+                                           failure_reason, origin_queue, failed_at, dead_lettered_at, replay_key)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)
+                 ON CONFLICT (identity, consumer) DO UPDATE SET
                     reason = excluded.reason, retry_count = excluded.retry_count,
                     failure_kind = excluded.failure_kind, failure_code = excluded.failure_code,
                     failure_reason = excluded.failure_reason, origin_queue = excluded.origin_queue,
-                    failed_at = excluded.failed_at, dead_lettered_at = excluded.dead_lettered_at
+                    failed_at = excluded.failed_at, dead_lettered_at = excluded.dead_lettered_at,
+                    replay_key = excluded.replay_key
                  WHERE excluded.failed_at > failed_at
-                    OR excluded.failed_at = failed_at AND excluded.retry_count = retry_count
-                       AND (excluded.reason, excluded.failure_code) <> (reason, failure_code)",
+                    OR excluded.failed_at = failed_at
+                       AND (excluded.replay_key <> replay_key
+                            OR excluded.retry_count = retry_count
+                               AND (excluded.reason, excluded.failure_code) <> (reason, failure_code))",
             )?,
             sales: Sales::prepare(connection)?,
             order_sums: OrderSums::prepare(connection)?,

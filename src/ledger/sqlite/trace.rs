@@ -10,8 +10,9 @@ pub(super) use super::columns::{time, timestamp};
 use super::open::{self, READ_BUSY_TIMEOUT};
 use super::order_items::{self, UNKNOWN_QUANTITY};
 use super::order_sums::read_amount;
-use super::trace_letters;
+use super::{letter_attempts, trace_letters};
 use crate::domain::ExactSum;
+use crate::ledger::dead_letters::{LetterAttempt, LetterDelivery};
 use crate::ledger::error::OpenError;
 use crate::ledger::trace::{Trace, TraceEvent, TraceStep, TracedItem, TracedMessage, TracedOrder, due};
 
@@ -140,28 +141,17 @@ fn read_calls(snapshot: &Connection, id: &str, steps: &mut Vec<TraceStep>) -> ru
     Ok(())
 }
 
+/// What has failed of a message.
 fn read_attempts(
     snapshot: &Connection,
     message: TracedMessage,
     identity: &str,
     steps: &mut Vec<TraceStep>,
 ) -> rusqlite::Result<()> {
-    let mut query = snapshot.prepare(
-        "SELECT failed_at, consumer, retry_count, failure_kind, failure_code, failure_reason, delay
-         FROM attempts WHERE identity = ?1 ORDER BY consumer, retry_count",
-    )?;
-    let mut rows = query.query([identity])?;
-    while let Some(row) = rows.next()? {
-        let (at, delay) = (time(row, 0)?, row.get::<_, Option<String>>(6)?);
-        let event = TraceEvent::Failed {
-            consumer: row.get(1)?,
-            retries: row.get(2)?,
-            kind: row.get(3)?,
-            code: row.get(4)?,
-            reason: row.get(5)?,
-            due_at: delay.as_deref().and_then(|delay| due(at, delay)),
-            delay,
-        };
+    for (consumer, attempt) in letter_attempts::failed(snapshot, identity, None)? {
+        let LetterAttempt { at, replay, retries, kind, code, reason, delay } = attempt;
+        let due_at = delay.as_deref().and_then(|delay| due(at, delay));
+        let event = TraceEvent::Failed { consumer, replay, retries, kind, code, reason, delay, due_at };
         steps.push(TraceStep { at, message, event });
     }
     Ok(())
@@ -203,21 +193,10 @@ fn read_failed_deliveries(
     if !matches!(message, TracedMessage::Notification | TracedMessage::NotificationCancelled) {
         return Ok(());
     }
-    let mut query = snapshot.prepare(
-        "SELECT failed_at, channel, provider, recipient, failure_kind, failure_code, failure_reason
-         FROM notification_attempts WHERE identity = ?1 ORDER BY number",
-    )?;
-    let mut rows = query.query([identity])?;
-    while let Some(row) = rows.next()? {
-        let event = TraceEvent::DeliveryFailed {
-            channel: row.get(1)?,
-            provider: row.get(2)?,
-            recipient: row.get(3)?,
-            kind: row.get(4)?,
-            code: row.get(5)?,
-            reason: row.get(6)?,
-        };
-        steps.push(TraceStep { at: time(row, 0)?, message, event });
+    for delivery in letter_attempts::failed_deliveries(snapshot, identity)? {
+        let LetterDelivery { at, channel, provider, recipient, kind, code, reason } = delivery;
+        let event = TraceEvent::DeliveryFailed { channel, provider, recipient, kind, code, reason };
+        steps.push(TraceStep { at, message, event });
     }
     Ok(())
 }

@@ -71,7 +71,9 @@ pub enum TraceEvent {
     Failed {
         /// The consumer that failed.
         consumer: String,
-        /// Delayed retries before this attempt.
+        /// The replay after which it was made, if there was one.
+        replay: Option<i64>,
+        /// Delayed retries before this attempt, since the replay.
         retries: i64,
         /// The failure's kind.
         kind: String,
@@ -283,17 +285,36 @@ impl TraceEvent {
 }
 
 /// The latest time at which a step may have happened. Of a failure, only the second is known: it happened in it, after all else that
-/// did, but before the message was done.
-fn latest_time(step: &TraceStep, ends: &[(TracedMessage, Timestamp)]) -> Timestamp {
-    let is_rounded = matches!(step.event, TraceEvent::Failed { .. }) && step.at.as_millisecond() % 1_000 == 0;
-    if !is_rounded {
-        return step.at;
-    }
+/// did, but before the message was done. After a replay, it has failed after that.
+fn latest_time(step: &TraceStep, ends: &[(TracedMessage, Timestamp)], replays: &[PublishedAgain]) -> Timestamp {
+    let replay = match &step.event {
+        TraceEvent::Failed { replay, .. } if step.at.as_millisecond() % 1_000 == 0 => *replay,
+        _ => return step.at,
+    };
+    let is_replay = |again: &&PublishedAgain| again.message == step.message && Some(again.replay) == replay;
+    let replayed_at = replays.iter().find(is_replay).map(|again| again.at);
+    let first = replayed_at.map_or(step.at, |replayed_at| replayed_at.max(step.at));
     let last = step.at + SignedDuration::from_millis(999);
     // An event about an order follows the order's failure.
     let is_meant = |message| step.message == TracedMessage::Order || message == step.message;
-    let end = ends.iter().filter(|(message, at)| is_meant(*message) && (step.at..=last).contains(at));
-    end.map(|(_, at)| *at - SignedDuration::from_micros(1)).min().unwrap_or(last).max(step.at)
+    let end = ends.iter().filter(|(message, at)| is_meant(*message) && (first..=last).contains(at));
+    end.map(|(_, at)| *at - SignedDuration::from_micros(1)).min().unwrap_or(last).max(first)
+}
+
+/// When a replay has published a message again.
+struct PublishedAgain {
+    message: TracedMessage,
+    replay: i64,
+    at: Timestamp,
+}
+
+impl PublishedAgain {
+    fn read(step: &TraceStep) -> Option<Self> {
+        match step.event {
+            TraceEvent::Replayed { replay, .. } => Some(PublishedAgain { message: step.message, replay, at: step.at }),
+            _ => None,
+        }
+    }
 }
 
 impl Trace {
@@ -310,8 +331,9 @@ impl Trace {
         let accepted = steps.iter().find(|step| matches!(step.event, TraceEvent::Accepted { .. })).map(|step| step.at);
         let ends: Vec<(TracedMessage, Timestamp)> =
             steps.iter().filter(|step| step.event.is_end()).map(|step| (step.message, step.at)).collect();
+        let replays: Vec<_> = steps.iter().filter_map(PublishedAgain::read).collect();
         steps.sort_by_key(|step| {
-            let at = latest_time(step, &ends);
+            let at = latest_time(step, &ends, &replays);
             match accepted {
                 Some(accepted)
                     if step.message != TracedMessage::Order

@@ -6,9 +6,12 @@ use std::process::{Output, Stdio};
 
 use serde_json::{Value, json};
 
+use super::notifications::{place, smtp};
 use crate::support::Node;
 use crate::support::raw_client::properties::Properties;
 use crate::support::raw_client::{field, number, persistent, text, with_headers};
+use crate::support::smtp_server::SmtpServer;
+use crate::support::step_server::{StepServer, reply};
 use crate::support::test_env::{TestEnv, order, wait_until};
 
 fn run(env: &TestEnv<'_>, arguments: &[&str]) -> Output {
@@ -30,7 +33,8 @@ fn shown(output: &Output) -> (Option<i32>, String, String) {
 #[test]
 fn a_daemon_and_its_ledger_show_the_same_dead_letters_orders_and_journal_byte_by_byte() {
     let node = Node::shared();
-    let env = TestEnv::new(&node).set("dead_letters.collect", "true");
+    let server = SmtpServer::start(&[]);
+    let env = smtp(TestEnv::new(&node), "email", server.port).set("dead_letters.collect", "true");
     let orderd = env.start();
     let (mut raw, ledger) = (env.raw(), env.ledger());
     for n in 0..3 {
@@ -64,9 +68,24 @@ fn a_daemon_and_its_ledger_show_the_same_dead_letters_orders_and_journal_byte_by
     );
     assert_eq!(json(&env, &["dead-letters", "show", "7", "--format", "json"])["came_back_from"].to_string(), bad);
     let traced = json(&env, &["trace", "bad-0", "--format", "json"]);
-    let steps: Vec<_> = traced["steps"].as_array().unwrap().iter().map(|step| step["step"].as_str().unwrap()).collect();
-    let of = |wanted: &str| steps.iter().filter(|step| **step == wanted).count();
-    assert_eq!((of("dead_lettered"), of("replayed")), (2, 1), "both times: {traced}");
+    let steps = traced["steps"].as_array().unwrap().iter().filter(|step| step["message"] == "order");
+    let steps: Vec<_> = steps.map(|step| step["step"].as_str().unwrap()).collect();
+    assert_eq!(steps, ["failed", "dead_lettered", "replayed", "failed", "dead_lettered"], "both times: {traced}");
+    for id in [&*bad, "7"] {
+        let attempts = &json(&env, &["dead-letters", "show", id, "--format", "json"])["attempts"];
+        let replays: Vec<_> = attempts.as_array().unwrap().iter().map(|attempt| &attempt["replay"]).collect();
+        assert_eq!(replays, [&Value::Null, &json!(1)], "{attempts}");
+    }
+    place(&mut raw, "refused", &json!({"email": "refused@example.com"}));
+    wait_until("the notification is stored", || ledger.number("SELECT count(*) FROM stored_dead_letters") == 8);
+    let notification = json(&env, &["dead-letters", "show", "8", "--format", "json"]);
+    let delivery = &notification["deliveries"][0];
+    assert_eq!(
+        ["channel", "provider", "recipient", "kind", "code"].map(|key| delivery[key].as_str().unwrap()),
+        ["email", "email", "r…@example.com", "permanent", "smtp_550"],
+        "{notification}"
+    );
+    assert!(delivery["reason"].as_str().unwrap().contains("no such customer"));
     let typo = json(
         &env,
         &["dead-letters", "list", "--group", "--routing-key", "oder.normal.web", "--state", "any", "--format", "json"],
@@ -76,6 +95,9 @@ fn a_daemon_and_its_ledger_show_the_same_dead_letters_orders_and_journal_byte_by
     for command in [
         &format!("dead-letters show {bad}"),
         "dead-letters show 7",
+        "dead-letters show 8",
+        "dead-letters show 8 --format json",
+        "trace refused",
         "dead-letters show 7 --revision 0 --format json",
         "dead-letters show 7 --revision 1",
         "dead-letters list --replay 1",
@@ -125,6 +147,49 @@ fn a_daemon_and_its_ledger_show_the_same_dead_letters_orders_and_journal_byte_by
         assert_eq!(last.0, last.1, "{command}");
         assert!([Some(0), Some(1)].contains(&last.0.0), "{command}: {last:?}");
     }
+}
+
+#[test]
+fn the_attempts_after_a_replay_are_shown_and_a_replayed_order_that_waits_for_its_retry_is_traced_as_waiting() {
+    let node = Node::shared();
+    let service = StepServer::start();
+    service.answer(|_| reply("402 Payment Required", "no contract"));
+    let env = TestEnv::new(&node)
+        .set("dead_letters.collect", "true")
+        .set("consumers.order.steps", &service.steps(&["charge"], ""))
+        .set("consumers.order.retry.delays", "1h");
+    let orderd = env.start();
+    let (mut raw, ledger) = (env.raw(), env.ledger());
+    raw.publish_to("orders", "order.normal.web", &Properties::persistent(), &order("late"));
+    wait_until("it is stored", || ledger.number("SELECT count(*) FROM stored_dead_letters") == 1);
+    service.answer(|_| reply("503 Service Unavailable", "busy"));
+    let address = orderd.admin_address().to_string();
+    let replay = run(&env, &["dead-letters", "replay", "1", "--yes", "--detach", "--address", &address]);
+    assert_eq!(replay.status.code(), Some(0), "{replay:?}");
+    wait_until("it waits", || ledger.number("SELECT count(*) FROM attempts WHERE delay = '1h'") == 1);
+    assert_eq!(ledger.number("SELECT count(*) FROM attempts"), 2);
+    let shown = json(&env, &["dead-letters", "show", "1", "--format", "json"]);
+    let attempts: Vec<_> = shown["attempts"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|attempt| ["replay", "retries", "code", "delay"].map(|key| attempt[key].clone()))
+        .collect();
+    let expected =
+        [[Value::Null, json!(0), json!("http_402"), Value::Null], [json!(1), json!(0), json!("http_503"), json!("1h")]];
+    assert_eq!(attempts, expected);
+    let trace = json(&env, &["trace", "late", "--format", "json"]);
+    let place = &trace["places"][0];
+    assert_eq!(
+        (&place["message"], &place["state"], &place["delay"]),
+        (&json!("order"), &json!("waiting"), &json!("1h"))
+    );
+    assert_eq!(place["queues"][0]["name"], "order_queue.retry.1h");
+    let steps: Vec<_> = trace["steps"].as_array().unwrap().iter().map(|step| step["step"].as_str().unwrap()).collect();
+    assert_eq!(steps.last(), Some(&"failed"), "{trace}");
+    let text = String::from_utf8(run(&env, &["trace", "late"]).stdout).unwrap();
+    assert!(text.contains("first attempt after replay 1 failed in consumer order: transient http_503"), "{text}");
+    assert!(text.contains("in order_queue.retry.1h") && text.contains("retry due at"), "{text}");
 }
 
 #[test]

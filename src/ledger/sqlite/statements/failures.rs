@@ -15,7 +15,8 @@ impl Statements<'_> {
         let recorded = self.insert_attempt(attempt)?;
         if recorded == Recorded::New {
             let failed_at = attempt.failed_at.as_millisecond();
-            let key = (&attempt.identity, &attempt.consumer, attempt.retry_count, failed_at, &attempt.code);
+            let NewAttempt { identity, consumer, retry_count, code, .. } = attempt;
+            let key = (identity, consumer, retry_count, failed_at, code, attempt.replay_key());
             self.delete_retried.execute(key).map_err(RecordError::Batch)?;
         }
         Ok(recorded)
@@ -31,6 +32,7 @@ impl Statements<'_> {
             attempt.reason,
             attempt.delay,
             attempt.failed_at.as_millisecond(),
+            attempt.replay_key(),
         ])?;
         Ok(recorded(rows))
     }
@@ -65,6 +67,7 @@ impl Statements<'_> {
                 letter.origin_queue,
                 attempt.failed_at.as_millisecond(),
                 letter.at.as_millisecond(),
+                attempt.replay_key(),
             ])
             .map_err(RecordError::Batch)?;
         if let Some(id) = fails {

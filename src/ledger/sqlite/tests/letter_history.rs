@@ -5,8 +5,9 @@ use super::{directory, other};
 use crate::ledger::conformance::{at, attempt, dead_letter, stored_letter};
 use crate::ledger::trace::{MessageState, TraceEvent, TracedMessage};
 use crate::ledger::{
-    DeadLetterFilter, DeadLetterQuery, LedgerMaintenance, LedgerReader, LedgerWriter, LetterEdit, LetterOperation,
-    LetterOperationWriter, LetterOrder, LetterProgress, LetterWriter, NewStoredLetter,
+    DeadLetterFilter, DeadLetterQuery, FailedDelivery, LedgerEntry, LedgerMaintenance, LedgerReader, LedgerWriter,
+    LetterEdit, LetterOperation, LetterOperationWriter, LetterOrder, LetterProgress, LetterWriter, NewAttempt,
+    NewStoredLetter,
 };
 
 /// Order `ord-1` was dead-lettered, replayed by ada in replay 1, and failed again; its second letter is being replayed by bob.
@@ -110,5 +111,105 @@ async fn an_edited_letter_says_who_has_edited_it_and_its_content_before_can_be_r
     let edits: Vec<_> =
         edits.iter().map(|edit| (edit.revision, edit.at.unwrap(), edit.by.as_deref().unwrap())).collect();
     assert_eq!(edits, [(1, at(9_000), "ada"), (2, at(9_001), "ada")]);
+    ledger.close().await;
+}
+
+#[tokio::test]
+async fn a_letter_and_a_trace_show_the_attempts_before_and_after_each_replay_and_those_of_a_replay_that_waits() {
+    let directory = directory();
+    let ledger = SqliteLedger::open(directory.path()).unwrap();
+    let failed = |replay: Option<&str>, retry_count, failed_at| NewAttempt {
+        replay: replay.map(str::to_owned),
+        failed_at: at(failed_at),
+        ..attempt("ord-1", "order", retry_count)
+    };
+    ledger.record(dead_letter(failed(None, 0, 7_000))).await.unwrap();
+    ledger.store_letter(stored_letter("ord-1", 1)).await.unwrap();
+    ledger.record(dead_letter(failed(Some("a"), 0, 8_000))).await.unwrap();
+    let again = NewStoredLetter { failed_at: at(8_000), at: at(8_100), ..stored_letter("ord-1", 2) };
+    ledger.store_letter(again).await.unwrap();
+    // The second replay is another message; another ledger's replay is one without a number.
+    for attempt in [failed(Some("b"), 0, 9_000), failed(Some("b"), 1, 12_000), failed(Some("other"), 0, 5_000)] {
+        ledger.record(LedgerEntry::Attempt(Box::new(attempt))).await.unwrap();
+    }
+    other(&directory).execute_batch(REPLAYED).unwrap();
+    for id in [1, 2] {
+        let attempts = ledger.dead_letter(id).await.unwrap().unwrap().attempts;
+        let shown: Vec<_> =
+            attempts.iter().map(|attempt| (attempt.at.as_millisecond(), attempt.replay, attempt.retries)).collect();
+        let expected =
+            [(5_000, None, 0), (7_000, None, 0), (8_000, Some(1), 0), (9_000, Some(2), 0), (12_000, Some(2), 1)];
+        assert_eq!(shown, expected, "{id}");
+    }
+    let trace = ledger.trace("ord-1").await.unwrap();
+    let failed = trace.steps.iter().filter_map(|step| match step.event {
+        TraceEvent::Failed { replay, retries, .. } => Some((replay, retries)),
+        _ => None,
+    });
+    assert_eq!(
+        failed.collect::<Vec<_>>(),
+        [(None, 0), (None, 0), (Some(1), 0), (Some(2), 0), (Some(2), 1)],
+        "{trace:?}"
+    );
+    let waits = MessageState::Waiting {
+        consumer: "order".to_owned(),
+        delay: "10s".to_owned(),
+        since: at(12_000),
+        due_at: at(22_000),
+    };
+    assert_eq!(trace.message_states(at(13_000))[0], (TracedMessage::Order, waits));
+    ledger.close().await;
+}
+
+#[tokio::test]
+async fn of_very_many_attempts_a_letter_and_a_trace_show_the_latest() {
+    let directory = directory();
+    let ledger = SqliteLedger::open(directory.path()).unwrap();
+    ledger.store_letter(stored_letter("ord-1", 1)).await.unwrap();
+    let attempts =
+        "INSERT INTO attempts SELECT 'ord-1', 'order', value, 0, 'transient', 'http_503', '', '10s', value * 1000
+                    FROM (WITH RECURSIVE n(value) AS (SELECT 1 UNION ALL SELECT value + 1 FROM n WHERE value < 1003)
+                          SELECT value FROM n)";
+    other(&directory).execute_batch(attempts).unwrap();
+    let shown = ledger.dead_letter(1).await.unwrap().unwrap().attempts;
+    assert_eq!((shown.len(), shown[0].at, shown[999].at), (1_000, at(4_000), at(1_003_000)));
+    let trace = ledger.trace("ord-1").await.unwrap();
+    assert_eq!(trace.steps.iter().filter(|step| matches!(step.event, TraceEvent::Failed { .. })).count(), 1_000);
+    ledger.close().await;
+}
+
+#[tokio::test]
+async fn the_letter_of_a_notification_shows_the_deliveries_that_failed_and_that_of_an_order_none() {
+    let directory = directory();
+    let ledger = SqliteLedger::open(directory.path()).unwrap();
+    let id = "ord-1/notification/processed";
+    let failed = |provider: &str, failed_at| FailedDelivery {
+        channel: "email".to_owned(),
+        provider: provider.to_owned(),
+        recipient: Some("a…@example.com".to_owned()),
+        kind: "permanent",
+        code: "smtp_550".to_owned(),
+        reason: "550 no such customer".to_owned(),
+        at: at(failed_at),
+    };
+    let failed = vec![failed("email", 6_000), failed("backup", 6_001)];
+    let released = LedgerEntry::ReleaseNotification { id: id.to_owned(), owner: "a".into(), failed };
+    ledger.record(released).await.unwrap();
+    let notification = NewStoredLetter {
+        consumer: "notification".to_owned(),
+        order: LetterOrder { id: Some("ord-1".to_owned()), ..LetterOrder::default() },
+        ..stored_letter(id, 1)
+    };
+    ledger.store_letter(notification).await.unwrap();
+    // An order of this id.
+    ledger.store_letter(stored_letter(id, 2)).await.unwrap();
+    let deliveries = ledger.dead_letter(1).await.unwrap().unwrap().deliveries;
+    let shown: Vec<_> = deliveries
+        .iter()
+        .map(|delivery| (delivery.channel.as_str(), delivery.provider.as_str(), delivery.recipient.as_deref()))
+        .collect();
+    let recipient = Some("a…@example.com");
+    assert_eq!(shown, [("email", "email", recipient), ("email", "backup", recipient)]);
+    assert!(ledger.dead_letter(2).await.unwrap().unwrap().deliveries.is_empty());
     ledger.close().await;
 }

@@ -40,6 +40,11 @@ async fn the_orders_of_a_file_of_version_2_keep_their_amounts_and_are_recognized
         file.execute("INSERT INTO order_sums VALUES (?1, 0, 'EUR', 0, 3, 9, '3600', 2, 6, '2400')", [granularity])
             .unwrap();
     }
+    file.execute_batch(
+        "INSERT INTO attempts VALUES ('accepted', 'order', 0, 'transient', 'http_503', 'busy', '10s', 2000);
+         INSERT INTO dead_letters VALUES ('o', 'order', 'permanent', 0, 'permanent', 'http_402', 'no', 'order_queue', 1, 2);",
+    )
+    .unwrap();
     drop(file);
     let ledger = SqliteLedger::open(directory.path()).unwrap();
     let rows: Vec<String> = other(&directory)
@@ -60,6 +65,10 @@ async fn the_orders_of_a_file_of_version_2_keep_their_amounts_and_are_recognized
             "processed|processed|order|Laptop|3|400|1200|-|1200|EUR|0|7|1000|2000|3000"
         ]
     );
+    let attempts = "SELECT concat_ws('|', identity, consumer, replay_key, retry_count, failure_code, delay, failed_at) FROM attempts";
+    let read = |sql: &str| other(&directory).query_row(sql, [], |row| row.get::<_, String>(0)).unwrap();
+    assert_eq!(read(attempts), "accepted|order||0|http_503|10s|2000");
+    assert_eq!(read("SELECT concat_ws('|', identity, replay_key, failed_at) FROM dead_letters"), "o||1");
     let query = ReportQuery { since: PointInTime::At(at(0)), until: PointInTime::At(at(60_000)), by: GroupBy::Status };
     let report = ledger.report(query, at(60_000)).await.unwrap();
     let json = serde_json::to_value(&report.currencies[0]).unwrap();

@@ -55,7 +55,7 @@ proptest! {
                 ];
                 let drop = newer.map(|table| format!("DROP TABLE {table};"));
                 let columns = "ALTER TABLE events DROP COLUMN provider; ALTER TABLE events DROP COLUMN recipient; \
-                    ALTER TABLE events DROP COLUMN not_delivered;";
+                    ALTER TABLE events DROP COLUMN not_delivered; ALTER TABLE dead_letters DROP COLUMN replay_key;";
                 file.execute_batch(&(drop.concat() + columns + "PRAGMA user_version = 1")).unwrap();
             }
             let ledger = SqliteLedger::open(directory.path()).unwrap();
