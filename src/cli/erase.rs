@@ -120,6 +120,7 @@ pub async fn run(args: &EraseArgs, config: &Config, out: &mut dyn Write, err: &m
         let never = "failure texts of orders that were never accepted, whose customers the ledger does not know: give such an order \
                      with --order";
         not_erased.push(never.to_owned());
+        not_erased.extend(orders_of_others(&targets.orders_of_others));
     }
     not_erased.extend(other_dead_letters(&subject, &ledger));
     let ErasureTargets { orders, messages, .. } = targets;
@@ -254,6 +255,15 @@ fn still_needed(unfinished: &[UnfinishedSteps]) -> Vec<String> {
         )
     });
     in_progress.into_iter().chain(failed).collect()
+}
+
+/// The orders of which only the customer's own dead letters are erased.
+fn orders_of_others(orders: &[String]) -> Option<String> {
+    let orders = Some(orders.join(", ")).filter(|orders| !orders.is_empty())?;
+    Some(format!(
+        "what is kept about {orders} besides the customer's dead letters, which name orders that are, or may be, another \
+         customer's: give those that are this customer's with --order"
+    ))
 }
 
 /// The stored dead letters that may contain personal data of the subject too.

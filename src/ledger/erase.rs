@@ -39,6 +39,9 @@ pub struct ErasureTargets {
     pub messages: Vec<String>,
     /// Stored dead letters, by number, besides those of the orders and messages.
     pub dead_letters: Vec<i64>,
+    /// Orders that dead letters of the customer name, and that are, or may be, another customer's: nothing of them is erased but those
+    /// dead letters.
+    pub orders_of_others: Vec<String>,
     /// The customer, if the orders are those of one. A dead letter of another customer may have the id of one of them.
     pub customer: Option<String>,
 }

@@ -11,6 +11,7 @@ use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 use serde_json::json;
 
 use super::erase_letters::{self, FoundLetters, Subject};
+use super::order_items::{CANCELLED, UNKNOWN_QUANTITY};
 use super::{FILE_NAME, journal, open, step_texts};
 use crate::domain::{CANCELLATION_SUFFIX, EVENT_ID_SUFFIXES};
 use crate::ledger::erase::{ERASED, ErasedRows, ErasureOptions, ErasureSubject, ErasureTargets, UnfinishedSteps};
@@ -37,6 +38,27 @@ const SCOPES: &str = "
 const IDENTITIES: [&str; 3] =
     ["identity = ?1", "identity = ?1 || '/unverified'", "identity > ?1 || '/from/' AND identity < ?1 || '/from0'"];
 
+/// The orders that dead letters of the customer `?1` name, now or before an edit, besides the customer's own accepted orders; and whether
+/// they are, or may be, another customer's. An accepted order without a customer is another order than that of the letter. Nobody's is
+/// one whose customer was erased (`?2`), and one that was cancelled (`?3`) before it arrived, which has the quantity `?4`. An order that
+/// was never accepted may be that of anyone whose dead letter names it.
+const NAMED_ORDERS: &str = "
+    WITH own (letter) AS (
+        SELECT id FROM stored_dead_letters WHERE customer_id = ?1
+        UNION SELECT letter_id FROM former_orders WHERE customer_id = ?1 AND customer_id <> ''),
+    named (id) AS (
+        SELECT order_id FROM stored_dead_letters WHERE customer_id = ?1 AND order_id IS NOT NULL
+        UNION SELECT order_id FROM former_orders WHERE customer_id = ?1 AND customer_id <> '' AND order_id <> '')
+    SELECT id,
+           EXISTS (SELECT 1 FROM orders WHERE orders.id = named.id AND customer_id IS NOT ?2
+                                          AND NOT (status = ?3 AND quantity = ?4))
+           OR EXISTS (SELECT 1 FROM stored_dead_letters AS letters
+                      WHERE letters.order_id = named.id AND letters.customer_id <> ?1 AND letters.id NOT IN own)
+           OR EXISTS (SELECT 1 FROM former_orders AS former
+                      WHERE former.order_id = named.id AND former.order_id <> '' AND former.customer_id NOT IN ('', ?1)
+                        AND former.letter_id NOT IN own)
+    FROM named WHERE id NOT IN (SELECT id FROM orders WHERE customer_id = ?1) ORDER BY id";
+
 /// What the ledger has about the subject. An order that was never accepted has no row, but may have attempts.
 pub(in crate::ledger) fn targets(directory: &Path, subject: &ErasureSubject) -> Result<ErasureTargets, OpenError> {
     let connection = open::for_reading(directory, BUSY_TIMEOUT)?;
@@ -53,21 +75,18 @@ fn find(connection: &Connection, subject: &ErasureSubject) -> rusqlite::Result<E
         ErasureSubject::Customer(id) => {
             found.customer = Some(id.clone());
             found.orders = read("SELECT id FROM orders WHERE customer_id = ?1 ORDER BY rowid", id)?;
-            // Of orders that were never accepted, which have no row.
-            let stored = "SELECT order_id FROM stored_dead_letters WHERE customer_id = ?1 AND order_id IS NOT NULL
-                          AND order_id NOT IN (SELECT id FROM orders WHERE customer_id = ?1) GROUP BY order_id";
-            found.orders.extend(read(stored, id)?);
-            // Of contents that were edited since.
-            let former =
-                "SELECT order_id FROM former_orders WHERE customer_id = ?1 AND customer_id <> '' AND order_id <> ''
-                          AND NOT EXISTS (SELECT 1 FROM orders WHERE orders.id = former_orders.order_id)
-                          AND NOT EXISTS (SELECT 1 FROM stored_dead_letters AS letters
-                                          WHERE letters.order_id = former_orders.order_id AND letters.customer_id = ?1)
-                          GROUP BY order_id";
-            found.orders.extend(read(former, id)?);
-            let edited = "SELECT DISTINCT letter_id FROM former_orders JOIN stored_dead_letters ON id = letter_id
-                          WHERE former_orders.customer_id = ?1 AND former_orders.customer_id <> '' AND erased_at IS NULL";
-            let mut select = connection.prepare(edited)?;
+            let mut select = connection.prepare(NAMED_ORDERS)?;
+            let named =
+                select.query_map((id, ERASED, CANCELLED, UNKNOWN_QUANTITY), |row| Ok((row.get(0)?, row.get(1)?)))?;
+            for order in named {
+                let (order, is_of_another) = order?;
+                if is_of_another { &mut found.orders_of_others } else { &mut found.orders }.push(order);
+            }
+            // Each of the customer's own, also one that names an order of another customer.
+            let own = "SELECT id FROM stored_dead_letters WHERE customer_id = ?1 AND erased_at IS NULL
+                       UNION SELECT letter_id FROM former_orders JOIN stored_dead_letters ON id = letter_id
+                       WHERE former_orders.customer_id = ?1 AND former_orders.customer_id <> '' AND erased_at IS NULL";
+            let mut select = connection.prepare(own)?;
             found.dead_letters = select.query_map([id], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
         }
         ErasureSubject::Order(id) => {

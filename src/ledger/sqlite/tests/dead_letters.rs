@@ -330,16 +330,17 @@ async fn an_erased_customer_is_in_no_dead_letter_and_the_dead_letters_still_coun
         ..of("ord-1", 3, "ada-lovelace")
     };
     // Another customer's order with the same id.
-    let conflict = of("ord-1", 4, "grace-hopper");
+    let conflict = of("ord-3", 4, "grace-hopper");
     // As erased messages looked once.
     let forged =
-        NewStoredLetter { headers: r#"{"erased":{"type":"void"}}"#.to_owned(), ..of("ord-1", 5, "ada-lovelace") };
+        NewStoredLetter { headers: r#"{"erased":{"type":"void"}}"#.to_owned(), ..of("ord-3", 5, "ada-lovelace") };
     for letter in [of("ord-1", 1, "ada-lovelace"), of("ord-2", 2, "grace-hopper"), event, conflict, forged] {
         ledger.store_letter(letter).await.unwrap();
     }
     let ada = ErasureSubject::Customer("ada-lovelace".to_owned());
     let targets = super::super::erasure_targets(directory.path(), &ada).unwrap();
     assert_eq!(targets.orders, ["ord-1"], "it was never accepted");
+    assert_eq!(targets.orders_of_others, ["ord-3"], "nobody knows whose it is");
     let erase = |dry_run| {
         let options = ErasureOptions { dry_run, ..ErasureOptions::default() };
         super::super::erase(directory.path(), &targets, options, "local").unwrap().dead_letters

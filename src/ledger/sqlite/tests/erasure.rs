@@ -7,10 +7,10 @@ use tempfile::TempDir;
 use super::super::{FILE_NAME, SqliteLedger};
 use super::{directory, other};
 use crate::ledger::conformance::step_runs::{call, charge, done, failure, granted, key, record_of, recorded, work};
-use crate::ledger::conformance::{finish, order};
+use crate::ledger::conformance::{accept, attempt, finish, order, stored_letter};
 use crate::ledger::{
-    ErasedRows, ErasureOptions, ErasureSubject, ErasureTargets, LedgerMaintenance, LedgerWriter, NewOrder, Recorded,
-    RunClaim, RunKey, RunRecord, RunState, StepAction, StepRun,
+    ErasedRows, ErasureOptions, ErasureSubject, ErasureTargets, LedgerEntry, LedgerMaintenance, LedgerReader,
+    LedgerWriter, LetterWriter, NewOrder, Recorded, RunClaim, RunKey, RunRecord, RunState, StepAction, StepRun,
 };
 
 const ADA: &str = "{\"card\":\"of ada-lovelace\"}";
@@ -196,4 +196,99 @@ fn runs_erased(path: &Path) -> usize {
     let file = rusqlite::Connection::open(path.join(FILE_NAME)).unwrap();
     let erased = "SELECT count(*) FROM step_runs WHERE erasure = 'done'";
     file.query_row(erased, [], |row| row.get::<_, i64>(0)).unwrap().try_into().unwrap()
+}
+
+/// A dead letter that names this order, of this customer.
+async fn dead_lettered(ledger: &SqliteLedger, order: &str, content: u8, customer: &str) {
+    let mut letter = stored_letter(order, content);
+    letter.order.customer_id = Some(customer.to_owned());
+    letter.body = format!("{{\"email\":\"{customer}@example.com\"}}").into();
+    letter.search = format!("{customer}@example.com");
+    ledger.store_letter(letter).await.unwrap();
+}
+
+/// Whose letters have a content.
+async fn letters_with_content(ledger: &SqliteLedger, letters: i64) -> Vec<i64> {
+    let mut found = Vec::new();
+    for id in 1..=letters {
+        if !ledger.dead_letter(id).await.unwrap().unwrap().content.body.is_empty() {
+            found.push(id);
+        }
+    }
+    found
+}
+
+#[tokio::test]
+async fn erasing_a_customer_whose_dead_letter_names_an_order_of_another_customer_leaves_that_order_as_it_is() {
+    let directory = directory();
+    let ledger = SqliteLedger::open(directory.path()).unwrap();
+    let key = key("ord-1");
+    // Accepted for Ada, with an e-mail address, a failed attempt and the result of a step.
+    let email = Some("ada@lovelace.example".to_owned());
+    let ada = NewOrder { customer_id: Some("ada-lovelace".to_owned()), email, ..order("ord-1") };
+    let claim = RunClaim { order: Some(Box::new(ada)), ..work(&key, "a", 0, Some(charge())) };
+    assert_eq!(granted(&ledger, claim).await.fence, 1);
+    recorded(&ledger, RunRecord { ended: done("charge", StepAction::Do, ADA), ..record_of(&key, 1, 1) }).await;
+    enter(&ledger, &key, RunState::Done).await;
+    ledger.record(finish("ord-1")).await.unwrap();
+    ledger.record(LedgerEntry::Attempt(Box::new(attempt("ord-1", "order", 0)))).await.unwrap();
+    // An order without a customer is nobody's but its own.
+    ledger
+        .record(accept(NewOrder { customer_id: None, email: Some("joan@clarke.example".to_owned()), ..order("ord-2") }))
+        .await
+        .unwrap();
+    for (content, name) in [(1, "ord-1"), (2, "ord-2")] {
+        dead_lettered(&ledger, name, content, "grace-hopper").await;
+    }
+    dead_lettered(&ledger, "ord-1", 3, "ada-lovelace").await;
+    let rows = |table: &str| {
+        let file = other(&directory);
+        let mut query = file.prepare(&format!("SELECT * FROM {table}")).unwrap();
+        let columns = query.column_count();
+        let read = |row: &rusqlite::Row<'_>| {
+            (0..columns).map(|n| row.get(n)).collect::<rusqlite::Result<Vec<rusqlite::types::Value>>>()
+        };
+        query.query_map([], read).unwrap().map(Result::unwrap).collect::<Vec<_>>()
+    };
+    let of_others = || ["orders", "attempts", "steps", "step_runs"].map(rows);
+    let before = of_others();
+
+    let grace = ErasureSubject::Customer("grace-hopper".to_owned());
+    let targets = super::super::erasure_targets(directory.path(), &grace).unwrap();
+    assert_eq!((targets.orders.len(), &*targets.orders_of_others), (0, &["ord-1".to_owned(), "ord-2".to_owned()][..]));
+    let erased = erase(directory.path(), &grace, ErasureOptions::default());
+    let ErasedRows { customer_ids, failure_texts, recipients, step_texts, dead_letters, .. } = erased;
+    assert_eq!((customer_ids, failure_texts, recipients, step_texts, dead_letters), (0, 0, 0, 0, 2));
+    assert_eq!(of_others(), before);
+    assert_eq!(letters_with_content(&ledger, 3).await, [3]);
+    // Ada's own order is erased with her dead letter.
+    let erased =
+        erase(directory.path(), &ErasureSubject::Customer("ada-lovelace".to_owned()), ErasureOptions::default());
+    assert_eq!((erased.customer_ids, erased.failure_texts, erased.step_texts, erased.dead_letters), (1, 1, 1, 1));
+    ledger.close().await;
+    assert!(!is_in_file(&directory, b"grace-hopper") && !is_in_file(&directory, b"lovelace"));
+    assert!(is_in_file(&directory, b"joan@clarke.example"));
+}
+
+#[tokio::test]
+async fn the_steps_of_an_order_that_was_never_accepted_stay_if_a_dead_letter_of_another_customer_names_it_too() {
+    let directory = directory();
+    let ledger = SqliteLedger::open(directory.path()).unwrap();
+    for id in ["ord-1", "ord-2"] {
+        charged(&ledger, &key(id), false).await;
+        enter(&ledger, &key(id), RunState::Done).await;
+    }
+    for (content, order, customer) in
+        [(1, "ord-1", "grace-hopper"), (2, "ord-1", "joan-clarke"), (3, "ord-2", "grace-hopper")]
+    {
+        dead_lettered(&ledger, order, content, customer).await;
+    }
+    let grace = ErasureSubject::Customer("grace-hopper".to_owned());
+    let erased = erase(directory.path(), &grace, ErasureOptions::default());
+    assert_eq!((erased.step_texts, erased.dead_letters), (1, 2), "the second order is only hers");
+    assert_eq!(letters_with_content(&ledger, 3).await, [2]);
+    assert_eq!(claimed(&ledger, &key("ord-1"), 50).await.1, ADA);
+    assert_eq!(claimed(&ledger, &key("ord-2"), 50).await.1, ERASED);
+    ledger.close().await;
+    assert!(!is_in_file(&directory, b"grace-hopper"));
 }
