@@ -39,6 +39,11 @@ pub(super) fn route(channel: &str, provider: Option<&str>, recipient: Option<&st
     format!("channel {channel}{fallback}{recipient}")
 }
 
+/// Which round of a message's steps, unless it is the first.
+pub(super) fn round_text(round: i64) -> String {
+    if round > 1 { format!(", round {round}") } else { String::new() }
+}
+
 /// The time since a moment, in whole seconds.
 pub(super) fn age(moment: Timestamp, now: Timestamp) -> String {
     whole_seconds(now.duration_since(moment).as_secs_f64())

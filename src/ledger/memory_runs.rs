@@ -135,6 +135,7 @@ impl MemoryRuns {
             let event = TraceEvent::StepCalled {
                 name: step.step.clone(),
                 action: step.action.as_str().to_owned(),
+                round: step.round.into(),
                 status: step.status.as_str().to_owned(),
                 attempts: step.attempts.into(),
                 duration_ms: call.ended_at.map(|at| at.as_millisecond() - call.called_at.as_millisecond()),

@@ -14,11 +14,8 @@ use utoipa_axum::routes;
 use super::document::{AnyError, ApiError, ReadError};
 use super::query::unreadable;
 use crate::admin::response::{error_response, json_response};
-use crate::ledger::trace::{MessageState, Trace, TracedMessage};
-use crate::ledger::{DeadLetterFilter, DeadLetterQuery, LedgerReader, LetterState};
-
-/// The most stored dead letters of one order that are looked at.
-const MAX_STORED: usize = 1_000;
+use crate::ledger::LedgerReader;
+use crate::ledger::trace::{MessageState, StoredCopy, Trace, TracedMessage};
 
 /// The routes.
 pub(super) fn router(ledger: Arc<dyn LedgerReader>) -> OpenApiRouter {
@@ -40,17 +37,8 @@ struct MessagePlace {
     message: TracedMessage,
     #[serde(flatten)]
     state: MessageState,
-    /// Its copies in the store of dead letters, the latest first.
+    /// Its copies in the store of dead letters, the latest first, among them those that were edited to another order.
     stored: Vec<StoredCopy>,
-}
-
-/// A message in the store of dead letters.
-#[derive(Debug, Serialize, ToSchema)]
-struct StoredCopy {
-    /// Its number.
-    id: i64,
-    /// What has become of it.
-    state: LetterState,
 }
 
 /// The history of one order: attempts, failures, delays, steps and events
@@ -66,9 +54,8 @@ struct StoredCopy {
     )
 )]
 async fn order(State(ledger): State<Arc<dyn LedgerReader>>, Path(id): Path<String>) -> Response {
-    let filter = DeadLetterFilter { order: Some(id.clone()), ..DeadLetterFilter::default() };
-    let query = DeadLetterQuery { filter, limit: MAX_STORED, ..DeadLetterQuery::default() };
-    let read = async { Ok((ledger.trace(&id).await?, ledger.dead_letters(query).await?.letters)) };
+    let stored = StoredCopy::query(&id);
+    let read = async { Ok((ledger.trace(&id).await?, ledger.dead_letters(stored).await?.letters)) };
     match read.await {
         Ok((trace, letters)) if trace.is_empty() && letters.is_empty() => error_response(
             StatusCode::NOT_FOUND,
@@ -78,8 +65,7 @@ async fn order(State(ledger): State<Arc<dyn LedgerReader>>, Path(id): Path<Strin
         Ok((trace, letters)) => {
             let places = trace.message_states(Timestamp::now()).into_iter();
             let place = |(message, state): (TracedMessage, MessageState)| {
-                let stored = letters.iter().filter(|letter| message.is_meant_by(&id, letter.identity.as_deref()));
-                let stored = stored.map(|letter| StoredCopy { id: letter.id, state: letter.state }).collect();
+                let stored = StoredCopy::of_message(&id, message, &letters);
                 MessagePlace { message, state, stored }
             };
             let places = places.map(place).collect();

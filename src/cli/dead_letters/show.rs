@@ -11,7 +11,7 @@ use super::list_text::outcome_text;
 use crate::cli::admin_client::DaemonTarget;
 use crate::cli::ledger_source::LedgerSource;
 use crate::cli::output::write_json;
-use crate::cli::text::{counted, labelled, route};
+use crate::cli::text::{counted, labelled, round_text, route};
 use crate::cli::{Exit, Format};
 use crate::dead_letters::WholeLetter;
 use crate::escape::escaped;
@@ -153,8 +153,8 @@ fn write_text(whole: &WholeLetter, out: &mut dyn Write) -> io::Result<()> {
             (Some(result), ..) => format!(" {result}"),
             _ => String::new(),
         };
-        let text =
-            format!("  {:.0}  {}{undo} {}, {}{what}", step.at, step.name, step.status, counted(step.attempts, "call"));
+        let (calls, round) = (counted(step.attempts, "call"), round_text(step.round));
+        let text = format!("  {:.0}  {}{undo} {}, {calls}{round}{what}", step.at, step.name, step.status);
         writeln!(out, "{}", escaped(&text))?;
     }
     Ok(())
@@ -222,7 +222,9 @@ mod tests {
     use super::*;
     use crate::ledger::conformance::{at, stored_letter};
     use crate::ledger::memory::MemoryLedger;
-    use crate::ledger::{LedgerReader, LetterAttempt, LetterProgress, LetterReplay, LetterWriter, NewStoredLetter};
+    use crate::ledger::{
+        LedgerReader, LetterAttempt, LetterProgress, LetterReplay, LetterStep, LetterWriter, NewStoredLetter,
+    };
 
     async fn whole(letter: NewStoredLetter) -> WholeLetter {
         let ledger = MemoryLedger::default();
@@ -287,8 +289,23 @@ mod tests {
             code: "smtp_550".to_owned(),
             reason: "no such \u{1b}[2J customer".to_owned(),
         }];
+        let step = |round| LetterStep {
+            at: at(1_000),
+            name: "charge".to_owned(),
+            action: "do".to_owned(),
+            round,
+            status: "done".to_owned(),
+            attempts: 1,
+            duration_ms: Some(12),
+            result: None,
+            code: None,
+            reason: None,
+        };
+        letter.steps = vec![step(1), step(2)];
         let shown = text(&letter);
         for part in [
+            "Z  charge done, 1 call\n",
+            "Z  charge done, 1 call, round 2\n",
             "Z  transient http_503: busy; retried after 10s\n",
             "Z  after replay 3: transient http_503: busy; retried after 10s\n",
             "Z  channel email by its fallback backup (a…@example.com): permanent smtp_550: no such \\u{1b}[2J customer\n",

@@ -20,12 +20,8 @@ use super::{Exit, Format};
 use crate::chain::chain;
 use crate::config::{Config, MessageKind, Sources};
 use crate::delay::Delay;
-use crate::ledger::trace::{MessageState, Trace, TracedMessage};
-use crate::ledger::{DeadLetter, DeadLetterFilter, DeadLetterQuery, LetterState};
+use crate::ledger::trace::{MessageState, StoredCopy, Trace, TracedMessage};
 use crate::message::ExchangeNames;
-
-/// The most stored dead letters of one order that are looked at.
-const MAX_STORED: usize = 1_000;
 
 /// Arguments of `orderd trace`.
 #[derive(Debug, Args)]
@@ -66,16 +62,6 @@ struct MessageLocation {
     stored: Vec<StoredCopy>,
 }
 
-/// A message in the store of dead letters.
-#[derive(Debug, Serialize)]
-struct StoredCopy {
-    /// Its number, for `orderd dead-letters show`.
-    id: i64,
-    state: LetterState,
-    /// The order that it is now, if it was edited to another one.
-    edited_to: Option<String>,
-}
-
 /// A queue that may contain a message.
 #[derive(Debug, Serialize)]
 struct TracedQueue {
@@ -112,9 +98,8 @@ pub async fn run(
         Err(exit) => return Ok(exit),
     };
     let config = config.as_ref();
-    let filter = DeadLetterFilter { order: Some(args.id.clone()), ..DeadLetterFilter::default() };
-    let query = DeadLetterQuery { filter, limit: MAX_STORED, ..DeadLetterQuery::default() };
-    let read = async { Ok((source.trace(&args.id).await?, source.letters(query).await?.letters)) };
+    let stored = StoredCopy::query(&args.id);
+    let read = async { Ok((source.trace(&args.id).await?, source.letters(stored).await?.letters)) };
     let (mut trace, stored) = match read.await {
         Ok(found) => found,
         Err(error) => return SourceError::report(&error, err),
@@ -140,20 +125,10 @@ pub async fn run(
         .into_iter()
         .map(|(message, state)| {
             let queues = config.map_or_else(Vec::new, |config| queues(config, message, &state, &trace));
-            let was_this = |letter: &DeadLetter| letter.former_order_id.as_ref() == Some(&args.id);
-            let stored = stored.iter().filter(|letter| {
-                was_this(letter) && message == TracedMessage::Order
-                    || message.is_meant_by(&args.id, letter.identity.as_deref())
-            });
-            let copy = |letter: &DeadLetter| StoredCopy {
-                id: letter.id,
-                state: letter.state,
-                edited_to: letter.order_id.clone().filter(|_| was_this(letter)),
-            };
             MessageLocation {
                 message,
                 queues: queues.into_iter().map(|name| TracedQueue { name, depth: None }).collect(),
-                stored: stored.map(copy).collect(),
+                stored: StoredCopy::of_message(&args.id, message, &stored),
                 state,
             }
         })

@@ -5,11 +5,11 @@ use std::io::{self, Write};
 use jiff::{SignedDuration, Timestamp};
 
 use super::queue_depth::QueueDepth;
-use super::{MessageLocation, StoredCopy, TraceReport, TracedQueue};
+use super::{MessageLocation, TraceReport, TracedQueue};
 use crate::cli::table;
-use crate::cli::text::{counted, route};
+use crate::cli::text::{counted, round_text, route};
 use crate::escape::escaped;
-use crate::ledger::trace::{MessageState, TraceEvent, TraceStep, TracedMessage, TracedOrder};
+use crate::ledger::trace::{MessageState, StoredCopy, TraceEvent, TraceStep, TracedMessage, TracedOrder};
 
 /// How much of a step's result is shown, in characters.
 const MAX_RESULT_CHARS: usize = 120;
@@ -150,7 +150,7 @@ fn event_text(event: &TraceEvent) -> String {
             let became = came_back_as.map_or_else(String::new, |id| format!(", now dead letter {id}"));
             format!("dead letter {letter} published again (replay {replay} by {by}): {outcome}{code}{became}")
         }
-        TraceEvent::StepCalled { name, action, status, attempts, duration_ms, result, code, reason } => {
+        TraceEvent::StepCalled { name, action, round, status, attempts, duration_ms, result, code, reason } => {
             let what = if action == "do" { format!("step {name}") } else { format!("{action} of step {name}") };
             let attempts = counted(*attempts, "call");
             let duration = duration_ms.map_or_else(String::new, |duration| format!(", {duration} ms"));
@@ -159,7 +159,8 @@ fn event_text(event: &TraceEvent) -> String {
                 ("failed", _, Some(code), Some(reason)) => format!(": {code}: {reason}"),
                 _ => String::new(),
             };
-            format!("{what} {status} ({attempts}{duration}){end}")
+            let round = round_text(*round);
+            format!("{what} {status} ({attempts}{round}{duration}){end}")
         }
         TraceEvent::Processed => "processed: its events are confirmed".to_owned(),
         TraceEvent::Cancelled => "cancelled".to_owned(),

@@ -254,10 +254,14 @@ pub struct LetterStep {
     pub name: String,
     /// `do` or `undo`.
     pub action: String,
+    /// 1, and one more each time that a replayed message begins anew with its steps.
+    pub round: i64,
     /// `called`, `done` or `failed`.
     pub status: String,
     /// Calls so far.
     pub attempts: i64,
+    /// How long the last call took; `None` if it is not recorded how it ended.
+    pub duration_ms: Option<i64>,
     /// What it answered.
     pub result: Option<Value>,
     /// The last failure's stable code.

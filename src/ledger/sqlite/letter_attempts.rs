@@ -8,6 +8,8 @@ use crate::ledger::dead_letters::{LetterAttempt, LetterDelivery, LetterStep};
 
 /// The latest attempts of one message that are shown: there is no limit to replays.
 const MAX_ATTEMPTS: usize = 1_000;
+/// The same of steps.
+const MAX_CALLS: usize = 1_000;
 
 /// The failed attempts of a message, each with its consumer, the oldest first; of one consumer, or of all.
 pub(super) fn failed(
@@ -58,31 +60,31 @@ pub(super) fn failed_deliveries(snapshot: &Connection, identity: &str) -> rusqli
     deliveries.collect()
 }
 
-/// The calls for an order, or for another message of this consumer.
-pub(super) fn calls(
-    snapshot: &Connection,
-    order: Option<&str>,
-    identity: &str,
-    consumer: &str,
-) -> rusqlite::Result<Vec<LetterStep>> {
-    let mut select = snapshot.prepare_cached(
-        "SELECT called_at, finished_at, step, action, status, attempts, result, failure_code, failure_reason FROM steps
-         WHERE scope = ?1 AND identity = ?2 ORDER BY called_at, position",
-    )?;
-    let key = order.map_or([consumer, identity], |order| ["", order]);
-    select.query_map(key, read_call)?.collect()
+/// The calls of a run of steps, the oldest first. `scope` is empty for orders, else the consumer.
+pub(super) fn calls(snapshot: &Connection, scope: &str, identity: &str) -> rusqlite::Result<Vec<LetterStep>> {
+    let mut select = snapshot.prepare_cached(&format!(
+        "SELECT called_at, finished_at, step, action, status, attempts, result, failure_code, failure_reason, round FROM steps
+         WHERE scope = ?1 AND identity = ?2 ORDER BY called_at DESC, position DESC LIMIT {MAX_CALLS}"
+    ))?;
+    let mut calls = select.query_map([scope, identity], read_call)?.collect::<rusqlite::Result<Vec<_>>>()?;
+    calls.reverse();
+    Ok(calls)
 }
 
 fn read_call(row: &Row<'_>) -> rusqlite::Result<LetterStep> {
     let status: String = row.get(4)?;
     let (called_at, finished_at): (i64, Option<i64>) = (row.get(0)?, row.get(1)?);
+    // While a call is repeated, the end of the one before it is still recorded.
+    let finished_at = finished_at.filter(|_| status != "called");
     let result: Option<String> = row.get(6)?;
     Ok(LetterStep {
-        at: timestamp(finished_at.filter(|_| status != "called").unwrap_or(called_at)),
+        at: timestamp(finished_at.unwrap_or(called_at)),
         name: row.get(2)?,
         action: row.get(3)?,
+        round: row.get(9)?,
         status,
         attempts: row.get(5)?,
+        duration_ms: finished_at.map(|finished_at| finished_at - called_at),
         result: result.and_then(|result| serde_json::from_str(&result).ok()),
         code: row.get(7)?,
         reason: row.get(8)?,

@@ -132,7 +132,8 @@ fn read_detail(
     if let (Some(identity), Some(consumer)) = (identity, &letter.consumer) {
         let failed = letter_attempts::failed(snapshot, identity, Some(consumer))?;
         attempts.extend(failed.into_iter().map(|(_, attempt)| attempt));
-        steps = letter_attempts::calls(snapshot, order_id, identity, consumer)?;
+        let (scope, of) = order_id.map_or((&**consumer, &**identity), |order| ("", order));
+        steps = letter_attempts::calls(snapshot, scope, of)?;
         // The order itself may have the id of a notification of another one.
         if order_id != Some(identity) {
             deliveries = letter_attempts::failed_deliveries(snapshot, identity)?;

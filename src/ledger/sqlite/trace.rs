@@ -12,7 +12,7 @@ use super::order_items::{self, UNKNOWN_QUANTITY};
 use super::order_sums::read_amount;
 use super::{letter_attempts, trace_letters};
 use crate::domain::ExactSum;
-use crate::ledger::dead_letters::{LetterAttempt, LetterDelivery};
+use crate::ledger::dead_letters::{LetterAttempt, LetterDelivery, LetterStep};
 use crate::ledger::error::OpenError;
 use crate::ledger::trace::{Trace, TraceEvent, TraceStep, TracedItem, TracedMessage, TracedOrder, due};
 
@@ -115,28 +115,10 @@ fn optional_amount(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<Exac
 
 /// The calls of the order's steps.
 fn read_calls(snapshot: &Connection, id: &str, steps: &mut Vec<TraceStep>) -> rusqlite::Result<()> {
-    let mut query = snapshot.prepare(
-        "SELECT called_at, finished_at, step, action, status, attempts, result, failure_code, failure_reason FROM steps
-         WHERE scope = '' AND identity = ?1 ORDER BY called_at, position",
-    )?;
-    let mut rows = query.query([id])?;
-    while let Some(row) = rows.next()? {
-        let (called_at, finished_at): (i64, Option<i64>) = (row.get(0)?, row.get(1)?);
-        let status: String = row.get(4)?;
-        // While a call is repeated, the end of the one before it is still recorded.
-        let finished_at = finished_at.filter(|_| status != "called");
-        let result: Option<String> = row.get(6)?;
-        let event = TraceEvent::StepCalled {
-            name: row.get(2)?,
-            action: row.get(3)?,
-            status,
-            attempts: row.get(5)?,
-            duration_ms: finished_at.map(|finished_at| finished_at - called_at),
-            result: result.and_then(|result| serde_json::from_str(&result).ok()),
-            code: row.get(7)?,
-            reason: row.get(8)?,
-        };
-        steps.push(TraceStep { at: timestamp(finished_at.unwrap_or(called_at)), message: TracedMessage::Order, event });
+    for call in letter_attempts::calls(snapshot, "", id)? {
+        let LetterStep { at, name, action, round, status, attempts, duration_ms, result, code, reason } = call;
+        let event = TraceEvent::StepCalled { name, action, round, status, attempts, duration_ms, result, code, reason };
+        steps.push(TraceStep { at, message: TracedMessage::Order, event });
     }
     Ok(())
 }

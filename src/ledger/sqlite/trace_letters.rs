@@ -29,14 +29,19 @@ pub(super) struct TracedLetter {
     origin_queue: Option<String>,
     /// orderd or the broker has dead-lettered it.
     is_dead_lettered: bool,
+    /// It was edited to another order, so that its replays are those of that one.
+    is_edited: bool,
 }
 
 /// The stored dead letters of an order, the latest first.
 pub(super) fn of_order(snapshot: &Connection, order: &str) -> rusqlite::Result<Vec<TracedLetter>> {
     let mut select = snapshot.prepare(&format!(
         "SELECT id, identity, consumer, failed_at, collected_at, reason, retry_count, code, origin_queue,
-                source = 'dead_letter_queue' AND origin <> 'others'
-         FROM stored_dead_letters WHERE order_id = ?1 ORDER BY id DESC LIMIT {MAX_LETTERS}"
+                source = 'dead_letter_queue' AND origin <> 'others', order_id IS NOT ?1
+         FROM stored_dead_letters
+         WHERE id IN (SELECT id FROM stored_dead_letters WHERE order_id = ?1
+                      UNION ALL SELECT id FROM stored_dead_letters WHERE former_order_id = ?1)
+         ORDER BY id DESC LIMIT {MAX_LETTERS}"
     ))?;
     let letters = select.query_map([order], |row| {
         Ok(TracedLetter {
@@ -50,6 +55,7 @@ pub(super) fn of_order(snapshot: &Connection, order: &str) -> rusqlite::Result<V
             code: row.get(7)?,
             origin_queue: row.get(8)?,
             is_dead_lettered: row.get(9)?,
+            is_edited: row.get(10)?,
         })
     })?;
     letters.collect()
@@ -63,10 +69,10 @@ pub(super) fn add(
     recorded: Vec<(Timestamp, TraceStep)>,
     steps: &mut Vec<TraceStep>,
 ) -> rusqlite::Result<()> {
-    // One that says nothing about itself is about the order.
+    // One that says nothing about itself is about the order, and only an order can be edited to another one.
     let is_meant = |letter: &&TracedLetter| match &letter.identity {
-        Some(found) => found == identity,
-        None => message == TracedMessage::Order,
+        Some(found) if !letter.is_edited => found == identity,
+        Some(_) | None => message == TracedMessage::Order,
     };
     let letters: Vec<&TracedLetter> = letters.iter().filter(is_meant).collect();
     let mut others: Vec<&TracedLetter> = letters.iter().copied().filter(|letter| letter.is_dead_lettered).collect();
@@ -93,7 +99,7 @@ pub(super) fn add(
         steps.push(TraceStep { at: if is_near { other.collected_at } else { other.failed_at }, message, event });
     }
     steps.extend(recorded.into_iter().map(|(_, step)| step));
-    for letter in letters.iter().rev() {
+    for letter in letters.iter().rev().filter(|letter| !letter.is_edited) {
         read_replays(snapshot, letter, message, steps)?;
     }
     Ok(())

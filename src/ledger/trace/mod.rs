@@ -3,11 +3,13 @@
 //! It never guesses: what is not recorded is left out.
 
 mod order;
+mod stored_copy;
 
 use jiff::{SignedDuration, Timestamp};
 pub use order::{TracedItem, TracedOrder};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+pub use stored_copy::StoredCopy;
 use utoipa::ToSchema;
 
 use crate::delay::Delay;
@@ -126,6 +128,8 @@ pub enum TraceEvent {
         name: String,
         /// `do` or `undo`.
         action: String,
+        /// 1, and one more each time that a replayed order begins anew with its steps.
+        round: i64,
         /// `called`, `done` or `failed`.
         status: String,
         /// Calls so far.

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use super::notifications::{place, smtp};
 use crate::support::Node;
+use crate::support::http::send;
 use crate::support::raw_client::properties::Properties;
 use crate::support::raw_client::{field, number, persistent, text, with_headers};
 use crate::support::smtp_server::SmtpServer;
@@ -92,6 +93,26 @@ fn a_daemon_and_its_ledger_show_the_same_dead_letters_orders_and_journal_byte_by
     );
     assert_eq!(typo["groups"][0]["routing_key"], "oder.normal.web");
 
+    // The letter of an order becomes another order.
+    let edited = ledger.rows("SELECT id FROM stored_dead_letters WHERE order_id = 'bad-1'").concat();
+    let body = env.directory.path().join("body");
+    fs::write(&body, order("good-1")).unwrap();
+    let edit = ["dead-letters", "edit", &edited, "--change-order-id", "--address", &address, "--file"];
+    let edit = run(&env, &[&edit[..], &[body.to_str().unwrap()]].concat());
+    assert_eq!(edit.status.code(), Some(0), "{edit:?}");
+    for (id, now) in [("bad-1", json!("good-1")), ("good-1", Value::Null)] {
+        let traced = json(&env, &["trace", id, "--format", "json"]);
+        let head = format!("Host: {address}\r\nConnection: close\r\n{}", orderd.command_token());
+        let path = format!("/api/v1/orders/{id}");
+        let answer = send(orderd.admin_address(), &format!("GET {path} HTTP/1.1\r\n{head}\r\n"));
+        let answer: Value = serde_json::from_str(&answer.body).unwrap();
+        assert_eq!(answer["steps"], traced["steps"], "{id}");
+        for place in [&answer["places"][0], &traced["places"][0]] {
+            let copy = json!([{"id": edited.parse::<i64>().unwrap(), "state": "open", "edited_to": now}]);
+            assert_eq!(place["stored"], copy, "{id}: {place}");
+        }
+    }
+
     for command in [
         &format!("dead-letters show {bad}"),
         "dead-letters show 7",
@@ -125,6 +146,8 @@ fn a_daemon_and_its_ledger_show_the_same_dead_letters_orders_and_journal_byte_by
         "dead-letters export --format csv --state any",
         "dead-letters export --format csv --code nope",
         "trace bad-1",
+        "trace good-1",
+        "trace good-1 --format json",
         "trace bad-1 --format json",
         "trace a/b --format json",
         "trace nobody --format json",

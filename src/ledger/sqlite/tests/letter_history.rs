@@ -3,11 +3,11 @@
 use super::super::SqliteLedger;
 use super::{directory, other};
 use crate::ledger::conformance::{at, attempt, dead_letter, stored_letter};
-use crate::ledger::trace::{MessageState, TraceEvent, TracedMessage};
+use crate::ledger::trace::{MessageState, StoredCopy, TraceEvent, TracedMessage};
 use crate::ledger::{
     DeadLetterFilter, DeadLetterQuery, FailedDelivery, LedgerEntry, LedgerMaintenance, LedgerReader, LedgerWriter,
-    LetterEdit, LetterOperation, LetterOperationWriter, LetterOrder, LetterProgress, LetterWriter, NewAttempt,
-    NewStoredLetter,
+    LetterEdit, LetterOperation, LetterOperationWriter, LetterOrder, LetterProgress, LetterState, LetterWriter,
+    NewAttempt, NewStoredLetter,
 };
 
 /// Order `ord-1` was dead-lettered, replayed by ada in replay 1, and failed again; its second letter is being replayed by bob.
@@ -211,5 +211,71 @@ async fn the_letter_of_a_notification_shows_the_deliveries_that_failed_and_that_
     let recipient = Some("a…@example.com");
     assert_eq!(shown, [("email", "email", recipient), ("email", "backup", recipient)]);
     assert!(ledger.dead_letter(2).await.unwrap().unwrap().deliveries.is_empty());
+    ledger.close().await;
+}
+
+#[tokio::test]
+async fn a_letter_and_a_trace_say_in_which_round_a_step_was_called() {
+    let directory = directory();
+    let ledger = SqliteLedger::open(directory.path()).unwrap();
+    ledger.store_letter(stored_letter("ord-1", 1)).await.unwrap();
+    let calls =
+        "INSERT INTO steps (scope, identity, step, action, round, is_current, position, undoable, status, attempts,
+                                    first_retry, uncertain, result, started_at, called_at, finished_at) VALUES
+        ('', 'ord-1', 'charge', 'do', 1, 0, 0, 1, 'done', 1, 0, 0, '1', 1000, 1000, 1100),
+        ('', 'ord-1', 'charge', 'undo', 1, 0, 0, 1, 'done', 2, 0, 0, NULL, 2000, 2000, 2100),
+        ('', 'ord-1', 'charge', 'do', 2, 1, 0, 1, 'called', 1, 0, 0, NULL, 3000, 3000, NULL)";
+    other(&directory).execute_batch(calls).unwrap();
+    let steps = ledger.dead_letter(1).await.unwrap().unwrap().steps;
+    let shown: Vec<_> = steps.iter().map(|step| (step.action.as_str(), step.round, step.duration_ms)).collect();
+    assert_eq!(shown, [("do", 1, Some(100)), ("undo", 1, Some(100)), ("do", 2, None)]);
+    let trace = ledger.trace("ord-1").await.unwrap();
+    let called = trace.steps.iter().filter_map(|step| match &step.event {
+        TraceEvent::StepCalled { action, round, status, .. } => Some((action.as_str(), *round, status.as_str())),
+        _ => None,
+    });
+    assert_eq!(called.collect::<Vec<_>>(), [("do", 1, "done"), ("undo", 1, "done"), ("do", 2, "called")]);
+    ledger.close().await;
+}
+
+#[tokio::test]
+async fn an_order_that_an_edit_replaced_is_traced_with_its_dead_letter_and_without_the_replays_of_the_other_order() {
+    let directory = directory();
+    let ledger = SqliteLedger::open(directory.path()).unwrap();
+    ledger.record(dead_letter(attempt("ord-1", "order", 0))).await.unwrap();
+    ledger.store_letter(stored_letter("ord-1", 1)).await.unwrap();
+    let edit = LetterEdit {
+        properties: None,
+        letter: 1,
+        base: 0,
+        body: "{}".into(),
+        order: LetterOrder { id: Some("ord-2".to_owned()), ..LetterOrder::default() },
+        identity: Some("ord-2".to_owned()),
+        search: String::new(),
+        whole_order: None,
+        by: "ada".to_owned(),
+        at: at(7_500),
+    };
+    ledger.carry_out(LetterOperation::Edit(Box::new(edit))).await.unwrap();
+    other(&directory).execute_batch(REPLAYED).unwrap();
+    let events = async |order: &str| {
+        let steps = ledger.trace(order).await.unwrap().steps;
+        let event = |event: &TraceEvent| match event {
+            TraceEvent::DeadLettered { letter, .. } => format!("dead-lettered as {letter:?}"),
+            TraceEvent::Replayed { letter, .. } => format!("replayed {letter}"),
+            TraceEvent::Failed { .. } => "failed".to_owned(),
+            other => panic!("{other:?}"),
+        };
+        steps.iter().map(|step| event(&step.event)).collect::<Vec<_>>()
+    };
+    assert_eq!(events("ord-1").await, ["failed", "dead-lettered as Some(1)"]);
+    assert!(events("ord-2").await.contains(&"replayed 1".to_owned()));
+    for (order, edited_to) in [("ord-1", Some("ord-2")), ("ord-2", None)] {
+        let letters = ledger.dead_letters(StoredCopy::query(order)).await.unwrap().letters;
+        let copies = |message| StoredCopy::of_message(order, message, &letters);
+        let expected = StoredCopy { id: 1, state: LetterState::Replayed, edited_to: edited_to.map(str::to_owned) };
+        assert_eq!(copies(TracedMessage::Order), [expected], "{order}");
+        assert_eq!(copies(TracedMessage::Notification), [], "{order}");
+    }
     ledger.close().await;
 }
