@@ -13,6 +13,7 @@ mod ledger_source;
 mod load_error;
 mod local_actor;
 pub mod notify;
+mod outcome_text;
 mod output;
 mod pages;
 pub mod probe;

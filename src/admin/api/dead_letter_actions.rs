@@ -228,7 +228,7 @@ async fn release(
     change(actions, actor, request, LetterChangeKind::Release).await
 }
 
-/// Close dead letters that are not needed, with a note
+/// Discard dead letters that are not needed, with a note
 #[utoipa::path(
     post,
     path = "/api/v1/dead-letters/discard",

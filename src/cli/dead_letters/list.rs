@@ -13,6 +13,7 @@ use super::list_text;
 use crate::cli::admin_client::DaemonTarget;
 use crate::cli::ledger_source::LedgerSource;
 use crate::cli::output::write_json;
+use crate::cli::text::counted;
 use crate::cli::{Exit, Format};
 use crate::escape::escaped;
 use crate::ledger::{DeadLetter, DeadLetterFilter, DeadLetterGroup, DeadLetterQuery};
@@ -79,9 +80,32 @@ pub(super) async fn run(
     match args.format {
         Format::Json => write_json(&Listing { dead_letters: &page.letters, next }, out)?,
         Format::Text if !page.letters.is_empty() => list_text::write_letters(&page.letters, next, now, out)?,
-        Format::Text => return nothing_found(&filter, source, out, err).await,
+        Format::Text => match args.before {
+            Some(before) => return no_more(&filter, before, source, out, err).await,
+            None => return nothing_found(&filter, source, out, err).await,
+        },
     }
     Ok(Ok(Exit::Done))
+}
+
+/// Says that there is nothing before a number: the page before was the last, unless there is nothing at all.
+async fn no_more(
+    filter: &DeadLetterFilter,
+    before: i64,
+    source: &LedgerSource,
+    out: &mut dyn Write,
+    err: &mut dyn Write,
+) -> io::Result<Done> {
+    match source.groups(filter.clone(), 1).await {
+        Ok(groups) if groups.messages > 0 => {
+            let others = counted(groups.messages, "dead letter");
+            let have = if groups.messages == 1 { "has" } else { "have" };
+            writeln!(out, "no dead letters before {before}; {others} that you asked for {have} higher numbers")?;
+            Ok(Ok(Exit::Done))
+        }
+        Ok(_) => nothing_found(filter, source, out, err).await,
+        Err(error) => Ok(Err(error)),
+    }
 }
 
 /// Says that there is nothing, how many there are in other states, and which values there are if one of the filter is unknown.
@@ -173,5 +197,21 @@ mod tests {
         let warnings: Vec<_> = err.lines().collect();
         assert!(warnings.len() == 2 && warnings[0].contains("--reason nonsense; known: permanent"), "{err}");
         assert!(warnings[1].contains("--consumer nope; known: order"), "{err}");
+    }
+
+    #[tokio::test]
+    async fn before_the_first_number_there_is_nothing_more_and_the_others_are_not_said_to_be_in_another_state() {
+        let ledger = MemoryLedger::default();
+        ledger.store_letter(stored_letter("ord-1", 1)).await.unwrap();
+        let source = LedgerSource::Ledger { reader: Arc::new(ledger), no_token: false };
+        let open = |state| DeadLetterFilter { states: vec![state], ..DeadLetterFilter::default() };
+        let shown = async |state| {
+            let mut out = Vec::new();
+            no_more(&open(state), 1, &source, &mut out, &mut Vec::new()).await.unwrap().unwrap();
+            String::from_utf8(out).unwrap()
+        };
+        let more = "no dead letters before 1; 1 dead letter that you asked for has higher numbers\n";
+        assert_eq!(shown(LetterState::Open).await, more);
+        assert_eq!(shown(LetterState::Held).await, "no held dead letters (1 in another state: --state any)\n");
     }
 }

@@ -4,6 +4,7 @@ use std::io::{self, Write};
 
 use jiff::Timestamp;
 
+use crate::cli::outcome_text::outcome_text;
 use crate::cli::table::{self, Layout};
 use crate::cli::text::{age, counted, shortened};
 use crate::escape::escaped;
@@ -29,7 +30,7 @@ pub(super) fn write_letters(
     header.extend(has_notes.then_some("NOTE"));
     let mut table = table::new(header);
     for letter in letters {
-        let what = letter.order_id.as_deref().or(letter.identity.as_deref()).unwrap_or(&letter.routing_key);
+        let what = letter.order_id.as_deref().or(letter.message_id.as_deref()).or(letter.identity.as_deref());
         let total = letter.total.zip(letter.currency.as_deref());
         let mut row = vec![
             letter.id.to_string(),
@@ -37,7 +38,7 @@ pub(super) fn write_letters(
             cell(letter.consumer.as_deref()),
             cell(Some(&letter.reason)),
             cell(Some(&letter.code)),
-            cell(Some(what)),
+            cell(what),
             total.map_or_else(|| NONE.to_owned(), |(total, currency)| format!("{total} {}", escaped(currency))),
         ];
         if has_unrouted {
@@ -63,8 +64,8 @@ fn state(letter: &DeadLetter) -> String {
     let replay = letter.last_replay.as_ref();
     let mut parts = match (letter.state, replay) {
         (LetterState::Open, _) => Vec::new(),
-        (LetterState::Replayed, Some(replay)) => vec![format!("replayed: {}", outcome_text(replay))],
-        (LetterState::Replaying, Some(replay)) => vec![format!("replaying: {}", outcome_text(replay))],
+        (LetterState::Replayed, Some(replay)) => vec![format!("replayed: {}", replay_text(replay))],
+        (LetterState::Replaying, Some(replay)) => vec![format!("replaying: {}", replay_text(replay))],
         (LetterState::Held | LetterState::Replaying | LetterState::Replayed | LetterState::Discarded, _) => {
             vec![letter.state.as_str().to_owned()]
         }
@@ -75,10 +76,10 @@ fn state(letter: &DeadLetter) -> String {
 }
 
 /// `failed again (http_402), now 82`.
-pub(super) fn outcome_text(replay: &LetterReplay) -> String {
+pub(super) fn replay_text(replay: &LetterReplay) -> String {
     let code = replay.code.as_deref().map_or_else(String::new, |code| format!(" ({})", escaped(code)));
     let became = replay.came_back_as.map_or_else(String::new, |id| format!(", now {id}"));
-    format!("{}{code}{became}", replay.outcome.as_str().replace('_', " "))
+    format!("{}{code}{became}", outcome_text(replay.outcome))
 }
 
 pub(super) fn write_groups(groups: &DeadLetterGroups, now: Timestamp, out: &mut dyn Write) -> io::Result<()> {

@@ -9,6 +9,7 @@ mod edit;
 mod export;
 mod filters;
 mod follow;
+mod letters_text;
 mod list;
 mod list_text;
 mod plan_text;
@@ -60,11 +61,11 @@ enum DeadLettersCommand {
     Replays(replays::ReplaysArgs),
     /// Edit the body of a dead letter in $VISUAL or $EDITOR, decompressed; the original is kept
     Edit(edit::EditArgs),
-    /// Put dead letters aside with a note: no replay takes them
+    /// Hold dead letters, with a note: replays leave them out
     Hold(change::HoldArgs),
-    /// Open dead letters again that were put aside, or whose replay ended without an outcome
+    /// Open held dead letters again, and those whose replay ended without an outcome
     Release(change::ReleaseArgs),
-    /// Close dead letters that are not needed; their contents are kept for ledger.retention
+    /// Discard dead letters that are not needed; their contents are kept for ledger.retention
     Discard(change::DiscardArgs),
 }
 

@@ -57,9 +57,8 @@ pub(super) fn write_plan(plan: &ReplayPlan, out: &mut dyn Write) -> io::Result<(
         let waits = plan.waiting.get(queue).map_or_else(String::new, |reason| format!("; waits: {}", escaped(reason)));
         writeln!(out, "  {letters} to {}{waits}", escaped(queue))?;
     }
-    for (code, letters) in &plan.closed {
-        let was = if code == "order_cancelled" { "cancelled" } else { "processed" };
-        writeln!(out, "  {letters} to be closed instead, because the order was {was} meanwhile ({})", escaped(code))?;
+    for (code, letters) in &plan.discarded {
+        writeln!(out, "  {letters} to be {}", reason_text(code, *letters, &[]))?;
     }
     write_not_replayed(&plan.skipped, &plan.not_replayed, out)
 }
@@ -98,8 +97,8 @@ fn write_not_replayed(skipped: &BTreeMap<String, u64>, some: &[NotReplayed], out
         let mut replays: Vec<i64> = named.iter().filter_map(|letter| letter.replay).collect();
         replays.sort_unstable();
         replays.dedup();
-        let text = reason_text(reason, &replays);
-        writeln!(out, "  {letters} not replayed, {text}: {}", numbers(&ids, *letters))?;
+        let text = reason_text(reason, *letters, &replays);
+        writeln!(out, "  {letters} {text}: {}", numbers(&ids, *letters))?;
     }
     Ok(())
 }
@@ -113,27 +112,53 @@ pub(super) fn numbers(ids: &[i64], all: u64) -> String {
     }
 }
 
-/// Why letters are not replayed.
-pub(super) fn reason_text(reason: &str, replays: &[i64]) -> String {
+/// Why some letters are not replayed. `replays`: those that have taken them, as far as they are known.
+pub(super) fn reason_text(reason: &str, letters: u64, replays: &[i64]) -> String {
     let numbers: Vec<String> = replays.iter().map(ToString::to_string).collect();
     let word = if replays.len() == 1 { "replay" } else { "replays" };
     let in_replays = if numbers.is_empty() { String::new() } else { format!(" in {word} {}", numbers.join(", ")) };
+    let one = letters == 1;
+    let (it, is, was) = if one { ("it", "is", "was") } else { ("they", "are", "were") };
+    let its = if one { "its content" } else { "their contents" };
+    let order = if one { "its order was" } else { "their orders were" };
     match reason {
-        "no_queue" => "because no consumer has the queue (name one with --to)".to_owned(),
-        "maybe_duplicate" => "because it may be another one, delivered again (name the one that is not)".to_owned(),
-        "held" => "because it is held (release it first)".to_owned(),
-        "replaying" => format!("because it is being replayed{in_replays}"),
-        "replayed" => format!("because it was replayed{in_replays}"),
-        "discarded" => "because it is discarded".to_owned(),
-        "missing" => "because there is none with this number".to_owned(),
-        "closed" => "because it was closed meanwhile".to_owned(),
-        "unreadable" => "because its content cannot be read".to_owned(),
-        "cannot_publish" => "because it cannot be published".to_owned(),
-        "unproven_user" => {
-            "because it was published by a user that is not orderd's now (see broker.trusted_users)".to_owned()
+        "no_queue" => "not replayed, because no consumer has the queue (name one with --to)".to_owned(),
+        "maybe_duplicate" if one => {
+            "not replayed, because it may be another one that was delivered again (compare both, and replay by number the one that is no \
+             duplicate)"
+                .to_owned()
         }
-        "order_processed" => "but closed, because the order was processed meanwhile".to_owned(),
-        "order_cancelled" => "but closed, because the order was cancelled meanwhile".to_owned(),
-        other => format!("because of {}", escaped(other)),
+        "maybe_duplicate" => "not replayed, because each may be another one that was delivered again (compare them, and replay by number \
+                              those that are no duplicates)"
+            .to_owned(),
+        "held" => format!("not replayed, because {it} {is} held (release {} first)", if one { "it" } else { "them" }),
+        "replaying" => format!("not replayed, because {it} {is} being replayed{in_replays}"),
+        "replayed" => format!("not replayed, because {it} {was} replayed{in_replays}"),
+        "discarded" => format!("not replayed, because {it} {is} discarded"),
+        "missing" => format!("not replayed, because there is none with {}", if one { "this number" } else { "these numbers" }),
+        "resolved" => format!("not replayed, because {it} {was} replayed or discarded after the selection"),
+        "unreadable" => format!("not replayed, because {its} cannot be read"),
+        "cannot_publish" => format!("not replayed, because {it} cannot be published"),
+        "unproven_user" => {
+            format!("not replayed, because {it} {was} published by a user that is not orderd's now (see broker.trusted_users)")
+        }
+        "order_processed" => format!("discarded, because {order} processed in the meantime"),
+        "order_cancelled" => format!("discarded, because {order} cancelled in the meantime"),
+        other => format!("not replayed, because of {}", escaped(other)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_letter_is_not_called_several() {
+        assert_eq!(reason_text("held", 1, &[]), "not replayed, because it is held (release it first)");
+        assert_eq!(reason_text("replayed", 41, &[1, 2]), "not replayed, because they were replayed in replays 1, 2");
+        assert_eq!(
+            reason_text("order_processed", 2, &[]),
+            "discarded, because their orders were processed in the meantime"
+        );
     }
 }

@@ -7,7 +7,8 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::follow::{Until, follow};
-use super::report_text::{summary, write_letter, write_report};
+use super::letters_text::LettersText;
+use super::report_text::{summary, write_report};
 use super::{Asked, ledger_of};
 use crate::chain::chain;
 use crate::cli::admin_client::{AdminClient, AdminClientError, DaemonTarget};
@@ -88,7 +89,7 @@ async fn list(client: &AdminClient, format: Format, out: &mut dyn Write) -> io::
 }
 
 async fn letters(client: &AdminClient, id: i64, format: Format, out: &mut dyn Write) -> io::Result<Asked> {
-    let (mut after, mut all) = (0, Vec::new());
+    let (mut after, mut all, mut text) = (0, Vec::new(), LettersText::default());
     loop {
         let path = format!("replays/{id}/letters?after={after}&limit={PAGE}");
         let (_, ReplayLetters { letters, next }): (Value, _) = match client.dead_letters(&path, None).await {
@@ -96,14 +97,15 @@ async fn letters(client: &AdminClient, id: i64, format: Format, out: &mut dyn Wr
             Err(error) => return Ok(Err(error)),
         };
         match format {
-            Format::Text => letters.iter().try_for_each(|letter| write_letter(letter, out))?,
+            Format::Text => text.write(&letters, out)?,
             Format::Json => all.extend(letters),
         }
         let Some(next) = next else { break };
         after = next;
     }
-    if format == Format::Json {
-        write_json(&ReplayLetters { letters: all, next: None }, out)?;
+    match format {
+        Format::Text => text.finish(out)?,
+        Format::Json => write_json(&ReplayLetters { letters: all, next: None }, out)?,
     }
     Ok(Ok(Exit::Done))
 }

@@ -4,13 +4,14 @@ use std::io::{self, Write};
 
 use super::plan_text::{numbers, reason_text};
 use crate::cli::Exit;
+use crate::cli::outcome_text::outcome_text;
 use crate::cli::text::counted;
 use crate::dead_letters::ReplayReport;
 use crate::escape::escaped;
 use crate::ledger::{LetterProgress, Replay, ReplayLetter, ReplayState};
 
-/// Codes of skipped letters that were closed.
-const CLOSED: [&str; 2] = ["order_processed", "order_cancelled"];
+/// Codes of skipped letters that were discarded: what the replay is for was done before.
+const DISCARDED: [&str; 2] = ["order_processed", "order_cancelled"];
 
 /// 0 if none failed again, 3 if nothing was there to be replayed.
 pub(super) fn exit(report: &ReplayReport) -> Exit {
@@ -18,7 +19,7 @@ pub(super) fn exit(report: &ReplayReport) -> Exit {
     let failed = [LetterProgress::FailedAgain, LetterProgress::NotDelivered, LetterProgress::Unknown];
     let failed: u64 = failed.into_iter().map(|progress| replay.count(progress)).sum();
     let done = [LetterProgress::Processed, LetterProgress::Cancelled, LetterProgress::Undone];
-    let done = done.into_iter().map(|progress| replay.count(progress)).sum::<u64>() + closed(replay);
+    let done = done.into_iter().map(|progress| replay.count(progress)).sum::<u64>() + discarded(replay);
     match (failed, &replay.end_reason) {
         (0, None) if done == 0 => Exit::Nothing,
         (0, None) => Exit::Done,
@@ -26,14 +27,19 @@ pub(super) fn exit(report: &ReplayReport) -> Exit {
     }
 }
 
-fn closed(replay: &Replay) -> u64 {
-    CLOSED.iter().filter_map(|code| replay.skipped.get(*code)).sum()
+fn discarded(replay: &Replay) -> u64 {
+    DISCARDED.iter().filter_map(|code| replay.skipped.get(*code)).sum()
 }
 
 /// One line.
 pub(super) fn summary(report: &ReplayReport) -> String {
     let replay = &report.replay;
-    let (id, state) = (replay.id, replay.state.as_str());
+    let id = replay.id;
+    // What is published has its outcome later.
+    let state = match replay.state {
+        ReplayState::Stopped if replay.in_flight() > 0 => "stopped publishing",
+        state => state.as_str(),
+    };
     let waits = report.waiting.as_ref().map_or_else(String::new, |reason| format!("; waits: {}", escaped(reason)));
     let counts = counts(replay);
     match (replay.state, counts.is_empty()) {
@@ -48,20 +54,21 @@ fn counts(replay: &Replay) -> Vec<String> {
         Cancelled, FailedAgain, NotDelivered, Processed, Published, Publishing, Retrying, Returned, Selected, Skipped,
         Undone, Unknown,
     };
-    let closed = closed(replay);
+    let discarded = discarded(replay);
+    let count = |progress| (replay.count(progress), outcome_text(progress));
     let counts = [
-        (replay.count(Processed), "processed"),
-        (replay.count(NotDelivered), "not delivered"),
-        (replay.count(Cancelled), "cancelled"),
-        (replay.count(Undone), "undone"),
-        (replay.count(FailedAgain), "failed again"),
-        (replay.count(Publishing) + replay.count(Published), "published, without an outcome yet"),
-        (replay.count(Retrying), "waiting for a retry"),
-        (replay.count(Unknown), "without an outcome"),
-        (replay.count(Selected), "not published yet"),
-        (closed, "closed"),
-        (replay.count(Skipped).saturating_sub(closed), "not replayed"),
-        (replay.count(Returned), "open again"),
+        count(Processed),
+        count(NotDelivered),
+        count(Cancelled),
+        count(Undone),
+        count(FailedAgain),
+        (replay.count(Publishing) + replay.count(Published), outcome_text(Published)),
+        count(Retrying),
+        count(Unknown),
+        count(Selected),
+        (discarded, "discarded"),
+        (replay.count(Skipped).saturating_sub(discarded), outcome_text(Skipped)),
+        count(Returned),
     ];
     counts.into_iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}")).collect()
 }
@@ -77,7 +84,7 @@ pub(super) fn write_report(report: &ReplayReport, out: &mut dyn Write) -> io::Re
             .filter(|letter| letter.code.as_ref() == Some(reason))
             .map(|letter| letter.id)
             .collect();
-        writeln!(out, "  {letters} not replayed, {}: {}", reason_text(reason, &[]), numbers(&named, *letters))?;
+        writeln!(out, "  {letters} {}: {}", reason_text(reason, *letters, &[]), numbers(&named, *letters))?;
     }
     for letter in &report.failed_again {
         write_letter(letter, out)?;
@@ -105,10 +112,12 @@ pub(super) fn write_report(report: &ReplayReport, out: &mut dyn Write) -> io::Re
     }
     let in_flight = replay.in_flight();
     if in_flight > 0 && replay.end_reason.is_some() {
+        let (are, stay) = if in_flight == 1 { ("is", "it stays") } else { ("are", "they stay") };
         writeln!(
             out,
-            "  {} still without an outcome, and replaying until then: orderd dead-letters replays {}",
-            counted_are(in_flight),
+            "  {} published before that {are} still being processed, and {stay} in the state replaying until the outcome is known: orderd \
+             dead-letters replays {}",
+            counted(in_flight, "dead letter"),
             replay.id
         )?;
     }
@@ -121,11 +130,11 @@ fn counted_are(letters: u64) -> String {
 }
 
 /// What has become of one letter.
-pub(super) fn write_letter(letter: &ReplayLetter, out: &mut dyn Write) -> io::Result<()> {
-    let progress = letter.progress.as_str().replace('_', " ");
+fn write_letter(letter: &ReplayLetter, out: &mut dyn Write) -> io::Result<()> {
+    let outcome = outcome_text(letter.progress);
     let code = letter.code.as_deref().map_or_else(String::new, |code| format!(": {}", escaped(code)));
     let became = letter.came_back_as.map_or_else(String::new, |id| format!(", now dead letter {id}"));
-    writeln!(out, "  dead letter {} {progress}{code}{became}", letter.id)
+    writeln!(out, "  dead letter {} {outcome}{code}{became}", letter.id)
 }
 
 #[cfg(test)]
@@ -165,7 +174,7 @@ mod tests {
         let exit_of = |letters: &[_], skipped: &[_]| exit(&report(ReplayState::Finished, letters, skipped));
         assert_eq!(exit_of(&[(Processed, 2)], &[]), Exit::Done);
         assert_eq!(exit_of(&[(Processed, 2), (Skipped, 1)], &[("no_queue", 1)]), Exit::Done);
-        assert_eq!(exit_of(&[(Skipped, 1)], &[("order_processed", 1)]), Exit::Done, "it is closed");
+        assert_eq!(exit_of(&[(Skipped, 1)], &[("order_processed", 1)]), Exit::Done, "it is discarded");
         assert_eq!(exit_of(&[(Skipped, 1)], &[("no_queue", 1)]), Exit::Nothing);
         assert_eq!(exit_of(&[], &[]), Exit::Nothing);
         assert_eq!(exit_of(&[(Processed, 2), (FailedAgain, 1)], &[]), Exit::Refused);
@@ -190,7 +199,9 @@ mod tests {
         let shown = text(&stopped);
         assert!(shown.contains("and 3 more failed again: orderd dead-letters replays --letters 3"), "{shown}");
         assert!(
-            shown.contains("1 dead letter is still without an outcome") && !shown.contains("open again"),
+            shown.starts_with("replay 3 stopped publishing: 23 failed again, 1 waiting for an outcome\n")
+                && shown.contains("1 dead letter published before that is still being processed")
+                && !shown.contains("open again"),
             "{shown}"
         );
         stopped.replay.letters = BTreeMap::from([(FailedAgain, 1), (Returned, 2)]);

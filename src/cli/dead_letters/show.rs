@@ -2,12 +2,14 @@
 
 use std::io::{self, Write};
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use clap::Args;
 use serde_json::Value;
 
 use super::Done;
-use super::body::readable;
-use super::list_text::outcome_text;
+use super::body::{decompressed, readable};
+use super::list_text::replay_text;
 use crate::cli::admin_client::DaemonTarget;
 use crate::cli::ledger_source::LedgerSource;
 use crate::cli::output::write_json;
@@ -113,15 +115,17 @@ fn write_text(whole: &WholeLetter, out: &mut dyn Write) -> io::Result<()> {
     line("shown", shown.as_deref())?;
     write_table("properties", &whole.properties, out, |value| value)?;
     write_table("headers", &whole.headers, out, |value| value.get("value").unwrap_or(value))?;
-    writeln!(out, "\nbody, {}", counted(body_bytes(whole) as i64, "byte"))?;
-    for line in text_of(whole).lines() {
+    let (body, is_decompressed) = body_text(whole);
+    let decompressed = if is_decompressed { ", shown decompressed" } else { "" };
+    writeln!(out, "\nbody, {}{decompressed}", counted(body_bytes(whole) as i64, "byte"))?;
+    for line in body.lines() {
         writeln!(out, "  {}", escaped(line))?;
     }
     if !whole.replays.is_empty() {
         writeln!(out, "\nreplays")?;
     }
     for replay in &whole.replays {
-        let outcome = outcome_text(replay);
+        let outcome = replay_text(replay);
         writeln!(out, "  {:.0}  replay {} by {}: {outcome}", replay.at, replay.replay, escaped(&replay.by))?;
     }
     if !attempts.is_empty() {
@@ -177,7 +181,7 @@ fn publication(whole: &WholeLetter) -> (&'static str, &str, &str) {
     }
 }
 
-/// The length of the body that is shown.
+/// The length of the body, as it is in the message.
 fn body_bytes(whole: &WholeLetter) -> usize {
     match (&whole.body, &whole.body_base64) {
         (Some(text), _) => text.len(),
@@ -188,11 +192,15 @@ fn body_bytes(whole: &WholeLetter) -> usize {
     }
 }
 
-/// The body as lines of text.
-fn text_of(whole: &WholeLetter) -> String {
-    match (&whole.body, &whole.body_base64) {
-        (Some(text), _) => readable(text.as_bytes()),
-        (None, base64) => format!("(Base64) {}", base64.as_deref().unwrap_or_default()),
+/// The body as lines of text, and whether it was decompressed for that.
+fn body_text(whole: &WholeLetter) -> (String, bool) {
+    let bytes = match (&whole.body, &whole.body_base64) {
+        (Some(text), _) => text.as_bytes().to_vec(),
+        (None, base64) => STANDARD.decode(base64.as_deref().unwrap_or_default()).unwrap_or_default(),
+    };
+    match decompressed(&bytes, whole.properties["content_encoding"].as_str()) {
+        Some(text) => (readable(text.as_bytes()), true),
+        None => (readable(&bytes), false),
     }
 }
 
@@ -217,6 +225,8 @@ fn write_table(
 
 #[cfg(test)]
 mod tests {
+    use flate2::Compression;
+    use flate2::write::GzEncoder;
     use serde_json::json;
 
     use super::*;
@@ -317,6 +327,12 @@ mod tests {
         ] {
             assert!(shown.contains(part), "{part}: {shown}");
         }
+        let mut packed = GzEncoder::new(Vec::new(), Compression::default());
+        packed.write_all(br#"{"id": "ord-1"}"#).unwrap();
+        let packed = NewStoredLetter { body: packed.finish().unwrap().into(), ..stored_letter("ord-1", 1) };
+        let shown = text(&whole(packed).await);
+        assert!(shown.contains(" bytes, shown decompressed\n  {\n    \"id\": \"ord-1\"\n  }\n"), "{shown}");
+
         let unrouted = NewStoredLetter {
             source: LetterSource::UnroutedQueue,
             consumer: String::new(),

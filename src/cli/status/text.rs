@@ -7,8 +7,10 @@ use jiff::Timestamp;
 
 use super::{reload, tables};
 use crate::alerts::AlertsStatus;
+use crate::cli::outcome_text::outcome_text;
 use crate::cli::text::{age, counted, labelled, whole_seconds, wrapped};
 use crate::escape::escaped;
+use crate::ledger::LetterProgress;
 use crate::reconcile::{ApiState, BrokerView};
 use crate::status::{
     ActiveReplay, BreakerStatus, CollectorStatus, ConsumerStatus, DaemonState, DeadLettersStatus, OtherConsumer,
@@ -290,7 +292,15 @@ fn write_store(store: &DeadLettersStatus, now: Timestamp, out: &mut dyn Write) -
         }
     }
     for ActiveReplay { id, state, by, letters, waiting, .. } in &store.replays {
-        let letters = letters.iter().map(|(progress, letters)| format!("{letters} {}", progress.replace('_', " ")));
+        let mut counts: Vec<(&str, u64)> = Vec::new();
+        for (progress, letters) in letters {
+            let text = LetterProgress::parse(progress).map(outcome_text).unwrap_or(progress);
+            match counts.iter_mut().find(|(known, _)| *known == text) {
+                Some((_, sum)) => *sum += letters,
+                None => counts.push((text, *letters)),
+            }
+        }
+        let letters = counts.iter().map(|(text, letters)| format!("{letters} {}", escaped(text)));
         let letters = letters.collect::<Vec<_>>().join(", ");
         let waits = waiting.as_ref().map_or_else(String::new, |waiting| format!("; waits: {}", escaped(waiting)));
         wrapped(&format!("replay {id} (by {}) {}: {letters}{waits}", escaped(by), escaped(state)), out)?;
@@ -315,6 +325,12 @@ fn write_store(store: &DeadLettersStatus, now: Timestamp, out: &mut dyn Write) -
     let money: Vec<_> = money.collect();
     if !money.is_empty() {
         line.push_str(&format!(", worth {}", money.join(" + ")));
+    }
+    if let Some(counted_at) = store.counted_at {
+        line.push_str(&format!("; counted {} ago", age(counted_at, now)));
+    }
+    if let Some(error) = &store.count_error {
+        line.push_str(&format!("; CANNOT BE COUNTED now: {}", escaped(error)));
     }
     wrapped(&line, out)
 }

@@ -6,6 +6,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::queue_depth::QueueDepth;
 use super::{MessageLocation, TraceReport, TracedQueue};
+use crate::cli::outcome_text::outcome_text;
 use crate::cli::table;
 use crate::cli::text::{counted, round_text, route};
 use crate::escape::escaped;
@@ -146,7 +147,7 @@ fn event_text(event: &TraceEvent) -> String {
         }
         TraceEvent::Replayed { replay, by, letter, outcome, code, came_back_as, .. } => {
             let code = code.as_deref().map_or_else(String::new, |code| format!(" ({code})"));
-            let outcome = outcome.as_str().replace('_', " ");
+            let outcome = outcome_text(*outcome);
             let became = came_back_as.map_or_else(String::new, |id| format!(", now dead letter {id}"));
             format!("dead letter {letter} published again (replay {replay} by {by}): {outcome}{code}{became}")
         }

@@ -24,7 +24,7 @@ pub enum LetterChangeKind {
     Hold,
     /// They are opened again.
     Release,
-    /// They are closed.
+    /// They are discarded.
     Discard,
 }
 

@@ -22,8 +22,8 @@ const MAX_HINTED: usize = 30;
 enum Fate {
     /// It would be published to this queue.
     Published(String),
-    /// It would be closed.
-    Closed(&'static str),
+    /// It would be discarded.
+    Discarded(&'static str),
     /// It would be left as it is.
     Skipped(&'static str),
 }
@@ -49,7 +49,7 @@ impl LetterActions {
                 missing.found(candidate.id);
                 match fate(candidate, is_named, request.options.to.as_deref(), &consumers) {
                     Fate::Published(queue) => *plan.queues.entry(queue).or_default() += 1,
-                    Fate::Closed(code) => *plan.closed.entry(code.to_owned()).or_default() += 1,
+                    Fate::Discarded(code) => *plan.discarded.entry(code.to_owned()).or_default() += 1,
                     Fate::Skipped(reason) => {
                         plan.skip(candidate.id, reason, candidate.replay);
                         return;
@@ -194,8 +194,8 @@ fn fate(candidate: &ReplayCandidate, is_named: bool, to: Option<&str>, consumers
     match (candidate.state, candidate.order_status.as_deref(), queue) {
         (LetterState::Open, ..) if candidate.maybe_duplicate && !is_named => Fate::Skipped(MAYBE_DUPLICATE),
         (LetterState::Open, _, None) => Fate::Skipped(NO_QUEUE),
-        (LetterState::Open, Some("processed"), _) => Fate::Closed("order_processed"),
-        (LetterState::Open, Some("cancelled"), _) => Fate::Closed("order_cancelled"),
+        (LetterState::Open, Some("processed"), _) => Fate::Discarded("order_processed"),
+        (LetterState::Open, Some("cancelled"), _) => Fate::Discarded("order_cancelled"),
         (LetterState::Open, _, Some((queue, _))) => Fate::Published(queue.clone()),
         (state @ (LetterState::Held | LetterState::Replaying | LetterState::Replayed | LetterState::Discarded), ..) => {
             Fate::Skipped(state.as_str())

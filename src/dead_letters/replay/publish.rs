@@ -88,7 +88,7 @@ impl Replayer {
                     publications.push(prepared.publication(&key, &fingerprint, &context, marked_at));
                 }
                 PublishAnswer::Closed => {}
-                PublishAnswer::NotSelected => self.skip(id, prepared.id(), "closed").await?,
+                PublishAnswer::NotSelected => self.skip(id, prepared.id(), "resolved").await?,
                 PublishAnswer::NotClaimed => return Ok(()),
             }
         }

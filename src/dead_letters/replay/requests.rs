@@ -36,33 +36,34 @@ pub struct ReplayPlan {
     pub next: Option<i64>,
     /// How many letters would be published, by queue.
     pub queues: BTreeMap<String, u64>,
-    /// How many would be closed instead, because their order was processed or cancelled meanwhile, by `order_processed` and
+    /// How many would be discarded instead, because their order was processed or cancelled meanwhile, by `order_processed` and
     /// `order_cancelled`.
-    pub closed: BTreeMap<String, u64>,
+    pub discarded: BTreeMap<String, u64>,
     /// How many would be left as they are, by the reason.
     pub skipped: BTreeMap<String, u64>,
     /// The first of those, at most 20 of each reason.
     pub not_replayed: Vec<NotReplayed>,
     /// Queues to which nothing is published now, and why.
     pub waiting: BTreeMap<String, String>,
-    /// Those that would be published or closed, by cause.
+    /// Those that would be published or discarded, by cause.
     pub groups: Vec<DeadLetterGroup>,
     /// What the selection finds, if it finds nothing that can be replayed.
     pub nothing: Option<NothingFound>,
 }
 
 impl ReplayPlan {
-    /// How many would be published or closed.
+    /// How many would be published or discarded.
     pub fn letters(&self) -> u64 {
-        self.queues.values().chain(self.closed.values()).sum()
+        self.queues.values().chain(self.discarded.values()).sum()
     }
 
     /// Adds the answer to the next request.
     pub fn add(&mut self, next: ReplayPlan) {
-        let ReplayPlan { up_to: _, next: after, queues, closed, skipped, not_replayed, waiting, groups, nothing: _ } =
+        let ReplayPlan { up_to: _, next: after, queues, discarded, skipped, not_replayed, waiting, groups, nothing: _ } =
             next;
         self.next = after;
-        for (all, more) in [(&mut self.queues, queues), (&mut self.closed, closed), (&mut self.skipped, skipped)] {
+        for (all, more) in [(&mut self.queues, queues), (&mut self.discarded, discarded), (&mut self.skipped, skipped)]
+        {
             more.into_iter().for_each(|(name, letters)| *all.entry(name).or_default() += letters);
         }
         self.not_replayed.extend(not_replayed);

@@ -50,7 +50,7 @@ pub enum LetterChange {
     },
     /// Opens them again: those put aside, and those whose replay has ended without an outcome.
     Release,
-    /// Closes them.
+    /// Discards them.
     Discard {
         /// Why.
         reason: String,

@@ -45,9 +45,9 @@ pub(super) fn failed_undos(FailedUndos { messages, last }: FailedUndos, now: Tim
         kind: FindingKind::UndoFailed,
         messages: Some(messages),
         detail: format!(
-            "what the steps of failed messages have done could not be undone, the last time at {last:.0}: x-failure-reason of \
-             each dead letter with the reason undo_failed names what is left; undo it by hand, or replay the dead letter once \
-             the service works"
+            "what the steps of failed messages have done could not be undone, the last time at {last:.0}; the number is since orderd \
+             started, with those that were undone later. What is left: `orderd dead-letters list --reason undo_failed`; undo it by hand, \
+             or replay the dead letter once the service works"
         ),
     })
 }

@@ -141,7 +141,7 @@ async fn an_order_that_was_processed_meanwhile_is_to_be_closed_although_nothing_
     for selection in [LetterSelection::Ids(vec![1]), code("card_expired")] {
         let plan = plan(&actions, selection).await.unwrap();
         assert_eq!((plan.letters(), &plan.skipped), (1, &BTreeMap::new()), "{plan:?}");
-        assert_eq!(plan.closed, BTreeMap::from([("order_processed".to_owned(), 1)]));
+        assert_eq!(plan.discarded, BTreeMap::from([("order_processed".to_owned(), 1)]));
     }
 }
 
