@@ -9,6 +9,7 @@ mod access;
 mod api;
 mod body;
 mod caller;
+mod content_budget;
 mod guard;
 mod pages;
 mod progress;
@@ -16,6 +17,7 @@ mod response;
 mod routes;
 mod sent_bytes;
 mod server;
+mod streamed_json;
 #[cfg(test)]
 mod tests;
 

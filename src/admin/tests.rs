@@ -453,3 +453,25 @@ async fn an_export_has_all_dead_letters_and_only_so_many_are_sent_at_a_time() {
 async fn call(server: &Server, request: Request) -> axum::response::Response {
     server.routes.call(request).await.unwrap()
 }
+
+#[tokio::test]
+async fn an_edit_waits_some_seconds_for_two_others_and_is_refused_then() {
+    let directory = tempfile::tempdir().unwrap();
+    let (actions, ledger) = actions(directory.path()).await;
+    let server = server_with(directory.path(), actions).await;
+    let edit = |body| {
+        let request = Request::post("/api/v1/dead-letters/1/edit").header(HOST, "localhost");
+        let request = request.header(AUTHORIZATION, OPERATOR).header(CONTENT_TYPE, "application/json");
+        call(&server, request.body(body).unwrap())
+    };
+    let never = || Body::from_stream(futures_util::stream::pending::<Result<Vec<u8>, std::io::Error>>());
+    tokio::time::pause();
+    let (_, _, refused) = tokio::join!(edit(never()), edit(never()), edit(never()));
+    assert_eq!(refused.status().as_u16(), 503);
+    let refused: Value = serde_json::from_slice(&to_bytes(refused.into_body(), 1 << 20).await.unwrap()).unwrap();
+    assert_eq!(refused["error"], "too_many_edits");
+    tokio::time::resume();
+    let draft = edit(Body::from(json!({"dry_run": true}).to_string())).await;
+    assert_eq!(draft.status().as_u16(), 200, "the others have ended");
+    ledger.close().await;
+}

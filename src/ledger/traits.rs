@@ -176,6 +176,13 @@ pub trait LedgerReader: Send + Sync + 'static {
         revision: Option<i64>,
     ) -> BoxFuture<'static, Result<Option<DeadLetterDetail>, OpenError>>;
 
+    /// How many bytes the body of a stored dead letter has in this revision, or the last one; `None` as
+    /// [`dead_letter_revision`](Self::dead_letter_revision). It does not read the body.
+    ///
+    /// # Errors
+    /// The ledger cannot be read.
+    fn dead_letter_bytes(&self, id: i64, revision: Option<i64>) -> BoxFuture<'static, Result<Option<u64>, OpenError>>;
+
     /// The stored dead letters that are neither replayed nor discarded.
     ///
     /// # Errors

@@ -2,6 +2,9 @@
 //!
 //! It reads requests and writes answers. `LetterActions` decides and records.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use axum::Extension;
 use axum::extract::{Path, Request, State};
 use axum::http::StatusCode;
@@ -11,6 +14,8 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
 use utoipa::{IntoParams, IntoResponses, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -21,7 +26,9 @@ use super::query::{Parameters, page_limit};
 use crate::admin::access::Actor;
 use crate::admin::body::read_json;
 use crate::admin::guard::require_user;
+use crate::admin::progress::Progress;
 use crate::admin::response::{error_response, json_response};
+use crate::admin::streamed_json::streamed_json;
 use crate::chain::chain;
 use crate::dead_letters::{
     ActionError, ChangedLetters, EditDraft, EditRequest, EditedLetter, LetterActions, LetterActionsHandle,
@@ -33,6 +40,10 @@ use crate::ledger::LetterProgress;
 const MAX_REQUEST: usize = 256 << 10;
 /// Largest body of a request that contains a message, in bytes.
 const MAX_EDIT: usize = 24 << 20;
+/// Edits at a time, with the bodies that are sent to be edited.
+const MAX_EDITS: usize = 2;
+/// How long an edit waits for others to end.
+const EDIT_WAIT: Duration = Duration::from_secs(5);
 
 /// The routes.
 pub(in crate::admin) fn router(actions: LetterActionsHandle) -> OpenApiRouter {
@@ -45,10 +56,15 @@ pub(in crate::admin) fn router(actions: LetterActionsHandle) -> OpenApiRouter {
         .routes(routes!(release))
         .routes(routes!(discard))
         .routes(routes!(edit))
+        .layer(Extension(EditPermits(Arc::new(Semaphore::new(MAX_EDITS)))))
         .layer(from_fn(reject_cross_site))
         .layer(from_fn(require_user))
         .with_state(actions)
 }
+
+/// Limits the edits in progress.
+#[derive(Clone)]
+struct EditPermits(Arc<Semaphore>);
 
 /// The latest replays.
 #[derive(Serialize, ToSchema)]
@@ -263,9 +279,15 @@ async fn edit(
     State(actions): State<LetterActionsHandle>,
     Path(id): Path<i64>,
     Extension(actor): Extension<Actor>,
+    Extension(EditPermits(permits)): Extension<EditPermits>,
     request: Request,
 ) -> Response {
-    respond(async {
+    let Ok(permit) = timeout(EDIT_WAIT, permits.acquire_owned()).await else {
+        let message = format!("{MAX_EDITS} edits are in progress; try again later");
+        return error_response(StatusCode::SERVICE_UNAVAILABLE, "too_many_edits", &message);
+    };
+    let progress = request.extensions().get::<Progress>().cloned();
+    let edited = async {
         let (actions, request) = (opened(&actions)?, read::<EditRequest>(request, MAX_EDIT).await?);
         let new = match request {
             EditRequest { dry_run: true, revision: None, body_base64: None, change_order_id: false } => {
@@ -283,8 +305,11 @@ async fn edit(
             }
         };
         actions.edit(id, new, actor.name).await.map(EditAnswer::Edited).map_err(failure)
-    })
-    .await
+    };
+    match edited.await {
+        Ok(answer) => streamed_json(move || answer, permit, progress),
+        Err(rejected) => *rejected,
+    }
 }
 
 async fn respond<T: serde::Serialize>(answer: impl Future<Output = Result<T, Box<Response>>>) -> Response {

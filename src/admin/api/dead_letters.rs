@@ -18,8 +18,10 @@ use utoipa_axum::routes;
 
 use super::document::{AnyError, ApiError, ReadError};
 use super::query::{Parameters, QueryError, limit_up_to, page_limit, unreadable};
+use crate::admin::content_budget::ContentBudget;
 use crate::admin::progress::Progress;
 use crate::admin::response::{content_type, error_response, json_response};
+use crate::admin::streamed_json::streamed_json;
 use crate::dead_letters::WholeLetter;
 use crate::escape::json_escaped;
 use crate::ledger::report::PointInTime;
@@ -43,6 +45,8 @@ const MAX_PART: usize = 64 << 10;
 struct LetterApi {
     ledger: Arc<dyn LedgerReader>,
     exports: Arc<Semaphore>,
+    /// Limits the bodies of single letters that are being sent.
+    budget: ContentBudget,
 }
 
 /// The routes.
@@ -52,7 +56,11 @@ pub(super) fn router(ledger: Arc<dyn LedgerReader>) -> OpenApiRouter {
         .routes(routes!(groups))
         .routes(routes!(export))
         .routes(routes!(show))
-        .with_state(LetterApi { ledger, exports: Arc::new(Semaphore::new(MAX_EXPORTS)) })
+        .with_state(LetterApi {
+            ledger,
+            exports: Arc::new(Semaphore::new(MAX_EXPORTS)),
+            budget: ContentBudget::default(),
+        })
 }
 
 /// Which dead letters. Every parameter is optional.
@@ -206,18 +214,32 @@ async fn show(
     State(api): State<LetterApi>,
     Path(id): Path<String>,
     Parameters(RevisionParameters { revision }): Parameters<RevisionParameters>,
+    request: Request,
 ) -> Response {
     let Ok(id) = id.parse::<i64>() else {
         return QueryError("the number of a dead letter is expected".to_owned()).into_response();
     };
-    match api.ledger.dead_letter_revision(id, revision).await {
-        Ok(Some(detail)) => json_response(StatusCode::OK, &WholeLetter::from(detail)),
-        Ok(None) => {
-            let which = revision.map_or_else(String::new, |revision| format!(" with revision {revision}"));
-            let message = format!("there is no dead letter {id}{which}");
-            error_response(StatusCode::NOT_FOUND, "unknown_dead_letter", &message)
-        }
-        Err(error) => unreadable(&error),
+    let unknown = || {
+        let which = revision.map_or_else(String::new, |revision| format!(" with revision {revision}"));
+        error_response(StatusCode::NOT_FOUND, "unknown_dead_letter", &format!("there is no dead letter {id}{which}"))
+    };
+    let bytes = match api.ledger.dead_letter_bytes(id, revision).await {
+        Ok(Some(bytes)) => bytes,
+        Ok(None) => return unknown(),
+        Err(error) => return unreadable(&error),
+    };
+    let Some(held) = api.budget.hold(bytes).await else {
+        let message = "other large dead letters are being sent; try again later";
+        return error_response(StatusCode::SERVICE_UNAVAILABLE, "too_many_large_answers", message);
+    };
+    // The budget is held until the letter is read, even if the request was dropped.
+    let read = tokio::spawn(async move { (api.ledger.dead_letter_revision(id, revision).await, held) });
+    let progress = request.extensions().get::<Progress>().cloned();
+    match read.await {
+        Ok((Ok(Some(detail)), held)) => streamed_json(move || WholeLetter::from(detail), held, progress),
+        Ok((Ok(None), _)) => unknown(),
+        Ok((Err(error), _)) => unreadable(&error),
+        Err(panicked) => error_response(StatusCode::INTERNAL_SERVER_ERROR, "panicked", &panicked.to_string()),
     }
 }
 

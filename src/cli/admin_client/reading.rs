@@ -13,7 +13,7 @@ use crate::chain::chain;
 
 /// The largest document, in bytes: a dead letter of 64 MiB, each byte of which is escaped.
 const MAX_DOCUMENT_BYTES: usize = 512 << 20;
-/// How long to wait for the next part of an answer in lines.
+/// How long to wait for the next part of an answer.
 const PART_DEADLINE: Duration = Duration::from_secs(60);
 
 /// The parts of a path below `/api/v1`, which need no escaping.
@@ -31,17 +31,18 @@ impl AdminClient {
         self.read_within(path, query, READ_DEADLINE).await
     }
 
-    /// The same, within another time.
+    /// The same, if the answer begins within another time. A large one takes as long as it takes, while more of it arrives.
     pub(in crate::cli) async fn read_within<T: DeserializeOwned>(
         &self,
         path: Path<'_>,
         query: &Query,
         within: Duration,
     ) -> Result<Option<T>, AdminClientError> {
-        let request = self.http.get(self.url(path, query)).timeout(within);
-        let mut response = self.send(request).await?;
+        let late = |_| AdminClientError::NoAnswer { address: self.address };
+        let mut response = timeout(within, self.send(self.http.get(self.url(path, query)))).await.map_err(late)??;
         let (code, mut body) = (response.status(), Vec::new());
-        while let Some(chunk) = response.chunk().await.map_err(|error| self.unreachable(error))? {
+        let mut part = async || timeout(PART_DEADLINE, response.chunk()).await.map_err(late);
+        while let Some(chunk) = part().await?.map_err(|error| self.unreachable(error))? {
             body.extend_from_slice(&chunk);
             if body.len() > MAX_DOCUMENT_BYTES {
                 return Err(self.not_orderd(format!("more than {MAX_DOCUMENT_BYTES} bytes")));

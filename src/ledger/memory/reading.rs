@@ -60,6 +60,11 @@ impl LedgerReader for MemoryLedger {
         ready(Ok(detail)).boxed()
     }
 
+    fn dead_letter_bytes(&self, id: i64, revision: Option<i64>) -> BoxFuture<'static, Result<Option<u64>, OpenError>> {
+        let detail = self.tables().letters.detail(id).filter(|_| revision.is_none_or(|revision| revision == 0));
+        ready(Ok(detail.map(|detail| detail.content.body.len() as u64))).boxed()
+    }
+
     fn unresolved_dead_letters(&self) -> BoxFuture<'static, Result<UnresolvedDeadLetters, OpenError>> {
         ready(Ok(self.tables().letters.unresolved())).boxed()
     }

@@ -116,6 +116,15 @@ pub(super) fn detail(directory: &Path, id: i64, revision: Option<i64>) -> Result
     })
 }
 
+/// The length of the body in this revision, or the last one. It is in the row's header, so no body is read.
+pub(super) fn bytes(directory: &Path, id: i64, revision: Option<i64>) -> Result<Option<u64>, OpenError> {
+    read(directory, |connection| {
+        let sql = "SELECT length(body) FROM stored_contents
+                   WHERE letter_id = ?1 AND (?2 IS NULL OR revision = ?2) ORDER BY revision DESC LIMIT 1";
+        connection.query_row(sql, (id, revision), |row| row.get::<_, i64>(0).map(i64::cast_unsigned)).optional()
+    })
+}
+
 fn read_detail(
     snapshot: &Connection,
     letter: DeadLetter,

@@ -84,6 +84,11 @@ impl LedgerReader for SqliteReader {
         blocking(move || letter_queries::detail(&directory, id, revision))
     }
 
+    fn dead_letter_bytes(&self, id: i64, revision: Option<i64>) -> BoxFuture<'static, Result<Option<u64>, OpenError>> {
+        let directory = self.directory.clone();
+        blocking(move || letter_queries::bytes(&directory, id, revision))
+    }
+
     fn unresolved_dead_letters(&self) -> BoxFuture<'static, Result<UnresolvedDeadLetters, OpenError>> {
         let directory = self.directory.clone();
         blocking(move || letter_queries::unresolved_letters(&directory))
@@ -138,6 +143,10 @@ impl LedgerReader for SqliteLedger {
         revision: Option<i64>,
     ) -> BoxFuture<'static, Result<Option<DeadLetterDetail>, OpenError>> {
         self.reader().dead_letter_revision(id, revision)
+    }
+
+    fn dead_letter_bytes(&self, id: i64, revision: Option<i64>) -> BoxFuture<'static, Result<Option<u64>, OpenError>> {
+        self.reader().dead_letter_bytes(id, revision)
     }
 
     fn unresolved_dead_letters(&self) -> BoxFuture<'static, Result<UnresolvedDeadLetters, OpenError>> {

@@ -12,6 +12,7 @@ mod control;
 mod crash_points;
 mod dead_letters;
 mod dead_letters_by_http;
+mod dead_letters_large;
 mod delivery_limit;
 mod drain;
 mod erase;

@@ -106,6 +106,9 @@ async fn an_edited_letter_says_who_has_edited_it_and_its_content_before_can_be_r
     assert_eq!(body(None).await, Some((2, "two".to_owned())));
     assert_eq!(body(Some(1)).await, Some((1, "one".to_owned())));
     assert_eq!(body(Some(0)).await.unwrap().1.into_bytes(), before.content.body);
+    let bytes = async |revision| ledger.dead_letter_bytes(1, revision).await.unwrap();
+    assert_eq!((bytes(None).await, bytes(Some(0)).await), (Some(3), Some(before.content.body.len() as u64)));
+    assert_eq!((bytes(Some(3)).await, ledger.dead_letter_bytes(2, None).await.unwrap()), (None, None));
     assert_eq!((body(Some(3)).await, body(Some(-1)).await), (None, None));
     let edits = ledger.dead_letter_revision(1, Some(0)).await.unwrap().unwrap().edits;
     let edits: Vec<_> =
