@@ -12,7 +12,7 @@ DEBUG := $(CARGO_TARGET_DIR)/debug
 DIST := $(CARGO_TARGET_DIR)/dist
 
 .DEFAULT_GOAL := help
-.PHONY: help build install uninstall test systemd-test cluster-test deny demo up down bench soak carts replays image image-test clean
+.PHONY: help build install uninstall test systemd-test cluster-test deny demo up down bench letters soak carts replays image image-test clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -92,6 +92,12 @@ bench: ## Compare orderd's throughput with the broker's own limit; STEPS=http wi
 	@tests/support/prerequisites.sh
 	@$(STEP) "build orderd and the benchmark with full optimization" $(CARGO) bench --profile dist --locked --bench pipeline --no-run
 	@$(STEP) "benchmark" $(CARGO) bench --profile dist --locked --bench pipeline -- $(if $(N),--orders $(N)) $(if $(STEPS),--steps $(STEPS)) $(if $(NOTIFY),--notify $(NOTIFY))
+
+letters: ## Time and memory of listing, grouping, exporting and planning to replay N=100000 stored dead letters; fails above 0.5 s for a list or groups
+	@tests/support/prerequisites.sh
+	@$(STEP) "find or install RabbitMQ" $(NODE) install
+	@$(STEP) "build orderd and the benchmark with full optimization" $(CARGO) bench --profile dist --locked --bench dead_letters --no-run
+	@$(STEP) "$(or $(N),100000) dead letters" $(CARGO) bench --profile dist --locked --bench dead_letters -- --letters $(or $(N),100000)
 
 soak: programs ## Random faults under load; check that no order, event or completed step is lost or duplicated; FAULTS=300 SEED=1 KINDS=ledger_moved
 	@$(STEP) "soak" $(DEBUG)/soak $(if $(FAULTS),--faults $(FAULTS)) $(if $(SEED),--seed $(SEED)) $(if $(KINDS),--kinds $(KINDS))

@@ -15,7 +15,7 @@ use tokio::time::timeout;
 use super::response::error_response;
 
 /// How long the client may take to send it.
-const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why a command is refused because of its body.
 #[derive(Debug)]

@@ -1,5 +1,7 @@
 //! The OpenAPI document and the answers agree: each route is in the document, and each answer is valid by its schema.
 
+mod contract;
+
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
@@ -34,8 +36,9 @@ use crate::ledger::conformance::{accept, analytics, at, attempt, dead_letter, fi
 use crate::ledger::memory::MemoryLedger;
 use crate::ledger::sqlite::SqliteLedger;
 use crate::ledger::{
-    JournalAction, JournalWriter, Ledger, LedgerEntry, LedgerMaintenance, LedgerWriter, LetterSource, LetterState,
-    LetterWriter, NewJournalEntry, NewOrder, NewStoredLetter, StepAction, UnresolvedDeadLetters, UnresolvedSum,
+    JournalAction, JournalWriter, Ledger, LedgerEntry, LedgerMaintenance, LedgerReader, LedgerWriter, LetterSource,
+    LetterState, LetterWriter, NewJournalEntry, NewOrder, NewStoredLetter, StepAction, UnresolvedDeadLetters,
+    UnresolvedSum,
 };
 use crate::management::Alarm;
 use crate::message::{ExchangeNames, Publication, Publisher, TrustedUsers, Unpublished};
@@ -81,6 +84,12 @@ async fn answer_commands(mut commands: CommandReceiver) {
             ControlCommand::Reload { answer, .. } => drop(answer.send(Ok(reload_report()))),
             ControlCommand::SetPaused { consumer, paused, answer, .. } if consumer == "order" => {
                 let _ = answer.send(Ok(PauseReport { consumer, paused, changed: true }));
+            }
+            ControlCommand::SetPaused { consumer, answer, .. } if consumer == "busy" => {
+                let _ = answer.send(Err(ControlError::Busy { consumer, draining: 8 }));
+            }
+            ControlCommand::SetPaused { consumer, answer, .. } if consumer == "stuck" => {
+                let _ = answer.send(Err(ControlError::NotPersisted { reason: "full".to_owned() }));
             }
             ControlCommand::SetPaused { consumer, answer, .. } => {
                 let _ = answer.send(Err(ControlError::UnknownConsumer { consumer, known: vec!["order".to_owned()] }));
@@ -145,6 +154,10 @@ async fn server(directory: &Path) -> Server {
 }
 
 async fn server_with(directory: &Path, actions: LetterActionsHandle) -> Server {
+    server_of(directory, actions, Arc::new(ledger().await))
+}
+
+fn server_of(directory: &Path, actions: LetterActionsHandle, ledger: Arc<dyn LedgerReader>) -> Server {
     let mut queue = QueueView::unknown(QueueRole::Work { consumer: "order".to_owned() });
     (queue.ready, queue.detail_at) = (Some(1), Some(at(1_000)));
     let finding = Finding {
@@ -172,7 +185,7 @@ async fn server_with(directory: &Path, actions: LetterActionsHandle) -> Server {
     let (control, commands) = Control::new();
     let guard = AccessGuard { loopback: true, hosts: Vec::new(), authenticator: authenticator(directory) };
     let commands_to = (control, actions);
-    let router = routes::router(Arc::new(registry), Arc::new(ledger().await), commands_to, guard);
+    let router = routes::router(Arc::new(registry), ledger, commands_to, guard);
     let _daemon = AbortOnDropHandle::new(tokio::spawn(answer_commands(commands)));
     Server { routes: TowerToHyperService::new(router), _breakers, _daemon }
 }
@@ -318,7 +331,7 @@ async fn actions(directory: &Path) -> (LetterActionsHandle, Arc<SqliteLedger>) {
     for n in 1..=4 {
         ledger.store_letter(stored_letter(&format!("ord-{n}"), n)).await.unwrap();
     }
-    let consumer = KnownConsumer { name: "order".into(), format: Some(Format::Own) };
+    let consumer = KnownConsumer { name: "order".into(), format: Some(Format::Own), check: |_, _, _| Ok(()) };
     let consumers = watch::Sender::new([("order_queue".to_owned(), consumer)].into());
     let deps = ReplayDeps {
         ledger: Arc::clone(&ledger) as Arc<dyn Ledger>,

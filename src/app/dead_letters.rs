@@ -8,20 +8,21 @@ use std::time::Duration;
 
 use tokio::sync::{Mutex, watch};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{error, info, warn};
 
 use super::collection_pause::CollectionPauseWatch;
+use super::letter_sums::{StoreChanges, sum_up};
 use crate::amqp::Connector;
-use crate::chain::chain;
 use crate::config::{Config, Consumer};
 use crate::dead_letters::{
     AccessToQueue, Collector, CollectorDeps, KnownConsumer, KnownConsumers, LetterActions, LetterActionsHandle,
     LetterParser, QueueAccess, Reparse, ReplayDeps, Replayer, WaitCause, Waiting,
 };
-use crate::ledger::{Ledger, LedgerReader, LetterSource, LetterWriter};
+use crate::handlers::message_check;
+use crate::ledger::{Ledger, LetterSource, LetterWriter};
 use crate::metrics::CollectionPause;
 use crate::pipeline::{Intake, ServiceAccess};
 use crate::shutdown::Shutdown;
@@ -32,10 +33,6 @@ use crate::supervisor::{RestartPolicy, supervise};
 const STOP_LIMIT: Duration = Duration::from_secs(5);
 /// How long a collector that keeps dying is left stopped.
 const COOL_DOWN: Duration = Duration::from_secs(30);
-/// How often the store is added up for the status.
-const SUM_INTERVAL: Duration = Duration::from_secs(10);
-/// Between two sums, at least this many times as long as the last one took.
-const SUM_PAUSE_FACTOR: u32 = 20;
 
 /// The collectors.
 pub(super) struct DeadLetters {
@@ -95,7 +92,10 @@ impl DeadLetters {
             pause: pause.subscribe(),
             version: env!("CARGO_PKG_VERSION"),
         };
-        let sums = sum_up(config.ledger.location().reader(), Arc::clone(&status_registry), shutdown.clone());
+        let changes = StoreChanges { actions: replayer.actions(), replays: replayer.running() };
+        let registry = Arc::clone(&status_registry);
+        let show_sums = move |sums| registry.set_unresolved_dead_letters(sums);
+        let sums = sum_up(config.ledger.location().reader(), show_sums, changes, shutdown.clone());
         let deps = CollectorDeps {
             source: Arc::new(connector.for_optional_connections()),
             pause: pause.subscribe(),
@@ -158,12 +158,7 @@ impl DeadLetters {
 
     /// Removed queues stay known, because their messages may still be dead-lettered.
     fn apply_consumers(&self, consumers: &BTreeMap<String, Consumer>) {
-        let work = consumers.iter().filter(|(_, consumer)| !consumer.handles_failures());
-        let known = work.map(|(name, consumer)| {
-            let format = consumer.format.clone();
-            (consumer.queue.clone(), KnownConsumer { name: name.as_str().into(), format })
-        });
-        let known: KnownConsumers = known.collect();
+        let known = known_consumers(consumers);
         self.present_consumers.send_replace(known.clone());
         self.consumers.send_modify(|consumers| consumers.extend(known));
     }
@@ -199,6 +194,16 @@ impl DeadLetters {
             error!(error = %died, "the supervisor of the replays of dead letters died");
         }
     }
+}
+
+/// The consumers of work queues.
+fn known_consumers(consumers: &BTreeMap<String, Consumer>) -> KnownConsumers {
+    let work = consumers.iter().filter(|(_, consumer)| !consumer.handles_failures());
+    let known = work.map(|(name, consumer)| {
+        let (format, check) = (consumer.format.clone(), message_check(&consumer.handler_settings));
+        (consumer.queue.clone(), KnownConsumer { name: name.as_str().into(), format, check })
+    });
+    known.collect()
 }
 
 /// Runs a collector until it is stopped. One that keeps dying is left stopped for a while and then started again.
@@ -260,14 +265,5 @@ async fn replay_supervised(replayer: Arc<Replayer>, shutdown: Shutdown) {
     }
 }
 
-/// Adds the store up for the status, until a shutdown begins.
-async fn sum_up(reader: Arc<dyn LedgerReader>, status_registry: Arc<StatusRegistry>, shutdown: Shutdown) {
-    loop {
-        let begun = Instant::now();
-        let open = reader.unresolved_dead_letters().await.map_err(|error| chain(&error));
-        status_registry.set_unresolved_dead_letters(open);
-        if !shutdown.sleep(SUM_INTERVAL.max(begun.elapsed() * SUM_PAUSE_FACTOR)).await {
-            return;
-        }
-    }
-}
+#[cfg(test)]
+mod tests;

@@ -16,6 +16,7 @@ mod dead_letters;
 mod event_logs;
 mod journal;
 mod ledger;
+mod letter_sums;
 mod observability;
 mod orphaned_objects;
 mod pauses;

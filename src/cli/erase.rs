@@ -20,7 +20,7 @@ use crate::chain::chain;
 use crate::config::Config;
 use crate::escape::escaped;
 use crate::handlers;
-use crate::ledger::{ErasedRows, ErasureOptions, ErasureSubject, ErasureTargets, UnfinishedSteps};
+use crate::ledger::{ErasedRows, ErasureOptions, ErasureSubject, ErasureTargets, JournalHead, UnfinishedSteps};
 use crate::management::{ManagementClient, Totals};
 
 /// How long the broker may take to say how many messages its queues have.
@@ -84,7 +84,7 @@ struct ErasedFile {
 
 /// Erases the data and prints what was done.
 ///
-/// Returns the exit code: 0, 1 if nothing about the customer, order or message was found, 70 if a file cannot be rewritten, 70 or 78 if
+/// Returns the exit code: 0, 1 if nothing about the customer, order or message was found or dead letters that are being replayed were left, 70 if a file cannot be rewritten, 70 or 78 if
 /// the ledger cannot be used.
 ///
 /// # Errors
@@ -129,7 +129,7 @@ pub async fn run(args: &EraseArgs, config: &Config, out: &mut dyn Write, err: &m
         Format::Text => write_text(&report, out)?,
         Format::Json => write_json(&report, out)?,
     }
-    Ok(if report.is_empty() { Exit::Refused } else { Exit::Done })
+    Ok(report.exit())
 }
 
 impl Subject {
@@ -152,6 +152,14 @@ impl ErasureReport {
             && self.messages.is_empty()
             && self.event_files.is_empty()
             && dead_letters + replaying_dead_letters == 0
+    }
+
+    /// 1 if nothing was found, or if the command has to be repeated for dead letters that are being replayed.
+    fn exit(&self) -> Exit {
+        match self.is_empty() || self.ledger.replaying_dead_letters > 0 {
+            true => Exit::Refused,
+            false => Exit::Done,
+        }
     }
 }
 
@@ -271,26 +279,37 @@ fn other_dead_letters(subject: &ErasureSubject, ledger: &ErasedRows) -> Vec<Stri
     let ErasedRows { replaying_dead_letters, unattributed_dead_letters, .. } = *ledger;
     let mut places = Vec::new();
     if replaying_dead_letters > 0 {
-        places.push(format!(
-            "{replaying_dead_letters} dead letters that are being replayed: repeat the command afterwards"
-        ));
+        places.push(replaying_text(replaying_dead_letters));
     }
-    let id = match subject {
-        ErasureSubject::Customer(id) | ErasureSubject::Order(id) | ErasureSubject::Message(id) => id,
+    let (id, unknown) = match subject {
+        ErasureSubject::Customer(id) => (id, "customer"),
+        ErasureSubject::Order(id) | ErasureSubject::Message(id) => (id, "order"),
         ErasureSubject::DeadLetter(_) => return places,
     };
     if unattributed_dead_letters > 0 {
         places.push(format!(
-            "{unattributed_dead_letters} stored dead letters of which no order is known: orderd dead-letters list --state any \
+            "{unattributed_dead_letters} stored dead letters of which no {unknown} is known: orderd dead-letters list --state any \
              --text '{id}' finds those that contain the id; erase each with --dead-letter"
         ));
     }
     places
 }
 
+/// `1 dead letter that is being replayed: …`.
+fn replaying_text(letters: usize) -> String {
+    let (what, its) = match letters {
+        1 => ("1 dead letter that is".to_owned(), "its replay has"),
+        letters => (format!("{letters} dead letters that are"), "their replays have"),
+    };
+    format!("{what} being replayed: repeat the command once {its} ended")
+}
+
 fn write_text(report: &ErasureReport, out: &mut dyn Write) -> io::Result<()> {
     let ErasureReport { dry_run, orders, messages, ledger, event_files, queues: _, not_erased } = report;
     let lines: usize = event_files.iter().map(|file| file.lines).sum();
+    if ledger.replaying_dead_letters > 0 {
+        writeln!(out, "INCOMPLETE: not erased: {}", replaying_text(ledger.replaying_dead_letters))?;
+    }
     let heading = match (report.is_empty(), dry_run) {
         (true, _) => "nothing found, nothing erased",
         (false, true) => "would erase (nothing was changed)",
@@ -311,6 +330,48 @@ fn write_text(report: &ErasureReport, out: &mut dyn Write) -> io::Result<()> {
     writeln!(out, "  step texts     {}", ledger.step_texts)?;
     writeln!(out, "  dead letters   {}", ledger.dead_letters)?;
     writeln!(out, "  event lines    {lines} in {} files", event_files.len())?;
+    if let Some(JournalHead { seq, hash }) = ledger.journal {
+        writeln!(out, "  journal        entry {seq}, {hash}")?;
+    }
     writeln!(out, "not erased")?;
     not_erased.iter().try_for_each(|place| writeln!(out, "  {}", escaped(place)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(ledger: ErasedRows) -> ErasureReport {
+        let not_erased = other_dead_letters(&ErasureSubject::DeadLetter(7), &ledger);
+        ErasureReport {
+            dry_run: false,
+            orders: Vec::new(),
+            messages: Vec::new(),
+            ledger,
+            event_files: Vec::new(),
+            queues: None,
+            not_erased,
+        }
+    }
+
+    #[test]
+    fn an_erasure_that_leaves_a_dead_letter_that_is_being_replayed_does_not_look_like_a_success() {
+        let of = |dead_letters, replaying_dead_letters| {
+            report(ErasedRows { dead_letters, replaying_dead_letters, ..ErasedRows::default() })
+        };
+        let first_line = |report: &ErasureReport| {
+            let mut out = Vec::new();
+            write_text(report, &mut out).unwrap();
+            String::from_utf8(out).unwrap().lines().next().unwrap().to_owned()
+        };
+        for (left, expected) in [(of(0, 1), "1 dead letter that is being"), (of(3, 2), "2 dead letters that are being")]
+        {
+            assert_eq!(left.exit(), Exit::Refused);
+            let first = first_line(&left);
+            assert!(first.starts_with("INCOMPLETE") && first.contains(expected), "{first}");
+        }
+        let complete = of(3, 0);
+        assert_eq!((complete.exit(), first_line(&complete)), (Exit::Done, "erased".to_owned()));
+        assert_eq!(of(0, 0).exit(), Exit::Refused);
+    }
 }

@@ -21,7 +21,7 @@ pub enum Exit {
     Denied,
     /// 78: the configuration is invalid, or the broker contradicts it.
     Config,
-    /// 130: interrupted (Ctrl-C). What it has started continues in the daemon.
+    /// 130: interrupted (Ctrl-C). A replay that has begun continues in the daemon.
     Interrupted,
 }
 
@@ -60,7 +60,7 @@ pub(super) const EXIT_CODES: [(u8, &str); 9] = [
     (70, "internal error, or a daemon that did not stop in time"),
     (77, "the daemon does not accept the token, or the user may only read"),
     (78, "configuration error, or reload rejected"),
-    (130, "interrupted while waiting for a replay, which continues"),
+    (130, "interrupted (Ctrl-C) while it dealt with dead letters; a replay that has begun continues"),
 ];
 
 /// What the help says after the options.

@@ -2,6 +2,8 @@
 //!
 //! Both give the same values, so a command has one output. It prints nothing but what a person has to know about the choice.
 
+mod replays;
+
 use std::io::{self, Write};
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +20,7 @@ use crate::escape::escaped;
 use crate::ledger::trace::Trace;
 use crate::ledger::{
     DeadLetter, DeadLetterDetail, DeadLetterFilter, DeadLetterGroups, DeadLetterPage, DeadLetterQuery, JournalFilter,
-    JournalPage, JournalQuery, LedgerReader, OpenError, WholeDeadLetters,
+    JournalPage, JournalQuery, LedgerReader, OpenError, ReplayReader, WholeDeadLetters,
 };
 
 /// How long a daemon may take to answer whether it gives us access, before the ledger is read instead.
@@ -37,6 +39,8 @@ pub(super) enum LedgerSource {
     /// The ledger of this machine.
     Ledger {
         reader: Arc<dyn LedgerReader>,
+        /// The same for replays.
+        replays: Arc<dyn ReplayReader>,
         /// Why no daemon was asked, if another token would change that.
         no_token: bool,
     },
@@ -124,7 +128,7 @@ impl LedgerSource {
                 Err(NoDaemon::None) => {}
             }
         }
-        let source = LedgerSource::Ledger { reader: location.reader(), no_token };
+        let source = LedgerSource::Ledger { reader: location.reader(), replays: location.replay_reader(), no_token };
         Ok(Ok(OpenedSource { source, config }))
     }
 
@@ -185,13 +189,13 @@ impl LedgerSource {
                 let parameters = letter_parameters(&filter);
                 LetterExport::Daemon(client.read_lines(&["dead-letters", "export"], &parameters).await?)
             }
-            LedgerSource::Ledger { reader, no_token } => LetterExport::Ledger(PagedExport {
+            LedgerSource::Ledger { reader, no_token, .. } => LetterExport::Ledger(Box::new(PagedExport {
                 reader: Arc::clone(reader),
                 no_token: *no_token,
                 filter,
                 after: Some(0),
                 page: Vec::new().into_iter(),
-            }),
+            })),
         })
     }
 
@@ -303,6 +307,9 @@ fn letter_parameters(filter: &DeadLetterFilter) -> Query {
         since,
         until,
         text,
+        min_retries,
+        currency,
+        min_total,
         routing_key,
         replay,
     } = filter;
@@ -314,6 +321,8 @@ fn letter_parameters(filter: &DeadLetterFilter) -> Query {
     let mut add = |name, value: Option<String>| parameters.extend(value.map(|value| (name, value)));
     add("source", source.map(|source| source.as_str().to_owned()));
     add("replay", replay.map(|replay| replay.to_string()));
+    add("min_retries", min_retries.map(|retries| retries.to_string()));
+    add("min_total", min_total.map(|total| total.to_string()));
     add("since", since.map(|since| since.to_string()));
     add("until", until.map(|until| until.to_string()));
     for (name, value) in [
@@ -324,6 +333,7 @@ fn letter_parameters(filter: &DeadLetterFilter) -> Query {
         ("customer", customer),
         ("order", order),
         ("text", text),
+        ("currency", currency),
         ("routing_key", routing_key),
     ] {
         add(name, value.clone());
@@ -343,7 +353,7 @@ pub(super) enum LetterExport {
     /// From a daemon.
     Daemon(DocumentLines),
     /// From the ledger.
-    Ledger(PagedExport),
+    Ledger(Box<PagedExport>),
 }
 
 /// An export from the ledger.

@@ -1,6 +1,7 @@
 //! The command line: parses arguments, runs commands, and maps their results to exit codes.
 
 mod admin_client;
+mod argument;
 pub mod check;
 pub mod control;
 mod csv_cell;
@@ -36,6 +37,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{CommandFactory, Parser, Subcommand};
 use jiff::Timestamp;
 use output::Output;
+use terminal_size::{Width, terminal_size_of};
 
 pub use exit::Exit;
 
@@ -139,6 +141,8 @@ pub fn main() -> ExitCode {
         return Exit::Usage.into();
     }
     let sources = Sources::from_process(arguments.config, arguments.settings, handlers::REGISTRY);
+    let terminal = terminal_size_of(io::stdout());
+    text::set_terminal_width(terminal.map(|(Width(columns), _)| columns));
     let mut out = Output::stdout();
     let exit = run_command(arguments.command, &sources, &mut out).and_then(|exit| out.flush().map(|()| exit));
     finished(exit).into()

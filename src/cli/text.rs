@@ -2,6 +2,7 @@
 //! what it shows.
 
 use std::io::{self, Write};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -10,8 +11,31 @@ use crate::config::duration;
 
 /// Maximum width of a line of the status, in columns.
 pub(super) const MAX_WIDTH: usize = 110;
+/// A narrower terminal wraps what it gets.
+const MIN_WIDTH: usize = 40;
+/// Columns of the terminal that the output is for; `None` inside: it is not for a terminal.
+static TERMINAL_WIDTH: OnceLock<Option<usize>> = OnceLock::new();
 /// Column at which the text after a label begins.
 const LABEL_WIDTH: usize = 14;
+
+/// Says once, at the start, what the output is for. Text that another program reads is not wrapped, so that it finds each line whole.
+pub(super) fn set_terminal_width(width: Option<u16>) {
+    // Only the first call counts.
+    let _ = TERMINAL_WIDTH.set(width.map(usize::from));
+}
+
+/// Maximum width of a line of text, in columns; `None`: nothing is wrapped.
+pub(super) fn line_width() -> Option<usize> {
+    match TERMINAL_WIDTH.get() {
+        None => Some(MAX_WIDTH),
+        Some(width) => width.map(|width| width.clamp(MIN_WIDTH, MAX_WIDTH)),
+    }
+}
+
+/// Maximum width of a table that needs as much as there is, in columns; `None`: nothing is wrapped.
+pub(super) fn table_width() -> Option<u16> {
+    TERMINAL_WIDTH.get().copied().flatten().map(|width| u16::try_from(width.max(MIN_WIDTH)).unwrap_or(u16::MAX))
+}
 
 /// At most `max` characters of a text; an ellipsis replaces the rest.
 pub(super) fn shortened(text: &str, max: usize) -> String {
@@ -56,21 +80,22 @@ pub(super) fn whole_seconds(seconds: f64) -> String {
 
 /// Writes a label with text beside it, wrapped.
 pub(super) fn labelled(label: &str, text: &str, out: &mut dyn Write) -> io::Result<()> {
-    wrap(&format!("{label:<width$} {text}", width = LABEL_WIDTH - 1), LABEL_WIDTH, out)
+    wrap(&format!("{label:<width$} {text}", width = LABEL_WIDTH - 1), LABEL_WIDTH, line_width(), out)
 }
 
 /// Writes text, wrapped; further lines are indented a little.
 pub(super) fn wrapped(text: &str, out: &mut dyn Write) -> io::Result<()> {
-    wrap(text, 2, out)
+    wrap(text, 2, line_width(), out)
 }
 
-/// Writes text in lines of at most [`MAX_WIDTH`] characters, broken at spaces; all but the first are indented. A longer
-/// word gets a line of its own.
-fn wrap(text: &str, indent: usize, out: &mut dyn Write) -> io::Result<()> {
+/// Writes text in lines of at most `max` characters, broken at spaces; all but the first are indented. A longer word gets a line of its
+/// own.
+fn wrap(text: &str, indent: usize, max: Option<usize>, out: &mut dyn Write) -> io::Result<()> {
+    let Some(max) = max else { return writeln!(out, "{}", text.trim_end()) };
     let width = |text: &str| text.chars().count();
     let (mut line, mut has_word) = (String::new(), false);
     for word in text.split(' ') {
-        if has_word && width(&line) + 1 + width(word) > MAX_WIDTH {
+        if has_word && width(&line) + 1 + width(word) > max {
             writeln!(out, "{}", line.trim_end())?;
             (line, has_word) = (" ".repeat(indent), false);
         }
@@ -94,6 +119,17 @@ mod tests {
             ["0 delayed retries", "1 delayed retry", "2 delayed retries"]
         );
         assert_eq!([1, 2].map(|count| counted(count, "call")), ["1 call", "2 calls"]);
+    }
+
+    #[test]
+    fn text_is_wrapped_at_the_width_of_the_terminal_and_not_at_all_for_another_program() {
+        let shown = |max| {
+            let mut out = Vec::new();
+            wrap("in the store: 3 open", 2, max, &mut out).unwrap();
+            String::from_utf8(out).unwrap()
+        };
+        assert_eq!(shown(Some(14)), "in the store:\n  3 open\n");
+        assert_eq!(shown(None), "in the store: 3 open\n");
     }
 
     #[test]

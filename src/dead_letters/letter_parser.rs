@@ -2,7 +2,6 @@
 //!
 //! Pure. Headers are believed only on copies that orderd is proven to have published; everything else is shown as it came.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -10,9 +9,9 @@ use tokio::sync::watch;
 
 use super::fingerprint::{fingerprint, without_counts};
 use super::message_json::{headers_json, properties_json};
-use super::order::{Reading, order_of_event, read_failed_order, read_order};
-use crate::formats::Format;
-use crate::ledger::{Identification, LetterOrder, LetterOrigin, LetterSource, MAX_SEARCH_BYTES, NewStoredLetter};
+use super::order::{Reading, order_of_event};
+use super::reading::{KnownConsumers, LetterReading, Searched, first_provenance};
+use crate::ledger::{Identification, LetterOrigin, LetterSource, MAX_SEARCH_BYTES, NewStoredLetter};
 use crate::message::{Delivery, ExchangeNames, HeaderValue, Headers, Provenance, Sender, TrustedUsers, names};
 use crate::recovery::{DeadLetterReason, History, MAX_REASON_BYTES};
 
@@ -28,24 +27,6 @@ const BROKER_REASONS: [&str; 4] = ["rejected", "expired", "maxlen", "delivery_li
 const OTHER: &str = "other";
 /// As in the ledger's other tables: the queue that the message failed in has no consumer.
 const UNKNOWN: &str = "unknown";
-
-/// Every reason that orderd gives a dead letter.
-pub(super) fn known_reasons() -> impl Iterator<Item = &'static str> {
-    let reasons = DeadLetterReason::ALL.into_iter().map(DeadLetterReason::as_str);
-    reasons.chain(BROKER_REASONS).chain([OTHER, FOREIGN, UNROUTED])
-}
-
-/// A consumer whose messages may be dead-lettered.
-#[derive(Debug, Clone, PartialEq)]
-pub struct KnownConsumer {
-    /// Its name.
-    pub name: Arc<str>,
-    /// The format of its messages, if they are orders.
-    pub format: Option<Format>,
-}
-
-/// By queue. A reload changes them.
-pub type KnownConsumers = BTreeMap<String, KnownConsumer>;
 
 /// Reads messages.
 #[derive(Debug, Clone)]
@@ -125,8 +106,17 @@ impl LetterParser {
         let message = &delivery.message;
         let published = without_counts(&message.headers);
         let queue = source.as_str();
+        let searched = Searched {
+            identity: identity.as_deref(),
+            order: &order,
+            message_id: message.properties.message_id.as_deref(),
+            routing_key: &delivery.routing_key,
+            code: &cause.code,
+            failure_reason: cause.failure_reason.as_deref(),
+            body: text.as_deref(),
+        };
         NewStoredLetter {
-            search: search_text(delivery, &cause, identity.as_deref(), &order, text.as_deref()),
+            search: searched.text(),
             source,
             origin: cause.origin,
             reason: cause.reason,
@@ -237,23 +227,11 @@ impl LetterParser {
 
     fn order(&self, delivery: &Delivery, cause: &Cause) -> Reading {
         let consumers = self.consumers.borrow();
-        let by_name = |name: &str| consumers.values().find(|consumer| *consumer.name == *name);
-        match cause.queue.as_deref().and_then(|queue| consumers.get(queue)).or_else(|| by_name(&cause.consumer)) {
-            Some(KnownConsumer { format: Some(format), .. }) => read_failed_order(delivery, format, self.max_body),
-            Some(KnownConsumer { format: None, .. }) => Reading::default(),
-            None => {
-                let mut formats: Vec<Format> = Vec::new();
-                for format in consumers.values().filter_map(|consumer| consumer.format.as_ref()).chain([&Format::Own]) {
-                    if !formats.contains(format) {
-                        formats.push(format.clone());
-                    }
-                }
-                let mut reading = read_order(delivery, &formats, self.max_body);
-                // The failed-order consumer has recorded such a copy by the identity of the message.
-                reading.identity = reading.identity.filter(|_| !cause.is_copy);
-                reading
-            }
-        }
+        LetterReading::new(&consumers, cause.queue.as_deref(), Some(&cause.consumer)).read(
+            delivery,
+            cause.is_copy,
+            self.max_body,
+        )
     }
 
     /// The text of the body, for a search.
@@ -276,16 +254,8 @@ impl LetterParser {
         Some(cut(key).to_owned())
     }
 
-    /// Who published the message first. Of a copy, a header says so.
     fn provenance<'a>(&self, delivery: &'a Delivery, is_copy: bool) -> Provenance<'a> {
-        let user = delivery.message.properties.user_id.as_deref().unwrap_or_default();
-        let first = if is_copy { text(&delivery.message.headers, names::ORIGINAL_USER_ID).unwrap_or("") } else { user };
-        let sender = match first {
-            "" => Sender::Unverified,
-            user if self.users.contains(user) => Sender::Own,
-            user => Sender::User(user),
-        };
-        Provenance { sender, is_copy, generated: None, cloud_event: None }
+        first_provenance(&delivery.message, is_copy, |user| self.users.contains(user))
     }
 }
 
@@ -314,36 +284,6 @@ fn text<'a>(headers: &'a Headers, name: &str) -> Option<&'a str> {
 /// Only a forged header is longer.
 fn cut(text: &str) -> &str {
     &text[..text.floor_char_boundary(MAX_REASON_BYTES)]
-}
-
-/// What a search finds: what a person may know about the message, then the beginning of its text.
-fn search_text(
-    delivery: &Delivery,
-    cause: &Cause,
-    identity: Option<&str>,
-    order: &LetterOrder,
-    body: Option<&str>,
-) -> String {
-    let properties = &delivery.message.properties;
-    let known = [
-        identity,
-        order.id.as_deref(),
-        order.customer_id.as_deref(),
-        properties.message_id.as_deref(),
-        Some(delivery.routing_key.as_str()),
-        Some(cause.code.as_str()),
-        cause.failure_reason.as_deref(),
-    ];
-    let mut search = String::new();
-    for part in known.into_iter().flatten().chain(order.products.iter().map(String::as_str)).chain(body) {
-        if search.len() >= MAX_SEARCH_BYTES {
-            break;
-        }
-        search.push_str(&part.to_lowercase());
-        search.push('\n');
-    }
-    search.truncate(search.floor_char_boundary(MAX_SEARCH_BYTES));
-    search
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! queue ─► collector ─► letter_parser (what the message says) ─► ledger: stored ─► ack
+//!                          reading        by whom its body is read: its consumer, else each format
 //!                          order          the order that it is, if it is one
 //!                          fingerprint    what makes it the same message
 //!                          message_json   properties and headers as JSON, with types
@@ -16,17 +17,19 @@ mod fingerprint;
 mod letter_parser;
 mod message_json;
 mod order;
+mod reading;
 mod reparse;
 mod replay;
 mod whole_letter;
 
 pub use collector::{Collector, CollectorDeps};
-pub use letter_parser::{BodyAccess, KnownConsumer, KnownConsumers, LetterParser};
+pub use letter_parser::{BodyAccess, LetterParser};
+pub use reading::{KnownConsumer, KnownConsumers, MessageCheck};
 pub use reparse::Reparse;
 pub use replay::{
     AccessToQueue, ActionError, ChangedLetters, EditDraft, EditRequest, EditedLetter, LetterActions,
     LetterActionsHandle, LetterChangeKind, LetterRequest, ListedReplay, NewBody, NotReplayed, NothingFound,
     QueueAccess, ReplayDeps, ReplayLetters, ReplayPlan, ReplayReport, ReplayRequest, Replayer, RunningReplay,
-    WaitCause, Waiting,
+    WaitCause, Waiting, read_replay, read_replay_letters, read_replays,
 };
 pub use whole_letter::WholeLetter;

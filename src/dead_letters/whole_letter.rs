@@ -8,7 +8,7 @@ use utoipa::ToSchema;
 
 use crate::ledger::{
     DeadLetter, DeadLetterContent, DeadLetterDetail, LetterAttempt, LetterDelivery, LetterReplay, LetterRevision,
-    LetterStep,
+    LetterStep, content_hash,
 };
 
 /// One dead letter with everything about it. Its JSON is a contract: see `docs/reference/cli.md`.
@@ -31,6 +31,8 @@ pub struct WholeLetter {
     /// The body in Base64, if it is not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub body_base64: Option<String>,
+    /// The SHA-256 hash of the body as it is stored: the journal has it of each body before and after an edit.
+    pub body_sha256: String,
     /// What persons have edited, the oldest first.
     pub edits: Vec<LetterRevision>,
     /// Its replays, the oldest first; at most the latest 100.
@@ -47,6 +49,7 @@ impl From<DeadLetterDetail> for WholeLetter {
     fn from(detail: DeadLetterDetail) -> Self {
         let DeadLetterDetail { letter, products, content, edits, replays, attempts, deliveries, steps } = detail;
         let DeadLetterContent { revision, properties, headers, body } = content;
+        let body_sha256 = content_hash(&body);
         let (body, body_base64) = match String::from_utf8(body) {
             Ok(text) => (Some(text), None),
             Err(error) => (None, Some(STANDARD.encode(error.as_bytes()))),
@@ -59,6 +62,7 @@ impl From<DeadLetterDetail> for WholeLetter {
             headers,
             body,
             body_base64,
+            body_sha256,
             edits,
             replays,
             attempts,

@@ -17,6 +17,8 @@ pub struct Mapping {
     pub(super) items: Option<(ValueSlot, LineSlots, PointerTree)>,
     /// The id alone.
     pub(super) id: (ValueSlot, PointerTree),
+    /// The customer's id alone.
+    pub(super) customer_id: Option<((ValueSlot, Option<String>), PointerTree)>,
 }
 
 impl PartialEq for Mapping {
@@ -106,7 +108,11 @@ impl Mapping {
         });
         let mut id = PointerTree::default();
         let id_slot = slot(&spec.id.source, &mut id);
-        Mapping { name: name.into(), document, tree, items, id: (id_slot, id), spec }
+        let customer_id = spec.customer_id.as_ref().map(|source| {
+            let mut tree = PointerTree::default();
+            (text(source, &mut tree), tree)
+        });
+        Mapping { name: name.into(), document, tree, items, id: (id_slot, id), customer_id, spec }
     }
 
     /// Where the values are.

@@ -25,7 +25,9 @@ pub use mapping::Mapping;
 pub use pointer::{MAX_POINTER_BYTES, Pointer, PointerError};
 pub use read::{Explained, Explanation, FieldReading};
 
-use crate::domain::{Amounts, Order, OrderDocument, OrderEvent, OrderId, OtherFields, UnsupportedEvent, object_fields};
+use crate::domain::{
+    Amounts, Order, OrderDocument, OrderEvent, OrderId, OtherFields, TextField, UnsupportedEvent, object_fields, value,
+};
 
 /// A format. A clone shares it.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -114,6 +116,18 @@ impl Format {
                 serde_json::from_str(id?.get()).ok()
             }
             Format::Mapped(mapping) => read::order_id(mapping, document),
+        }
+    }
+
+    /// The customer's id if the document has a readable one, even if the rest is invalid.
+    pub fn customer_id(&self, document: &str) -> Option<String> {
+        match self {
+            Format::Own => {
+                let [id] = object_fields(document, &["customer_id"], OtherFields::NONE).ok()?.named;
+                let id = value::as_id(id?.get()).ok()?;
+                Some(id).filter(|id| id.len() <= TextField::CustomerId.max_bytes())
+            }
+            Format::Mapped(mapping) => read::customer_id(mapping, document),
         }
     }
 

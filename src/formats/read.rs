@@ -79,6 +79,14 @@ pub(super) fn order_id(mapping: &Mapping, document: &str) -> Option<OrderId> {
     OrderId::new([&mapping.spec.id_prefix, &*id].concat())
 }
 
+/// The customer's id, even if the rest of the document is invalid.
+pub(super) fn customer_id(mapping: &Mapping, document: &str) -> Option<String> {
+    let ((slot, none), tree) = mapping.customer_id.as_ref()?;
+    let found = tree.find(document).ok()?;
+    let id = value::as_id(raw(slot, &found)?).ok()?;
+    Some(id).filter(|id| none.as_ref() != Some(id) && id.len() <= TextField::CustomerId.max_bytes())
+}
+
 #[derive(Default)]
 struct Reader {
     order_id: Option<OrderId>,

@@ -169,6 +169,10 @@ fn the_id_of_an_order_is_read_even_if_the_rest_is_invalid() {
     assert_eq!(built_in("shopify").order_id(&document).unwrap().as_str(), "5920047712345");
     assert_eq!(Format::Own.order_id(r#"{"id": 7}"#).unwrap().as_str(), "7");
     assert_eq!(built_in("shopify").order_id("{\"id\": null}"), None);
+    let customer = |format: &Format, document: &str| format.customer_id(document);
+    assert_eq!(customer(&built_in("shopify"), r#"{"customer":{"id":7},"line_items":1}"#).as_deref(), Some("7"));
+    assert_eq!(customer(&built_in("woocommerce"), r#"{"customer_id":0}"#), None, "a guest");
+    assert_eq!(customer(&Format::Own, &format!(r#"{{"customer_id":"{}"}}"#, "x".repeat(201))), None);
 }
 
 fn pointer(text: &str) -> Pointer {

@@ -4,6 +4,7 @@
 //! the same id, which is better than never. Of two copies of a message that arrive at the same time, the second waits and then
 //! finds the first one recorded; this works within one process only.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
@@ -18,7 +19,7 @@ use super::{EventLog, HandlerConsumer, HandlerDeps, HandlerFactory, append, body
 use crate::config::{MessageKind, Section};
 use crate::domain::{Currency, MAX_ITEMS, MAX_PRODUCT_BYTES, MAX_QUANTITY, OrderId, RuleError, Sale, TextField};
 use crate::ledger::{LedgerEntry, NewAnalytics, Recorded};
-use crate::message::Sender;
+use crate::message::{Delivery, Provenance, Sender};
 use crate::metrics::HandlerOutcome;
 use crate::pipeline::{Handler, HandlerError, HandlerInput, HandlerOutput, IntakeGate};
 use crate::recovery::{Failure, FailureKind};
@@ -45,6 +46,10 @@ impl HandlerFactory for AnalyticsFactory {
     const MESSAGES: MessageKind = MessageKind::Analytics;
 
     fn read(_section: &mut Section<'_>) {}
+
+    fn check(delivery: &Delivery, provenance: Provenance<'_>, max_body: usize) -> Result<(), Failure> {
+        decode(delivery, provenance, max_body).map(drop)
+    }
 
     fn build(_consumer: HandlerConsumer<'_>, (): &(), deps: &HandlerDeps) -> Arc<dyn Handler> {
         Arc::new(AnalyticsHandler {
@@ -129,10 +134,7 @@ fn invalid_sale(reason: String) -> Failure {
 
 impl AnalyticsHandler {
     async fn record(&self, input: HandlerInput<'_>) -> Result<HandlerOutput, HandlerError> {
-        let body = &*input.delivery.message.document(self.max_body).map_err(|error| body_failure(&error))?;
-        let name = last_word_of_routing_key(input);
-        let is_own = input.provenance.sender == Sender::Own;
-        let (order_id, sale) = read(name, is_own, body)?;
+        let Event { name, body, order_id, sale } = decode(input.delivery, *input.provenance, self.max_body)?;
         let id = input.identity();
         // The first copy may have to wait for the ledger.
         let waiting = input.ledger.suspend_deadline();
@@ -142,7 +144,7 @@ impl AnalyticsHandler {
             return Ok(HandlerOutput::finished(HandlerOutcome::Duplicate));
         }
         let now = Timestamp::now();
-        append(&self.event_log, event_line(&id, name, now, body), input.ledger).await?;
+        append(&self.event_log, event_line(&id, name, now, &body), input.ledger).await?;
         let event = NewAnalytics { id: id.clone(), order_id, name: name.to_owned(), sale, at: now };
         input.ledger.record(LedgerEntry::Analytics(Box::new(event))).await?;
         Ok(HandlerOutput::finished(HandlerOutcome::Completed))
@@ -157,6 +159,22 @@ impl Handler for AnalyticsHandler {
     fn gates(&self) -> Vec<IntakeGate> {
         vec![IntakeGate::EventFile(self.event_log.state().into())]
     }
+}
+
+/// An event, decoded.
+struct Event<'a> {
+    name: &'a str,
+    body: Cow<'a, str>,
+    /// The order that it is about.
+    order_id: Option<String>,
+    sale: Option<Sale>,
+}
+
+fn decode<'a>(delivery: &'a Delivery, provenance: Provenance<'_>, max_body: usize) -> Result<Event<'a>, Failure> {
+    let body = delivery.message.document(max_body).map_err(|error| body_failure(&error))?;
+    let name = last_word_of_routing_key(delivery);
+    let (order_id, sale) = read(name, provenance.sender == Sender::Own, &body)?;
+    Ok(Event { name, body, order_id, sale })
 }
 
 /// The id of the order that an event is about, and the sale to add to the aggregates.
@@ -180,7 +198,7 @@ mod tests {
     use crate::files::{FILE_MODE, Rolling, Rotation};
     use crate::ledger::LedgerReader;
     use crate::ledger::memory::MemoryLedger;
-    use crate::message::{Delivery, DeliveryId, Message, Properties, Provenance};
+    use crate::message::{DeliveryId, Message, Properties};
     use crate::pipeline::{LedgerAccess, StepAccess};
 
     const SALE: &str = r#"{"event":"processed","order_id":"ord-2","product":"Laptop","quantity":3,"price":"400",

@@ -8,7 +8,10 @@ use serde::Serialize;
 
 use super::HandlerDeps;
 use crate::config::{HandlerSettings, HandlerSpec, MessageKind, Section};
+use crate::dead_letters::MessageCheck;
+use crate::message::{Delivery, Provenance};
 use crate::pipeline::Handler;
+use crate::recovery::Failure;
 
 /// A kind of handler: its name, its own keys in `[consumers.<name>]`, and its construction. Implemented by a unit struct.
 pub trait HandlerFactory: Send + Sync + 'static {
@@ -56,6 +59,15 @@ pub trait HandlerFactory: Send + Sync + 'static {
         None
     }
 
+    /// Whether the handler can read the body of a message, as it does before it acts on one. Orders are checked by their consumer's format
+    /// instead. `max_body`: the longest text that a body may have once it is decompressed, in bytes.
+    ///
+    /// # Errors
+    /// The failure that it would have.
+    fn check(_delivery: &Delivery, _provenance: Provenance<'_>, _max_body: usize) -> Result<(), Failure> {
+        Ok(())
+    }
+
     /// Builds the handler of a consumer.
     fn build(consumer: HandlerConsumer<'_>, settings: &Self::Settings, deps: &HandlerDeps) -> Arc<dyn Handler>;
 }
@@ -72,7 +84,10 @@ pub struct HandlerConsumer<'a> {
 /// Builds the handler of a consumer; it has captured the settings.
 type Build = dyn Fn(HandlerConsumer<'_>, &HandlerDeps) -> Arc<dyn Handler> + Send + Sync;
 
-struct Constructor(Box<Build>);
+struct Constructor {
+    build: Box<Build>,
+    check: MessageCheck,
+}
 
 impl<F: HandlerFactory> HandlerSpec for F {
     fn name(&self) -> &'static str {
@@ -102,7 +117,7 @@ impl<F: HandlerFactory> HandlerSpec for F {
         let (call_time, event_keys) = (F::call_time(&settings), F::event_keys(&settings));
         let retry_limits = F::retry_limits(&settings);
         let build = move |consumer: HandlerConsumer<'_>, deps: &HandlerDeps| F::build(consumer, &settings, deps);
-        HandlerSettings::new(&keys, lines, Constructor(Box::new(build)))
+        HandlerSettings::new(&keys, lines, Constructor { build: Box::new(build), check: F::check })
             .with_call_time(call_time)
             .with_event_keys(event_keys)
             .with_retry_limits(retry_limits)
@@ -115,6 +130,15 @@ impl<F: HandlerFactory> HandlerSpec for F {
 /// If the settings were not made by a [`HandlerFactory`]. Those of a loaded configuration were, since loading rejects unknown
 /// handlers.
 pub fn build(consumer: HandlerConsumer<'_>, settings: &HandlerSettings, deps: &HandlerDeps) -> Arc<dyn Handler> {
-    let Constructor(build) = settings.constructor().expect("a handler factory made the settings");
+    let Constructor { build, .. } = settings.constructor().expect("a handler factory made the settings");
     build(consumer, deps)
+}
+
+/// What the handler of a consumer with these settings can read.
+///
+/// # Panics
+/// As [`build`].
+pub fn message_check(settings: &HandlerSettings) -> MessageCheck {
+    let Constructor { check, .. } = settings.constructor().expect("a handler factory made the settings");
+    *check
 }

@@ -33,7 +33,7 @@ use tokio::sync::watch;
 pub use claim::Claims;
 pub use event_files::{erase_events, event_files, remove_old_events};
 pub use event_log::{EventLog, EventLogClosed, EventLogWriter};
-pub use factory::{HandlerConsumer, HandlerFactory, build};
+pub use factory::{HandlerConsumer, HandlerFactory, build, message_check};
 pub use failed::DeadLetteredEvent;
 pub use notification::LogChannel;
 pub use order::StepOrder;

@@ -4,6 +4,7 @@
 //!
 //! Its own keys: `steps`, at least one.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ use super::order::ID_CONFLICT;
 use super::step_run::{StepRunInput, TAKES_OVER_NONE, message_run, run_steps};
 use super::{HandlerConsumer, HandlerDeps, HandlerFactory, body_failure};
 use crate::config::{MessageKind, Section};
-use crate::message::ExchangeNames;
+use crate::message::{Delivery, ExchangeNames, Provenance};
 use crate::metrics::HandlerOutcome;
 use crate::pipeline::{Handler, HandlerError, HandlerInput, HandlerOutput, IntakeGate};
 use crate::recovery::{ClaimedRun, Failure, FailureKind};
@@ -61,6 +62,10 @@ impl HandlerFactory for StepsFactory {
         settings.steps.retry_limits()
     }
 
+    fn check(delivery: &Delivery, _: Provenance<'_>, max_body: usize) -> Result<(), Failure> {
+        decode(delivery, max_body).map(drop)
+    }
+
     fn build(consumer: HandlerConsumer<'_>, settings: &StepsHandlerSettings, deps: &HandlerDeps) -> Arc<dyn Handler> {
         Arc::new(StepsHandler {
             engine: Engine::new(consumer.name, consumer.workers, &settings.steps, &deps.steps),
@@ -78,6 +83,11 @@ struct StepsHandler {
     max_body: usize,
 }
 
+/// The text that steps are handed.
+fn decode(delivery: &Delivery, max_body: usize) -> Result<Cow<'_, str>, Failure> {
+    delivery.message.text(max_body).map_err(|error| body_failure(&error.into()))
+}
+
 impl StepsHandler {
     async fn process(&self, input: HandlerInput<'_>) -> Result<HandlerOutput, HandlerError> {
         let message = &input.delivery.message;
@@ -87,7 +97,7 @@ impl StepsHandler {
                           idempotency keys when it is delivered again; publish it with a unique message_id";
             return Err(Failure::new(FailureKind::Permanent, "no_message_id", reason).into());
         }
-        let text = message.text(self.max_body).map_err(|error| body_failure(&error.into()))?;
+        let text = decode(input.delivery, self.max_body)?;
         // The consumer may have had another name when the message claimed its run.
         let claimed =
             ClaimedRun::read(input.delivery, *input.provenance).filter(|claimed| !claimed.key.scope.is_empty());

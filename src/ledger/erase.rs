@@ -2,6 +2,8 @@
 
 use serde::Serialize;
 
+use super::journal::JournalHead;
+
 /// Takes the place of erased text. A redelivered order whose customer was erased is still recognized.
 pub const ERASED: &str = "[erased]";
 
@@ -77,11 +79,13 @@ pub struct ErasedRows {
     pub dead_letters: usize,
     /// Stored dead letters whose content is not erased, because they are being published again.
     pub replaying_dead_letters: usize,
-    /// All stored dead letters with a content of which no order is known.
+    /// All stored dead letters with a content of which no order is known, or no customer, if a customer is erased.
     pub unattributed_dead_letters: usize,
     /// Orders and messages of which the results of steps are not erased yet, because they are still needed. Unless an undo has
     /// failed, they are erased as soon as the steps are finished or undone.
     pub unfinished: Vec<UnfinishedSteps>,
+    /// The last entry in the journal about it; `None` if nothing was changed.
+    pub journal: Option<JournalHead>,
     /// Whether copies of erased text may remain in the store's log until it is written anew.
     pub copies_remain: bool,
 }

@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicBool;
 use super::backup::{BackupError, BackupProgress, BackupSummary};
 use super::erase::{ErasedRows, ErasureOptions, ErasureSubject, ErasureTargets};
 use super::error::OpenError;
-use super::replays::Replay;
+use super::replays::{Replay, ReplayReader};
 use super::sqlite::{self, SqliteLedger, SqliteReader};
 use super::traits::{Ledger, LedgerReader};
 
@@ -100,6 +100,13 @@ impl LedgerLocation {
     pub fn storage_problem(&self) -> Option<String> {
         match self {
             LedgerLocation::Directory(directory) => sqlite::storage_problem(directory),
+        }
+    }
+
+    /// A reader of the replays in the ledger, like [`LedgerLocation::reader`].
+    pub fn replay_reader(&self) -> Arc<dyn ReplayReader> {
+        match self {
+            LedgerLocation::Directory(directory) => Arc::new(SqliteReader::new(directory.clone())),
         }
     }
 

@@ -10,6 +10,7 @@ use super::dead_letters::{
 };
 use super::error::LedgerError;
 use super::state::OutageCause;
+use crate::domain::ExactSum;
 
 /// A stored message.
 #[derive(Debug)]
@@ -166,6 +167,8 @@ fn number(index: usize) -> i64 {
 fn matches(filter: &DeadLetterFilter, MemoryLetter { letter, state, .. }: &MemoryLetter) -> bool {
     let is = |wanted: &Option<String>, text: &str| wanted.as_ref().is_none_or(|wanted| wanted == text);
     let is_some = |wanted: &Option<String>, text: &Option<String>| wanted.is_none() || wanted == text;
+    let (total, currency) = letter.order.total.as_ref().map(|(total, currency)| (total, currency)).unzip();
+    let total: Option<ExactSum> = total.map(|total| total.parse().expect("it is an amount"));
     (filter.states.is_empty() || filter.states.contains(state))
         && filter.source.is_none_or(|source| source == letter.source)
         && is(&filter.reason, &letter.reason)
@@ -176,6 +179,12 @@ fn matches(filter: &DeadLetterFilter, MemoryLetter { letter, state, .. }: &Memor
         && is_some(&filter.order, &letter.order.id)
         && is(&filter.routing_key, &letter.routing_key)
         && filter.replay.is_none()
+        && filter.min_retries.is_none_or(|retries| letter.retries >= retries)
+        && filter
+            .currency
+            .as_ref()
+            .is_none_or(|wanted| currency.is_some_and(|currency| currency.eq_ignore_ascii_case(wanted)))
+        && filter.min_total.is_none_or(|least| total.is_some_and(|total| total >= least))
         && filter.since.is_none_or(|since| letter.failed_at >= since)
         && filter.until.is_none_or(|until| letter.failed_at < until)
         && filter.text.as_ref().is_none_or(|text| letter.search.contains(&text.to_lowercase()))

@@ -72,7 +72,7 @@ pub use error::{Cause, LedgerError, OpenError};
 pub use figures::{ChargeSums, Figures, OrderFigures, OrdersByStatus};
 pub use journal::{
     InvalidHash, JournalAction, JournalEntry, JournalFilter, JournalHash, JournalHead, JournalPage, JournalProblem,
-    JournalProblemKind, JournalQuery, JournalVerification, LOCAL_ACTOR, NewJournalEntry, text_hash,
+    JournalProblemKind, JournalQuery, JournalVerification, LOCAL_ACTOR, NewJournalEntry, content_hash,
 };
 pub use location::LedgerLocation;
 pub use replay_outcome::ReplayOutcome;
@@ -80,7 +80,7 @@ pub use replays::{
     BeginAnswer, ChangeAnswer, ClaimedReplay, LetterChange, LetterEdit, LetterOperation, LetterOperationWriter,
     LetterProgress, LetterSelection, MAX_ACTIVE_REPLAYS, MAX_SELECTED_IDS, MAYBE_DUPLICATE, NewReplay, OperationAnswer,
     PublishAnswer, Replay, ReplayCandidate, ReplayGroup, ReplayLetter, ReplayOptions, ReplayReader, ReplayState,
-    SelectionFields, ToPublish, ToSelect,
+    SelectionByFilter, SelectionByIds, SelectionFields, SelectionSchema, ToPublish, ToSelect,
 };
 pub use retention::Pruned;
 pub use state::{LedgerState, Outage, OutageCause};

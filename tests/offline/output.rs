@@ -4,18 +4,58 @@ use std::fs::File;
 use std::io;
 use std::process::{Output, Stdio};
 
-use orderd::ledger::LedgerMaintenance;
+use jiff::Timestamp;
 use orderd::ledger::sqlite::SqliteLedger;
+use orderd::ledger::{
+    Identification, JournalAction, JournalWriter, LedgerMaintenance, LetterOrder, LetterOrigin, LetterSource,
+    LetterWriter, NewJournalEntry, NewStoredLetter,
+};
+use serde_json::json;
 use tempfile::TempDir;
 
 const CONFIG: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/config/orderd.toml");
 
 const ORDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/offline/documents/shopify.json");
 
-/// A directory with a ledger.
+/// A directory with a ledger that has a dead letter and an entry in its journal.
 async fn ledger() -> TempDir {
     let directory = TempDir::new().unwrap();
-    SqliteLedger::open(directory.path()).unwrap().close().await;
+    let ledger = SqliteLedger::open(directory.path()).unwrap();
+    let now = Timestamp::now();
+    let letter = NewStoredLetter {
+        source: LetterSource::DeadLetterQueue,
+        origin: LetterOrigin::Others,
+        reason: "foreign".to_owned(),
+        code: "foreign".to_owned(),
+        failure_kind: None,
+        failure_reason: None,
+        consumer: String::new(),
+        retries: 0,
+        identity: None,
+        order: LetterOrder::default(),
+        origin_queue: None,
+        exchange: "orders.dead_letter".to_owned(),
+        routing_key: "any".to_owned(),
+        message_id: None,
+        user_id: None,
+        failed_at: now,
+        died_at: None,
+        at: now,
+        properties: "{}".to_owned(),
+        headers: "{}".to_owned(),
+        body: b"a body".as_slice().into(),
+        search: "a body".to_owned(),
+        fingerprint: [7; 32],
+        replay_key: None,
+        identification: Identification::Unidentified,
+        redelivered: false,
+        unparsed: false,
+        session: "a".to_owned(),
+    };
+    ledger.store_letter(letter).await.unwrap();
+    let entry = NewJournalEntry::new(now, "ada", JournalAction::Pause, &json!({"consumer": "order"}), &json!({}));
+    ledger.record_action(entry).await.unwrap();
+    ledger.close().await;
     directory
 }
 
@@ -27,6 +67,8 @@ fn commands(ledger: &TempDir) -> Vec<(Vec<String>, i32)> {
         let arguments = [arguments, &["--config", CONFIG, "--set", &ledger]].concat();
         arguments.into_iter().map(str::to_owned).collect::<Vec<_>>()
     };
+    // No daemon is asked: one may run on this machine.
+    let with_ledger = |arguments: &[&str]| with_config(&[arguments, &["--set", "admin.listen=off"]].concat());
     let plain = |arguments: &[&str]| arguments.iter().map(|argument| (*argument).to_owned()).collect::<Vec<_>>();
     vec![
         (with_config(&["check"]), 0),
@@ -45,6 +87,17 @@ fn commands(ledger: &TempDir) -> Vec<(Vec<String>, i32)> {
         (with_config(&["erase", "--customer", "c-1"]), 1),
         (with_config(&["erase", "--order", "ord-1", "--dry-run", "--format", "json"]), 1),
         (with_config(&["erase", "--message", "m-1", "--include-unfinished"]), 1),
+        (with_ledger(&["dead-letters", "list"]), 0),
+        (with_ledger(&["dead-letters", "list", "--code", "nope", "--format", "json"]), 0),
+        (with_ledger(&["dead-letters", "list", "--group"]), 0),
+        (with_ledger(&["dead-letters", "show", "1"]), 0),
+        (with_ledger(&["dead-letters", "show", "1", "--format", "json"]), 0),
+        (with_ledger(&["dead-letters", "export"]), 0),
+        (with_ledger(&["dead-letters", "export", "--format", "csv"]), 0),
+        (with_ledger(&["journal", "list"]), 0),
+        (with_ledger(&["journal", "list", "--format", "ndjson"]), 0),
+        (with_ledger(&["journal", "verify"]), 0),
+        (with_ledger(&["journal", "verify", "--format", "json", "--expect", &"0".repeat(64)]), 1),
         (with_config(&["ledger", "backup", "--force", &backup]), 0),
         (with_config(&["ledger", "backup", "--force", &backup, "--format", "json"]), 0),
         (with_config(&["probe", "--format", "json", "--set", "admin.listen=127.0.0.1:1"]), 69),

@@ -10,6 +10,7 @@ pub mod http;
 pub mod raw_client;
 pub mod smtp_server;
 pub mod step_server;
+pub mod terminal;
 pub mod test_env;
 
 use std::future::Future;

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Extension;
-use axum::extract::{Path, Request, State};
+use axum::extract::{Request, State};
 use axum::http::header::CONTENT_TYPE;
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode};
@@ -26,7 +26,8 @@ use utoipa::IntoParams;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::document::{AnyError, CommandError};
+use super::document::{AnyError, CommandError, ConsumerError};
+use super::query::PathParameter;
 use crate::admin::access::Actor;
 use crate::admin::body::without_body;
 use crate::admin::caller::CallerHandle;
@@ -101,7 +102,7 @@ fn is_json(headers: &HeaderMap) -> bool {
     post,
     path = "/api/v1/reload",
     params(ValidUntil),
-    responses((status = 200, body = ReloadReport), AnyError, CommandError)
+    responses((status = 200, description = "What has changed", body = ReloadReport), AnyError, CommandError)
 )]
 async fn reload(State(state): State<CommandState>, Extension(actor): Extension<Actor>, request: Request) -> Response {
     match without_body(request) {
@@ -115,11 +116,11 @@ async fn reload(State(state): State<CommandState>, Extension(actor): Extension<A
     post,
     path = "/api/v1/consumers/{name}/pause",
     params(("name" = String, Path, description = "The consumer's name"), ValidUntil),
-    responses((status = 200, body = PauseReport), AnyError, CommandError)
+    responses((status = 200, description = "Whether it is paused now", body = PauseReport), AnyError, CommandError, ConsumerError)
 )]
 async fn pause(
     State(state): State<CommandState>,
-    Path(consumer): Path<String>,
+    PathParameter(consumer): PathParameter<String>,
     Extension(actor): Extension<Actor>,
     request: Request,
 ) -> Response {
@@ -131,11 +132,11 @@ async fn pause(
     post,
     path = "/api/v1/consumers/{name}/resume",
     params(("name" = String, Path, description = "The consumer's name"), ValidUntil),
-    responses((status = 200, body = PauseReport), AnyError, CommandError)
+    responses((status = 200, description = "Whether it is paused now", body = PauseReport), AnyError, CommandError, ConsumerError)
 )]
 async fn resume(
     State(state): State<CommandState>,
-    Path(consumer): Path<String>,
+    PathParameter(consumer): PathParameter<String>,
     Extension(actor): Extension<Actor>,
     request: Request,
 ) -> Response {

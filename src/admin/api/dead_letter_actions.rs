@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Extension;
-use axum::extract::{Path, Request, State};
+use axum::extract::{Request, State};
 use axum::http::StatusCode;
 use axum::middleware::from_fn;
 use axum::response::{IntoResponse, Response};
@@ -22,7 +22,7 @@ use utoipa_axum::routes;
 
 use super::commands::reject_cross_site;
 use super::document::{AnyError, ApiError};
-use super::query::{Parameters, page_limit};
+use super::query::{Parameters, PathParameter, page_limit};
 use crate::admin::access::Actor;
 use crate::admin::body::read_json;
 use crate::admin::guard::require_user;
@@ -99,47 +99,85 @@ enum EditAnswer {
 #[serde(deny_unknown_fields)]
 struct LettersQuery {
     /// Only those that are so far
-    #[param(value_type = Option<String>)]
     progress: Option<LetterProgress>,
     /// Only those with a higher number: `next` of the page before
     #[serde(default)]
     after: i64,
     /// How many at most, from 1 to 1000; 50 by default
+    #[param(minimum = 1, maximum = 1_000)]
     limit: Option<usize>,
 }
 
-/// The errors of actions on dead letters.
+/// The errors of what reads replays.
 #[derive(IntoResponses)]
 #[expect(dead_code, reason = "only its description is used")]
-enum DeskRefusal {
-    /// The request makes no sense: `invalid`, `body`, `body_base64`.
+enum ReplayReadError {
+    /// A parameter is wrong, in the path or the query: `query`. There is no valid Host header: `no_host`.
+    #[response(status = 400)]
+    Query(ApiError),
+    /// A request that only reads must not have a body: `body`.
+    #[response(status = 413)]
+    Body(ApiError),
+    /// The daemon is starting, the ledger cannot be read, too many requests are being answered, or the answer takes too long:
+    /// `not_running`, `ledger`, `too_many_requests`, `answer_timeout`.
+    #[response(status = 503)]
+    Unavailable(ApiError),
+}
+
+/// The error of what is about one replay or dead letter.
+#[derive(IntoResponses)]
+#[expect(dead_code, reason = "only its description is used")]
+enum MissingError {
+    /// There is no such replay or dead letter: `missing`.
+    #[response(status = 404)]
+    Missing(ApiError),
+}
+
+/// The errors of what changes something.
+#[derive(IntoResponses)]
+#[expect(dead_code, reason = "only its description is used")]
+enum ActingError {
+    /// The request makes no sense: `invalid`, `body`, `body_base64`, `query` (a parameter in the path), `no_host`.
     #[response(status = 400)]
     Invalid(ApiError),
     /// The sender is a viewer, or a web page of another site: `not_operator`, `cross_site`, `foreign_origin`.
     #[response(status = 403)]
     NotOperator(ApiError),
-    /// There is no such replay or dead letter: `missing`.
-    #[response(status = 404)]
-    Missing(ApiError),
-    /// What it is about has changed, or does not allow it: `conflict`.
-    #[response(status = 409)]
-    Conflict(ApiError),
+    /// The header `Content-Type: application/json` is missing: `content_type`.
+    #[response(status = 415)]
+    ContentType(ApiError),
+    /// The daemon is starting, the ledger cannot record or has no room left for this, too many requests are being answered, or
+    /// the answer takes too long: `not_running`, `ledger`, `disk_space`, `too_many_requests`, `too_many_edits`, `answer_timeout`.
+    #[response(status = 503)]
+    Unavailable(ApiError),
+}
+
+/// The errors of requests with a body.
+#[derive(IntoResponses)]
+#[expect(dead_code, reason = "only its description is used")]
+enum RequestBodyError {
     /// The body has not arrived in time: `body_timeout`.
     #[response(status = 408)]
     Late(ApiError),
     /// The body is too large: `body_too_large`.
     #[response(status = 413)]
     TooLarge(ApiError),
-    /// The header `Content-Type: application/json` is missing: `content_type`.
-    #[response(status = 415)]
-    ContentType(ApiError),
+}
+
+/// The error of what may contradict the present state.
+#[derive(IntoResponses)]
+#[expect(dead_code, reason = "only its description is used")]
+enum ConflictError {
+    /// It has changed meanwhile, its state does not allow it, or too many replays run: `conflict`.
+    #[response(status = 409)]
+    Conflict(ApiError),
 }
 
 /// The latest replays
 #[utoipa::path(
     get,
     path = "/api/v1/dead-letters/replays",
-    responses((status = 200, body = ReplayList), AnyError, DeskRefusal)
+    responses((status = 200, description = "The latest replays", body = ReplayList), AnyError, ReplayReadError)
 )]
 async fn replays(State(actions): State<LetterActionsHandle>) -> Response {
     respond(async { Ok(ReplayList { replays: opened(&actions)?.replays().await.map_err(failure)? }) }).await
@@ -150,9 +188,9 @@ async fn replays(State(actions): State<LetterActionsHandle>) -> Response {
     get,
     path = "/api/v1/dead-letters/replays/{id}",
     params(("id" = i64, Path, description = "Its number")),
-    responses((status = 200, body = ReplayReport), AnyError, DeskRefusal)
+    responses((status = 200, description = "The replay", body = ReplayReport), AnyError, ReplayReadError, MissingError)
 )]
-async fn replay(State(actions): State<LetterActionsHandle>, Path(id): Path<i64>) -> Response {
+async fn replay(State(actions): State<LetterActionsHandle>, PathParameter(id): PathParameter<i64>) -> Response {
     respond(async { opened(&actions)?.replay(id).await.map_err(failure) }).await
 }
 
@@ -161,11 +199,11 @@ async fn replay(State(actions): State<LetterActionsHandle>, Path(id): Path<i64>)
     get,
     path = "/api/v1/dead-letters/replays/{id}/letters",
     params(("id" = i64, Path, description = "Its number"), LettersQuery),
-    responses((status = 200, body = ReplayLetters), AnyError, DeskRefusal)
+    responses((status = 200, description = "A page of its dead letters", body = ReplayLetters), AnyError, ReplayReadError, MissingError)
 )]
 async fn letters(
     State(actions): State<LetterActionsHandle>,
-    Path(id): Path<i64>,
+    PathParameter(id): PathParameter<i64>,
     Parameters(query): Parameters<LettersQuery>,
 ) -> Response {
     respond(async {
@@ -181,7 +219,7 @@ async fn letters(
     post,
     path = "/api/v1/dead-letters/replays",
     request_body = ReplayRequest,
-    responses((status = 200, body = ReplayAnswer), AnyError, DeskRefusal)
+    responses((status = 200, description = "The replay, or with `dry_run` what it would do", body = ReplayAnswer), AnyError, ActingError, RequestBodyError, ConflictError)
 )]
 async fn start(
     State(actions): State<LetterActionsHandle>,
@@ -204,22 +242,22 @@ async fn start(
     post,
     path = "/api/v1/dead-letters/replays/{id}/stop",
     params(("id" = i64, Path, description = "Its number")),
-    responses((status = 200, body = ReplayReport), AnyError, DeskRefusal)
+    responses((status = 200, description = "The replay", body = ReplayReport), AnyError, ActingError, MissingError)
 )]
 async fn stop(
     State(actions): State<LetterActionsHandle>,
-    Path(id): Path<i64>,
+    PathParameter(id): PathParameter<i64>,
     Extension(actor): Extension<Actor>,
 ) -> Response {
     respond(async { opened(&actions)?.stop(id, actor.name).await.map_err(failure) }).await
 }
 
-/// Put dead letters aside with a note: no replay takes them
+/// Hold dead letters, with a note: replays leave them out
 #[utoipa::path(
     post,
     path = "/api/v1/dead-letters/hold",
     request_body = LetterRequest,
-    responses((status = 200, body = ChangedLetters), AnyError, DeskRefusal)
+    responses((status = 200, description = "What was changed, or with `dry_run` would be", body = ChangedLetters), AnyError, ActingError, RequestBodyError)
 )]
 async fn hold(
     State(actions): State<LetterActionsHandle>,
@@ -229,12 +267,12 @@ async fn hold(
     change(actions, actor, request, LetterChangeKind::Hold).await
 }
 
-/// Open dead letters again that were put aside
+/// Open held dead letters again
 #[utoipa::path(
     post,
     path = "/api/v1/dead-letters/release",
     request_body = LetterRequest,
-    responses((status = 200, body = ChangedLetters), AnyError, DeskRefusal)
+    responses((status = 200, description = "What was changed, or with `dry_run` would be", body = ChangedLetters), AnyError, ActingError, RequestBodyError)
 )]
 async fn release(
     State(actions): State<LetterActionsHandle>,
@@ -249,7 +287,7 @@ async fn release(
     post,
     path = "/api/v1/dead-letters/discard",
     request_body = LetterRequest,
-    responses((status = 200, body = ChangedLetters), AnyError, DeskRefusal)
+    responses((status = 200, description = "What was changed, or with `dry_run` would be", body = ChangedLetters), AnyError, ActingError, RequestBodyError)
 )]
 async fn discard(
     State(actions): State<LetterActionsHandle>,
@@ -273,11 +311,11 @@ async fn change(actions: LetterActionsHandle, actor: Actor, request: Request, ac
     path = "/api/v1/dead-letters/{id}/edit",
     params(("id" = i64, Path, description = "Its number")),
     request_body = EditRequest,
-    responses((status = 200, body = EditAnswer), AnyError, DeskRefusal)
+    responses((status = 200, description = "The new revision, or with `dry_run` the body to edit", body = EditAnswer), AnyError, ActingError, RequestBodyError, MissingError, ConflictError)
 )]
 async fn edit(
     State(actions): State<LetterActionsHandle>,
-    Path(id): Path<i64>,
+    PathParameter(id): PathParameter<i64>,
     Extension(actor): Extension<Actor>,
     Extension(EditPermits(permits)): Extension<EditPermits>,
     request: Request,

@@ -5,24 +5,27 @@
 use std::sync::Arc;
 
 use axum::body::{Body, Bytes};
-use axum::extract::{Path, Request, State};
+use axum::extract::{Request, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use futures_util::stream::{StreamExt, iter, unfold};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use utoipa::openapi::RefOr;
+use utoipa::openapi::schema::{ObjectBuilder, Schema, Type};
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::document::{AnyError, ApiError, ReadError};
-use super::query::{Parameters, QueryError, limit_up_to, page_limit, unreadable};
+use super::query::{Parameters, PathParameter, QueryError, limit_up_to, page_limit, unreadable};
 use crate::admin::content_budget::ContentBudget;
 use crate::admin::progress::Progress;
 use crate::admin::response::{content_type, error_response, json_response};
 use crate::admin::streamed_json::streamed_json;
 use crate::dead_letters::WholeLetter;
+use crate::domain::ExactSum;
 use crate::escape::json_escaped;
 use crate::ledger::report::PointInTime;
 use crate::ledger::{
@@ -68,7 +71,8 @@ pub(super) fn router(ledger: Arc<dyn LedgerReader>) -> OpenApiRouter {
 #[serde(deny_unknown_fields, default)]
 #[into_params(parameter_in = Query)]
 struct LetterParameters {
-    /// Only those in this state: `open` (the default), `held`, `replaying`, `replayed`, `discarded` or `any`
+    /// Only those in this state, or in `any`; `open` by default
+    #[param(schema_with = state_schema)]
     state: Option<String>,
     /// Only those taken from this queue
     source: Option<LetterSource>,
@@ -92,6 +96,13 @@ struct LetterParameters {
     until: Option<PointInTime>,
     /// Only those that contain this text
     text: Option<String>,
+    /// Only those that failed after at least this many delayed retries
+    min_retries: Option<u32>,
+    /// Only orders in this currency, such as EUR
+    currency: Option<String>,
+    /// Only orders that cost this much or more, in whatever currency unless one is given
+    #[param(value_type = Option<String>)]
+    min_total: Option<ExactSum>,
     /// Only those that were last published with this routing key
     routing_key: Option<String>,
     /// Only letters of this replay; `state` is `any` then by default
@@ -101,7 +112,13 @@ struct LetterParameters {
     /// Only those with a higher number, the oldest first: `next` of the page before. Only for a list; 0 begins with the first
     after: Option<i64>,
     /// How many at most, 50 by default: up to 1000 dead letters, or 10000 groups. Not for an export
+    #[param(minimum = 1, maximum = 10_000)]
     limit: Option<usize>,
+}
+
+fn state_schema() -> impl Into<RefOr<Schema>> {
+    let states = LetterState::ALL.iter().map(|state| state.as_str()).chain(["any"]);
+    ObjectBuilder::new().schema_type(Type::String).enum_values(Some(states))
 }
 
 impl LetterParameters {
@@ -113,7 +130,8 @@ impl LetterParameters {
             ("any", None) => Vec::new(),
             (_, None) => return Err(QueryError(format!("state: unknown state {state:?}"))),
         };
-        let LetterParameters { reason, code, consumer, product, customer, order, text, routing_key, .. } = self;
+        let LetterParameters { reason, code, consumer, product, customer, order, text, currency, routing_key, .. } =
+            self;
         Ok(DeadLetterFilter {
             states,
             source: self.source,
@@ -126,6 +144,9 @@ impl LetterParameters {
             since: self.since.map(|since| since.at(now)),
             until: self.until.map(|until| until.at(now)),
             text: text.clone(),
+            min_retries: self.min_retries,
+            currency: currency.clone(),
+            min_total: self.min_total,
             routing_key: routing_key.clone(),
             replay: self.replay,
         })
@@ -146,7 +167,7 @@ struct LetterList {
     get,
     path = "/api/v1/dead-letters",
     params(LetterParameters),
-    responses((status = 200, body = LetterList), AnyError, ReadError)
+    responses((status = 200, description = "A page of dead letters", body = LetterList), AnyError, ReadError)
 )]
 async fn list(
     State(api): State<LetterApi>,
@@ -172,7 +193,7 @@ async fn list(
     get,
     path = "/api/v1/dead-letters/groups",
     params(LetterParameters),
-    responses((status = 200, body = DeadLetterGroups), AnyError, ReadError)
+    responses((status = 200, description = "The groups, the largest first", body = DeadLetterGroups), AnyError, ReadError)
 )]
 async fn groups(
     State(api): State<LetterApi>,
@@ -204,7 +225,7 @@ struct RevisionParameters {
     path = "/api/v1/dead-letters/{id}",
     params(("id" = i64, Path, description = "Its number"), RevisionParameters),
     responses(
-        (status = 200, body = WholeLetter),
+        (status = 200, description = "The dead letter", body = WholeLetter),
         (status = 404, body = ApiError, description = "There is none with this number, or no such revision: `unknown_dead_letter`"),
         AnyError,
         ReadError
@@ -212,13 +233,10 @@ struct RevisionParameters {
 )]
 async fn show(
     State(api): State<LetterApi>,
-    Path(id): Path<String>,
+    PathParameter(id): PathParameter<i64>,
     Parameters(RevisionParameters { revision }): Parameters<RevisionParameters>,
     request: Request,
 ) -> Response {
-    let Ok(id) = id.parse::<i64>() else {
-        return QueryError("the number of a dead letter is expected".to_owned()).into_response();
-    };
     let unknown = || {
         let which = revision.map_or_else(String::new, |revision| format!(" with revision {revision}"));
         error_response(StatusCode::NOT_FOUND, "unknown_dead_letter", &format!("there is no dead letter {id}{which}"))
@@ -250,7 +268,17 @@ async fn show(
     get,
     path = "/api/v1/dead-letters/export",
     params(LetterParameters),
-    responses((status = 200, body = WholeLetter, content_type = "application/x-ndjson"), AnyError, ReadError)
+    responses(
+        (status = 200, description = "The dead letters", body = WholeLetter, content_type = "application/x-ndjson"),
+        AnyError,
+        ReadError,
+        (
+            status = 503,
+            body = ApiError,
+            description = "Two exports are being sent, too many requests are being answered, or the answer takes too long to begin: \
+                `too_many_exports`, `too_many_requests`, `answer_timeout`"
+        )
+    )
 )]
 async fn export(
     State(api): State<LetterApi>,

@@ -8,6 +8,8 @@ use axum::response::Response;
 use jiff::Timestamp;
 use serde::Deserialize;
 use utoipa::IntoParams;
+use utoipa::openapi::RefOr;
+use utoipa::openapi::schema::{ObjectBuilder, Schema, Type};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -15,7 +17,7 @@ use super::document::{AnyError, ReadError};
 use super::query::{Parameters, QueryError, page_limit, unreadable};
 use crate::admin::response::json_response;
 use crate::ledger::report::PointInTime;
-use crate::ledger::{JournalFilter, JournalPage, JournalQuery, LedgerReader};
+use crate::ledger::{JournalAction, JournalFilter, JournalPage, JournalQuery, LedgerReader};
 
 /// The routes.
 pub(super) fn router(ledger: Arc<dyn LedgerReader>) -> OpenApiRouter {
@@ -36,11 +38,18 @@ struct JournalParameters {
     /// Only entries with exactly this actor
     actor: Option<String>,
     /// Only entries with exactly this action
+    #[param(schema_with = action_schema)]
     action: Option<String>,
     /// Only entries with a lower number: `next` of the page before
     before: Option<i64>,
     /// How many at most, up to 1000; 50 by default
+    #[param(minimum = 1, maximum = 1_000)]
     limit: Option<usize>,
+}
+
+fn action_schema() -> impl Into<RefOr<Schema>> {
+    let actions = JournalAction::ALL.iter().map(|action| action.as_str());
+    ObjectBuilder::new().schema_type(Type::String).enum_values(Some(actions))
 }
 
 /// A page of the journal, the latest entries first
@@ -48,13 +57,18 @@ struct JournalParameters {
     get,
     path = "/api/v1/journal",
     params(JournalParameters),
-    responses((status = 200, body = JournalPage), AnyError, ReadError)
+    responses((status = 200, description = "A page of entries", body = JournalPage), AnyError, ReadError)
 )]
 async fn journal(
     State(ledger): State<Arc<dyn LedgerReader>>,
     Parameters(parameters): Parameters<JournalParameters>,
 ) -> Result<Response, QueryError> {
     let JournalParameters { since, until, actor, action, before, limit } = parameters;
+    let is_known = |action: &String| JournalAction::ALL.iter().any(|known| known.as_str() == action);
+    if let Some(unknown) = action.as_ref().filter(|action| !is_known(action)) {
+        let known: Vec<&str> = JournalAction::ALL.iter().map(|action| action.as_str()).collect();
+        return Err(QueryError(format!("action: unknown action {unknown:?}; actions: {}", known.join(", "))));
+    }
     let now = Timestamp::now();
     let filter = JournalFilter {
         since: since.map(|since| since.at(now)),

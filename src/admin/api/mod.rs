@@ -21,7 +21,7 @@ use tokio::sync::Semaphore;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use self::document::{AnyError, ReadError};
+use self::document::{AnyError, NoBody, ReadError};
 use self::query::{Parameters, QueryError, unreadable};
 use super::guard::require_user;
 use super::response::{error_response, json_response};
@@ -55,7 +55,7 @@ pub(super) fn router(registry: Arc<StatusRegistry>, ledger: Arc<dyn LedgerReader
 }
 
 /// The status of the daemon, and of the broker as it was last reported
-#[utoipa::path(get, path = "/api/v1/status", responses((status = 200, body = Status), AnyError))]
+#[utoipa::path(get, path = "/api/v1/status", responses((status = 200, description = "The status", body = Status), AnyError, NoBody))]
 async fn status(State(api): State<ApiDeps>) -> Response {
     json_response(StatusCode::OK, &api.registry.snapshot().status)
 }
@@ -65,7 +65,7 @@ async fn status(State(api): State<ApiDeps>) -> Response {
     get,
     path = "/api/v1/report",
     params(ReportQuery),
-    responses((status = 200, body = Report), AnyError, ReadError)
+    responses((status = 200, description = "The report", body = Report), AnyError, ReadError)
 )]
 async fn report(State(api): State<ApiDeps>, Parameters(query): Parameters<ReportQuery>) -> Response {
     let permit = api.reports.acquire_owned().await.expect("this semaphore is never closed");

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Response;
 use jiff::Timestamp;
@@ -12,7 +12,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::document::{AnyError, ApiError, ReadError};
-use super::query::unreadable;
+use super::query::{PathParameter, unreadable};
 use crate::admin::response::{error_response, json_response};
 use crate::ledger::LedgerReader;
 use crate::ledger::trace::{MessageState, StoredCopy, Trace, TracedMessage};
@@ -47,13 +47,13 @@ struct MessagePlace {
     path = "/api/v1/orders/{id}",
     params(("id" = String, Path, description = "The order's id")),
     responses(
-        (status = 200, body = OrderTrace),
+        (status = 200, description = "The history", body = OrderTrace),
         (status = 404, body = ApiError, description = "Nothing is recorded about an order with this id: `unknown_order`"),
         AnyError,
         ReadError
     )
 )]
-async fn order(State(ledger): State<Arc<dyn LedgerReader>>, Path(id): Path<String>) -> Response {
+async fn order(State(ledger): State<Arc<dyn LedgerReader>>, PathParameter(id): PathParameter<String>) -> Response {
     let stored = StoredCopy::query(&id);
     let read = async { Ok((ledger.trace(&id).await?, ledger.dead_letters(stored).await?.letters)) };
     match read.await {

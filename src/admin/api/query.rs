@@ -1,7 +1,10 @@
-//! What requests that read have in common: the errors of their queries, and pages. It reads nothing.
+//! What requests have in common: the parameters in their paths and queries, the errors of those, and pages. It reads nothing.
+
+use std::error::Error;
+use std::str::FromStr;
 
 use axum::extract::rejection::QueryRejection;
-use axum::extract::{FromRequestParts, Query};
+use axum::extract::{FromRequestParts, Path, Query};
 use axum::http::StatusCode;
 use axum::http::request::Parts;
 use axum::response::{IntoResponse, Response};
@@ -24,11 +27,28 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Parameters<T> 
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, QueryError> {
         let query: Result<Query<T>, QueryRejection> = Query::from_request_parts(parts, state).await;
-        query.map(|Query(query)| Parameters(query)).map_err(|rejection| QueryError(rejection.body_text()))
+        query.map(|Query(query)| Parameters(query)).map_err(|rejection| {
+            // Its cause is what is wrong with the query; the rest is about how it was read.
+            QueryError(rejection.source().map_or_else(|| rejection.body_text(), ToString::to_string))
+        })
     }
 }
 
-/// What is wrong with a query.
+/// The parameter in the path of a request, or an answer that says what is wrong with it.
+pub(super) struct PathParameter<T>(pub T);
+
+impl<T: FromStr, S: Send + Sync> FromRequestParts<S> for PathParameter<T> {
+    type Rejection = QueryError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, QueryError> {
+        let path: Result<Path<String>, _> = Path::from_request_parts(parts, state).await;
+        let Path(text) = path.map_err(|_| QueryError("the path is not UTF-8".to_owned()))?;
+        let value = text.parse().map_err(|_| QueryError(format!("the path must contain a number, not {text:?}")))?;
+        Ok(PathParameter(value))
+    }
+}
+
+/// What is wrong with a path or a query.
 #[derive(Debug)]
 pub(super) struct QueryError(pub String);
 

@@ -1,13 +1,13 @@
 //! Why a daemon's admin listener gave no usable answer, and the exit code for it.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use reqwest::StatusCode;
 
 use crate::chain::chain;
 use crate::cli::Exit;
-use crate::config::LoadError;
+use crate::config::{DEFAULT_PATH, LoadError};
 use crate::control::ControlError;
 
 /// Why there is no usable answer.
@@ -30,8 +30,8 @@ pub(in crate::cli) enum AdminClientError {
     Client(#[source] reqwest::Error),
     /// Nothing answers at the address in the configuration.
     #[error(
-        "no daemon answers at {address} ({problem}): start it with `orderd run`, or give its configuration file with --config (now \
-         {config:?}); if admin.listen has changed since the daemon started, give its old address with --address"
+        "no daemon answers at {address} ({problem}): start it with `{}`, or name another one with --config (now {config:?}) or --address",
+        start_command(config)
     )]
     Unreachable { address: SocketAddr, config: PathBuf, problem: String },
     /// Nothing answers at the address of `--address`.
@@ -68,6 +68,13 @@ pub(in crate::cli) enum AdminClientError {
     /// The daemon is too busy, or has not finished the command in time.
     #[error("the daemon at {address}: {message}")]
     Busy { address: SocketAddr, message: String },
+}
+
+/// How the daemon of a configuration is started on this machine.
+fn start_command(config: &Path) -> &'static str {
+    // As sd_booted(3). The unit has the default configuration.
+    let is_service = config == Path::new(DEFAULT_PATH) && Path::new("/run/systemd/system").is_dir();
+    if is_service { "systemctl start orderd" } else { "orderd run" }
 }
 
 /// What to do about a rejection.

@@ -257,7 +257,9 @@ fn innermost(error: &dyn Error) -> String {
     while let Some(source) = error.source() {
         error = source;
     }
-    error.to_string()
+    // The number of a system error says nothing to a person.
+    let text = error.to_string();
+    text.split_once(" (os error").map_or_else(|| text.clone(), |(text, _)| text.to_owned())
 }
 
 /// Whether two paths lead to the same file, as far as this process can determine: the daemon's path may be relative to
@@ -272,6 +274,12 @@ fn is_same_file(ours: &Path, theirs: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_system_error_is_named_without_its_number() {
+        assert_eq!(innermost(&std::io::Error::from_raw_os_error(111)), "Connection refused");
+        assert_eq!(innermost(&std::io::Error::other("timed out")), "timed out");
+    }
 
     #[test]
     fn a_daemons_file_is_recognized_however_its_path_is_written() {

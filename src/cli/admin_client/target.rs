@@ -9,7 +9,9 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use super::{AdminClient, AdminClientError, ConfigFile};
-use crate::config::{Admin, CommandToken, Config, Secret, Sources, load_admin, load_ledger_directory, read_token_file};
+use crate::config::{
+    Admin, CommandToken, Config, LoadError, Secret, Sources, load_admin, load_ledger_directory, read_token_file,
+};
 
 /// The daemon that a command addresses.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -81,7 +83,8 @@ impl DaemonTarget {
                 Ok(admin) => {
                     writeln!(
                         err,
-                        "orderd: the configuration has errors, see `orderd check`; using its admin section to find the daemon"
+                        "orderd: the configuration has errors, see `orderd check`; using its admin section to find the daemon{}",
+                        hint(&errors)
                     )?;
                     (admin, false)
                 }
@@ -90,6 +93,18 @@ impl DaemonTarget {
         };
         let address = listen_address(&admin, &path);
         Ok(address.and_then(|address| AdminClient::new(address, token, Some(ConfigFile { path, is_valid }))))
+    }
+}
+
+/// Another user of this machine may be unable to read the files that the configuration names, which are then its only errors.
+fn hint(errors: &LoadError) -> &'static str {
+    match errors {
+        LoadError::Invalid { problems, .. }
+            if problems.iter().any(|problem| problem.message.contains("Permission denied")) =>
+        {
+            " (this user cannot read some of the files that it names)"
+        }
+        LoadError::Invalid { .. } | LoadError::Unreadable { .. } => "",
     }
 }
 

@@ -8,9 +8,10 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::Asked;
+use super::interrupt::{Interrupt, interrupted};
 use super::plan_text::{letters_and_money, write_groups, write_nothing};
 use super::progress::Progress;
-use super::selection::{Selection, bounded, confirmed, unusable};
+use super::selection::{Answer, Selection, ask, bounded, states_of, unusable};
 use crate::cli::admin_client::{AdminClient, AdminClientError, DaemonTarget};
 use crate::cli::output::write_json;
 use crate::cli::text::counted;
@@ -18,6 +19,7 @@ use crate::cli::{Exit, Format};
 use crate::config::Sources;
 use crate::dead_letters::{ChangedLetters, LetterChangeKind, LetterRequest};
 use crate::escape::escaped;
+use crate::ledger::LetterState;
 
 /// Refused letters that are shown.
 const MAX_SHOWN: usize = 20;
@@ -27,6 +29,9 @@ const MAX_SHOWN: usize = 20;
 pub(super) struct HoldArgs {
     #[command(flatten)]
     selection: Selection,
+    /// Only those in this state [default: open]
+    #[arg(long, value_name = "STATE", value_parser = states_of(LetterChangeKind::Hold))]
+    state: Option<LetterState>,
     /// Why, such as the link of a ticket
     #[arg(long, value_name = "TEXT", value_parser = NonEmptyStringValueParser::new())]
     note: String,
@@ -39,6 +44,9 @@ pub(super) struct HoldArgs {
 pub(super) struct ReleaseArgs {
     #[command(flatten)]
     selection: Selection,
+    /// Only those in this state [default: held]
+    #[arg(long, value_name = "STATE", value_parser = states_of(LetterChangeKind::Release))]
+    state: Option<LetterState>,
     #[command(flatten)]
     common: Common,
 }
@@ -48,6 +56,9 @@ pub(super) struct ReleaseArgs {
 pub(super) struct DiscardArgs {
     #[command(flatten)]
     selection: Selection,
+    /// Only those in this state [default: open]
+    #[arg(long, value_name = "STATE", value_parser = states_of(LetterChangeKind::Discard))]
+    state: Option<LetterState>,
     /// Why they are not needed
     #[arg(long, value_name = "TEXT", value_parser = NonEmptyStringValueParser::new(), required_unless_present = "dry_run")]
     note: Option<String>,
@@ -70,10 +81,32 @@ struct Common {
     format: Format,
 }
 
+impl HoldArgs {
+    /// Whether it changes nothing.
+    pub(super) fn is_dry_run(&self) -> bool {
+        self.common.dry_run
+    }
+}
+
+impl ReleaseArgs {
+    /// Whether it changes nothing.
+    pub(super) fn is_dry_run(&self) -> bool {
+        self.common.dry_run
+    }
+}
+
+impl DiscardArgs {
+    /// Whether it changes nothing.
+    pub(super) fn is_dry_run(&self) -> bool {
+        self.common.dry_run
+    }
+}
+
 /// What is asked for.
 struct Change<'a> {
     action: LetterChangeKind,
     selection: &'a Selection,
+    state: Option<LetterState>,
     note: &'a str,
     /// Asked before it is done.
     question: Option<&'static str>,
@@ -86,8 +119,10 @@ pub(super) async fn hold(
     out: &mut dyn Write,
     err: &mut dyn Write,
 ) -> io::Result<Asked> {
-    let HoldArgs { selection, note, common } = args;
-    change(Change { action: LetterChangeKind::Hold, selection, note, question: None, common }, sources, out, err).await
+    let HoldArgs { selection, state, note, common } = args;
+    let state = *state;
+    change(Change { action: LetterChangeKind::Hold, selection, state, note, question: None, common }, sources, out, err)
+        .await
 }
 
 pub(super) async fn release(
@@ -96,9 +131,15 @@ pub(super) async fn release(
     out: &mut dyn Write,
     err: &mut dyn Write,
 ) -> io::Result<Asked> {
-    let ReleaseArgs { selection, common } = args;
-    change(Change { action: LetterChangeKind::Release, selection, note: "", question: None, common }, sources, out, err)
-        .await
+    let ReleaseArgs { selection, state, common } = args;
+    let state = *state;
+    change(
+        Change { action: LetterChangeKind::Release, selection, state, note: "", question: None, common },
+        sources,
+        out,
+        err,
+    )
+    .await
 }
 
 pub(super) async fn discard(
@@ -107,15 +148,17 @@ pub(super) async fn discard(
     out: &mut dyn Write,
     err: &mut dyn Write,
 ) -> io::Result<Asked> {
-    let DiscardArgs { selection, note, yes, common } = args;
+    let DiscardArgs { selection, state, note, yes, common } = args;
+    let state = *state;
     let question = (!yes).then_some("Discard them? They cannot be replayed then.");
     let note = note.as_deref().unwrap_or_default();
-    change(Change { action: LetterChangeKind::Discard, selection, note, question, common }, sources, out, err).await
+    change(Change { action: LetterChangeKind::Discard, selection, state, note, question, common }, sources, out, err)
+        .await
 }
 
 async fn change(change: Change<'_>, sources: &Sources, out: &mut dyn Write, err: &mut dyn Write) -> io::Result<Asked> {
-    let Change { action, selection, note, question, common } = change;
-    let selection = match selection.selection(Timestamp::now()) {
+    let Change { action, selection, state, note, question, common } = change;
+    let selection = match selection.selection(state, Timestamp::now()) {
         Ok(selection) => selection,
         Err(problem) => return unusable(problem, err).map(Ok),
     };
@@ -124,29 +167,39 @@ async fn change(change: Change<'_>, sources: &Sources, out: &mut dyn Write, err:
         Err(error) => return Ok(Err(error)),
     };
     let mut request = LetterRequest { selection, note: note.to_owned(), dry_run: true, after: 0 };
-    let planned = match send(&client, action, &mut request, err).await? {
-        Ok(planned) => planned,
-        Err(error) => return Ok(Err(error)),
+    let mut interrupt = Interrupt::new()?;
+    let planned = match send(&client, action, &mut request, &mut interrupt, err).await? {
+        Sent::Answered(planned) => planned,
+        Sent::Failed(error) => return Ok(Err(error)),
+        Sent::Interrupted => return Ok(Ok(Exit::Interrupted)),
     };
     if common.dry_run || planned.changed == 0 {
-        return write_planned(action, &planned, common.format, out).map(Ok);
+        let state = state.unwrap_or(action.states()[0]);
+        return write_planned((action, state), &planned, common.format, out).map(Ok);
     }
-    if let Some(question) = question {
+    if question.is_some() || (action == LetterChangeKind::Discard && common.format == Format::Text) {
         writeln!(err, "to {}: {}", verb(action), letters_and_money(planned.changed, &planned.groups))?;
         write_groups(&planned.groups, err)?;
-        match confirmed(question, err)? {
-            Some(true) => {}
-            Some(false) => return Ok(Ok(Exit::Refused)),
-            None => {
+    }
+    if let Some(question) = question {
+        match ask(question, &mut interrupt, err).await? {
+            Answer::Yes => {}
+            Answer::No => {
+                writeln!(err, "{}", nothing_done(action))?;
+                return Ok(Ok(Exit::Refused));
+            }
+            Answer::Interrupted => return interrupted(&nothing_done(action), err).map(Ok),
+            Answer::Nobody => {
                 writeln!(err, "orderd: nothing was done: use --yes, because nobody can be asked here")?;
                 return Ok(Ok(Exit::Usage));
             }
         }
     }
     (request.dry_run, request.after) = (false, 0);
-    let done = match send(&client, action, &mut request, err).await? {
-        Ok(done) => ChangedLetters { groups: planned.groups, ..done },
-        Err(error) => return Ok(Err(error)),
+    let done = match send(&client, action, &mut request, &mut interrupt, err).await? {
+        Sent::Answered(done) => ChangedLetters { groups: planned.groups, ..done },
+        Sent::Failed(error) => return Ok(Err(error)),
+        Sent::Interrupted => return Ok(Ok(Exit::Interrupted)),
     };
     match common.format {
         Format::Json => write_json(&done, out)?,
@@ -158,25 +211,44 @@ async fn change(change: Change<'_>, sources: &Sources, out: &mut dyn Write, err:
     Ok(Ok(exit(&done)))
 }
 
+/// What has become of a request.
+enum Sent {
+    Answered(ChangedLetters),
+    /// It was said how far it was.
+    Failed(AdminClientError),
+    /// It was said how far it was.
+    Interrupted,
+}
+
 /// Sends a request until all letters are dealt with. It is then for what is stored now.
 async fn send(
     client: &AdminClient,
     action: LetterChangeKind,
     request: &mut LetterRequest,
+    interrupt: &mut Interrupt,
     err: &mut dyn Write,
-) -> io::Result<Result<ChangedLetters, AdminClientError>> {
+) -> io::Result<Sent> {
     let mut all: Option<ChangedLetters> = None;
     let mut progress: Option<Progress> = None;
     loop {
-        let answer = client.dead_letters::<ChangedLetters>(verb(action), Some(&json!(request))).await;
+        let body = json!(request);
+        let answer = interrupt.unless(client.dead_letters::<ChangedLetters>(verb(action), Some(&body))).await;
         let answer: (Value, ChangedLetters) = match answer {
-            Ok(answer) => answer,
-            Err(error) => {
+            Some(Ok(answer)) => answer,
+            None => {
+                drop(progress);
+                let done = all.map(|done| done.changed);
+                let text = if request.dry_run { nothing_done(action) } else { maybe_more(action, done) };
+                interrupted(&text, err)?;
+                return Ok(Sent::Interrupted);
+            }
+            Some(Err(error)) => {
+                drop(progress);
                 if let Some(done) = all.filter(|_| !request.dry_run) {
                     let done = counted(done.changed, "dead letter");
                     writeln!(err, "orderd: {}: {done}; repeat the command for the rest", participle(action))?;
                 }
-                return Ok(Err(error));
+                return Ok(Sent::Failed(error));
             }
         };
         bounded(&mut request.selection, answer.1.up_to);
@@ -187,7 +259,7 @@ async fn send(
             }
             None => answer.1,
         };
-        let Some(next) = changed.next else { return Ok(Ok(changed)) };
+        let Some(next) = changed.next else { return Ok(Sent::Answered(changed)) };
         request.after = next;
         let done = if request.dry_run { "looked at" } else { participle(action) };
         let text = format!("{done}: {}", counted(changed.changed + changed.unchanged, "dead letter"));
@@ -196,23 +268,50 @@ async fn send(
     }
 }
 
+fn nothing_done(action: LetterChangeKind) -> String {
+    format!("nothing was {}", participle(action))
+}
+
+/// How far it is after Ctrl-C: the daemon carries out the last request, or a part of it, before it notices that nobody waits.
+fn maybe_more(action: LetterChangeKind, done: Option<u64>) -> String {
+    let participle = participle(action);
+    match done {
+        Some(done) => {
+            format!("{participle}: {} or more; repeat the command for the rest", counted(done, "dead letter"))
+        }
+        None => format!("the daemon may have {participle} some; repeat the command for the rest"),
+    }
+}
+
 fn write_planned(
-    action: LetterChangeKind,
+    (action, state): (LetterChangeKind, LetterState),
     planned: &ChangedLetters,
     format: Format,
     out: &mut dyn Write,
 ) -> io::Result<Exit> {
+    let verb = verb(action);
     match (format, &planned.nothing) {
         (Format::Json, _) => write_json(planned, out)?,
         (Format::Text, Some(nothing)) => {
-            let states = if action == LetterChangeKind::Release { "held" } else { "open" };
-            write_nothing(nothing, verb(action), states, out)?;
+            write_nothing(nothing, verb, state.as_str(), out)?;
             for (state, letters) in &nothing.other_states {
                 writeln!(out, "  {letters} {}", state.as_str())?;
             }
         }
+        (Format::Text, None) if planned.changed == 0 => {
+            let is_found = planned.unchanged > 0 || !planned.refused.is_empty();
+            writeln!(
+                out,
+                "nothing to {verb}{}",
+                if is_found { "" } else { ": the replays of those that match go on" }
+            )?;
+            if !is_found {
+                writeln!(out, "  their outcomes may still come: orderd dead-letters replays")?;
+            }
+            write_rest(action, planned, out)?;
+        }
         (Format::Text, None) => {
-            writeln!(out, "to {}: {}", verb(action), letters_and_money(planned.changed, &planned.groups))?;
+            writeln!(out, "to {verb}: {}", letters_and_money(planned.changed, &planned.groups))?;
             write_groups(&planned.groups, out)?;
             write_rest(action, planned, out)?;
         }
@@ -228,15 +327,24 @@ fn write_rest(action: LetterChangeKind, changed: &ChangedLetters, out: &mut dyn 
         LetterChangeKind::Release => "open",
         LetterChangeKind::Discard => "discarded",
     };
-    match unchanged {
-        0 => {}
-        1 => writeln!(out, "  1 was {state} before")?,
-        unchanged => writeln!(out, "  {unchanged} were {state} before")?,
+    if *unchanged > 0 {
+        let was = if *unchanged == 1 { "was" } else { "were" };
+        writeln!(out, "  {} {was} already {state}", counted(*unchanged, "dead letter"))?;
     }
     for (id, state) in refused.iter().take(MAX_SHOWN) {
-        match state.as_str() {
-            "missing" => writeln!(out, "  there is no dead letter {id}")?,
-            state => writeln!(out, "  dead letter {id} is {}", escaped(state))?,
+        match (state.as_str(), action) {
+            ("missing", _) => writeln!(out, "  there is no dead letter {id}")?,
+            ("replaying", LetterChangeKind::Release) => {
+                writeln!(
+                    out,
+                    "  dead letter {id} is replaying, and its outcome may still come: orderd dead-letters show {id}"
+                )?;
+            }
+            ("replaying", LetterChangeKind::Hold | LetterChangeKind::Discard) => writeln!(
+                out,
+                "  dead letter {id} is replaying: `orderd dead-letters show {id}` names its replay, `orderd dead-letters replays --stop` stops it"
+            )?,
+            (state, _) => writeln!(out, "  dead letter {id} is {}", escaped(state))?,
         }
     }
     match refused.len().saturating_sub(MAX_SHOWN) {
@@ -266,5 +374,43 @@ fn participle(action: LetterChangeKind) -> &'static str {
         LetterChangeKind::Hold => "held",
         LetterChangeKind::Release => "released",
         LetterChangeKind::Discard => "discarded",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::dead_letters::NothingFound;
+
+    fn shown(action: LetterChangeKind, state: LetterState, planned: &ChangedLetters) -> (Exit, String) {
+        let mut out = Vec::new();
+        let exit = write_planned((action, state), planned, Format::Text, &mut out).unwrap();
+        (exit, String::from_utf8(out).unwrap())
+    }
+
+    #[test]
+    fn what_is_not_changed_is_said_with_its_reason() {
+        let before = ChangedLetters { unchanged: 1, ..ChangedLetters::default() };
+        let (exit, text) = shown(LetterChangeKind::Discard, LetterState::Open, &before);
+        assert_eq!((exit, &*text), (Exit::Done, "nothing to discard\n  1 dead letter was already discarded\n"));
+
+        let refused = BTreeMap::from([(80, "replaying".to_owned()), (81, "missing".to_owned())]);
+        let refused = ChangedLetters { refused, ..ChangedLetters::default() };
+        let (exit, text) = shown(LetterChangeKind::Hold, LetterState::Open, &refused);
+        assert_eq!(exit, Exit::Nothing);
+        assert!(text.starts_with("nothing to hold\n  dead letter 80 is replaying: "), "{text}");
+        assert!(text.contains("replays --stop") && text.ends_with("  there is no dead letter 81\n"), "{text}");
+
+        let (exit, text) = shown(LetterChangeKind::Release, LetterState::Replaying, &ChangedLetters::default());
+        assert_eq!(exit, Exit::Nothing);
+        assert!(text.contains("the replays of those that match go on"), "{text}");
+
+        let other_states = BTreeMap::from([(LetterState::Open, 10)]);
+        let nothing = Some(NothingFound { other_states, hint: None });
+        let none = ChangedLetters { nothing, ..ChangedLetters::default() };
+        let (_, text) = shown(LetterChangeKind::Release, LetterState::Replaying, &none);
+        assert_eq!(text, "nothing to release: of 10 dead letters that match, none is replaying\n  10 open\n");
     }
 }

@@ -1,16 +1,19 @@
 //! `orderd dead-letters edit`: asks the daemon whether the letter can be edited, and for its body, before it opens an editor.
 
 use std::io::{self, Write};
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use clap::Args;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::Asked;
-use crate::cli::admin_client::{AdminClient, AdminClientError, DaemonTarget};
+use super::interrupt::{Interrupt, interrupted};
+use crate::chain::chain;
+use crate::cli::admin_client::{AdminClientError, DaemonTarget};
 use crate::cli::output::write_json;
 use crate::cli::{Exit, Format};
 use crate::config::Sources;
@@ -31,6 +34,9 @@ pub(super) struct EditArgs {
     /// Take the new body from this file instead of an editor
     #[arg(long, value_name = "FILE")]
     file: Option<PathBuf>,
+    /// The revision that the file is an edit of: refused if somebody has edited the dead letter since [default: the last one]
+    #[arg(long, value_name = "N", requires = "file")]
+    revision: Option<i64>,
     /// Accept a new body that is another order than the present one
     #[arg(long)]
     change_order_id: bool,
@@ -53,9 +59,11 @@ pub(super) async fn run(
     };
     let question = EditRequest { dry_run: true, ..EditRequest::default() };
     let path = format!("{}/edit", args.id);
-    let draft: EditDraft = match client.dead_letters(&path, Some(&json!(question))).await {
-        Ok((_, draft)) => draft,
-        Err(error) => return Ok(Err(refused(error))),
+    let (mut interrupt, question) = (Interrupt::new()?, json!(question));
+    let draft: EditDraft = match interrupt.unless(client.dead_letters(&path, Some(&question))).await {
+        Some(Ok((_, draft))) => draft,
+        Some(Err(error)) => return Ok(Err(refused(error))),
+        None => return interrupted("the dead letter is unchanged", err).map(Ok),
     };
     let Ok(before) = STANDARD.decode(&draft.body_base64) else {
         return Ok(Err(client.unusable_answer("the body is not Base64")));
@@ -80,10 +88,12 @@ pub(super) async fn run(
             let file = std::env::temp_dir().join(format!("orderd-dead-letter-{}-{}.json", args.id, random_hex(8)?));
             // Only for this user: it contains what customers have sent.
             create_new_file(&file, 0o600)?.write_all(&before)?;
-            if !open_editor(&file, err)? {
+            if let Some(exit) = open_editor(&file, err)? {
                 std::fs::remove_file(&file)?;
-                return Ok(Ok(Exit::Refused));
+                return Ok(Ok(exit));
             }
+            // Ctrl-C in the editor was meant for the editor.
+            interrupt = Interrupt::new()?;
             Written { body: std::fs::read(&file)?, file, is_temporary: true }
         }
     };
@@ -92,7 +102,16 @@ pub(super) async fn run(
         written.remove()?;
         return Ok(Ok(Exit::Refused));
     }
-    send(args, &client, draft.revision, &written, out, err).await
+    let revision = args.revision.unwrap_or(draft.revision);
+    let request = EditRequest {
+        dry_run: false,
+        revision: Some(revision),
+        body_base64: Some(STANDARD.encode(&written.body)),
+        change_order_id: args.change_order_id,
+    };
+    let request = json!(request);
+    let answer = interrupt.unless(client.dead_letters::<EditedLetter>(&path, Some(&request))).await;
+    finish(args, revision, answer, &written, out, err)
 }
 
 /// What was written.
@@ -106,24 +125,38 @@ impl Written {
     fn remove(&self) -> io::Result<()> {
         if self.is_temporary { std::fs::remove_file(&self.file) } else { Ok(()) }
     }
+
+    /// What was written is not lost. The command that is named never replaces what somebody else has edited meanwhile.
+    fn kept(&self, id: i64, revision: i64) -> String {
+        let file = escaped(&self.file.display().to_string());
+        match self.is_temporary {
+            true => format!(
+                "; what you wrote is in {file}: correct it there, then orderd dead-letters edit {id} --file {file} --revision {revision}"
+            ),
+            false => format!("; what you wrote is still in {file}"),
+        }
+    }
 }
 
-async fn send(
+/// Says what the daemon has answered. Without an answer, and after a refusal, what was written is kept.
+fn finish(
     args: &EditArgs,
-    client: &AdminClient,
     revision: i64,
+    answer: Option<Result<(Value, EditedLetter), AdminClientError>>,
     written: &Written,
     out: &mut dyn Write,
     err: &mut dyn Write,
 ) -> io::Result<Asked> {
-    let request = EditRequest {
-        dry_run: false,
-        revision: Some(revision),
-        body_base64: Some(STANDARD.encode(&written.body)),
-        change_order_id: args.change_order_id,
-    };
-    match client.dead_letters::<EditedLetter>(&format!("{}/edit", args.id), Some(&json!(request))).await {
-        Ok((json, edited)) => {
+    let id = args.id;
+    match answer {
+        None => {
+            let text = format!(
+                "the daemon may have accepted the new body, see `orderd dead-letters show {id}`{}",
+                written.kept(id, revision)
+            );
+            interrupted(&text, err).map(Ok)
+        }
+        Some(Ok((json, edited))) => {
             written.remove()?;
             match args.format {
                 Format::Json => write_json(&json, out)?,
@@ -131,28 +164,25 @@ async fn send(
             }
             Ok(Ok(Exit::Done))
         }
-        Err(error) => {
-            // What was written is not lost.
-            let shown = escaped(&written.file.display().to_string());
-            let id = args.id;
-            writeln!(
-                err,
-                "orderd: the dead letter is unchanged; what you wrote is in {shown}: orderd dead-letters edit {id} --file {shown}"
-            )?;
-            Ok(Err(refused(error)))
+        Some(Err(error)) => {
+            let error = refused(error);
+            writeln!(err, "orderd: {}", escaped(&chain(&error)))?;
+            writeln!(err, "orderd: the dead letter is unchanged{}", written.kept(id, revision))?;
+            Ok(Ok(error.exit()))
         }
     }
 }
 
 fn write_edited(edited: &EditedLetter, out: &mut dyn Write) -> io::Result<()> {
-    let EditedLetter { id, revision: _, order_id, former_order_id } = edited;
+    let EditedLetter { id, revision: _, order_id, former_order_id, queue } = edited;
     if let Some(former) = former_order_id {
         let now = order_id
             .as_deref()
             .map_or_else(|| "no order that is known".to_owned(), |id| format!("order {}", escaped(id)));
         writeln!(out, "dead letter {id} was order {}, and is {now}", escaped(former))?;
     }
-    writeln!(out, "dead letter {id} has a new body; replay it with `orderd dead-letters replay {id}`")
+    let to = if queue.is_some() { "" } else { " --to QUEUE" };
+    writeln!(out, "dead letter {id} has a new body; replay it with `orderd dead-letters replay {id}{to}`")
 }
 
 /// A letter that cannot be edited, or a body that is not accepted, is no wrong argument.
@@ -163,21 +193,25 @@ fn refused(error: AdminClientError) -> AdminClientError {
     }
 }
 
-/// Runs the editor. `false` if it failed.
-fn open_editor(file: &Path, err: &mut dyn Write) -> io::Result<bool> {
+/// Runs the editor. The exit code if it failed.
+fn open_editor(file: &Path, err: &mut dyn Write) -> io::Result<Option<Exit>> {
     let named = |name: &str| std::env::var(name).ok().filter(|editor| !editor.trim().is_empty());
     let editor = named("VISUAL").or_else(|| named("EDITOR")).unwrap_or_else(|| DEFAULT_EDITOR.to_owned());
-    // As git and others do: the variable may contain arguments.
-    let run = Command::new("sh").arg("-c").arg(format!("{editor} \"$1\"")).arg("sh").arg(file).status();
+    // As git and others do: the variable may contain arguments. Without the trap, a shell that waits for an editor ends with Ctrl-C
+    // although the editor does not; it does not pass the trap on.
+    let run = Command::new("sh").arg("-c").arg(format!("trap : INT; {editor} \"$1\"")).arg("sh").arg(file).status();
     match run {
-        Ok(status) if status.success() => Ok(true),
+        Ok(status) if status.success() => Ok(None),
         Ok(status) => {
             writeln!(err, "orderd: the editor {editor:?} failed ({status}); the dead letter is unchanged")?;
-            Ok(false)
+            let interrupted = rustix::process::Signal::INT.as_raw();
+            // The second one is how a shell says it.
+            let is_interrupted = status.signal() == Some(interrupted) || status.code() == Some(128 + interrupted);
+            Ok(Some(if is_interrupted { Exit::Interrupted } else { Exit::Refused }))
         }
         Err(error) => {
             writeln!(err, "orderd: cannot run the editor {editor:?}: {error}; set VISUAL or EDITOR")?;
-            Ok(false)
+            Ok(Some(Exit::Refused))
         }
     }
 }

@@ -7,6 +7,7 @@ use jiff::Timestamp;
 
 use super::Done;
 use super::filters::Filters;
+use super::selection::unusable;
 use crate::cli::Exit;
 use crate::cli::admin_client::DaemonTarget;
 use crate::cli::csv_cell::csv_cell;
@@ -44,8 +45,12 @@ pub(super) async fn run(
     source: &LedgerSource,
     now: Timestamp,
     out: &mut dyn Write,
+    err: &mut dyn Write,
 ) -> io::Result<Done> {
-    let filter = args.filters.filter(now);
+    let filter = match args.filters.filter(now) {
+        Ok(filter) => filter,
+        Err(problem) => return unusable(problem, err).map(Ok),
+    };
     match args.format {
         ExportFormat::Ndjson => export_whole(filter, source, out).await,
         ExportFormat::Csv => export_rows(filter, source, out).await,

@@ -4,6 +4,8 @@ use clap::Args;
 use clap::builder::{NonEmptyStringValueParser, PossibleValuesParser, TypedValueParser};
 use jiff::Timestamp;
 
+use crate::cli::argument::number;
+use crate::domain::{Currency, ExactSum};
 use crate::ledger::report::PointInTime;
 use crate::ledger::{DeadLetterFilter, LetterSource, LetterState};
 
@@ -42,19 +44,28 @@ pub(super) struct Matching {
     #[arg(long, value_name = "ID", value_parser = NonEmptyStringValueParser::new())]
     order: Option<String>,
     /// Only those that failed at this time or later: an age such as 24h or 7d, a date, or a time (RFC 3339; UTC without an offset)
-    #[arg(long, value_name = "TIME")]
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
     since: Option<PointInTime>,
     /// Only those that failed before this time, in the same formats
-    #[arg(long, value_name = "TIME")]
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
     until: Option<PointInTime>,
     /// Only those that contain this text: in ids, products, codes, the failure's text or the first 2 KiB of the body, in any case
     #[arg(long, value_name = "TEXT", value_parser = NonEmptyStringValueParser::new())]
     text: Option<String>,
+    /// Only those that failed after at least this many delayed retries
+    #[arg(long, value_name = "N")]
+    min_retries: Option<u32>,
+    /// Only orders in this currency, such as EUR
+    #[arg(long, value_name = "CURRENCY")]
+    currency: Option<Currency>,
+    /// Only orders that cost this much or more; with --currency in that currency
+    #[arg(long, value_name = "AMOUNT")]
+    min_total: Option<ExactSum>,
     /// Only those that were last published with this routing key, such as a mistyped one
     #[arg(long, value_name = "KEY", value_parser = NonEmptyStringValueParser::new())]
     routing_key: Option<String>,
     /// Only letters of this replay, also those that it has not published
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = number)]
     replay: Option<i64>,
 }
 
@@ -72,19 +83,28 @@ fn sources() -> impl TypedValueParser<Value = LetterSource> {
     PossibleValuesParser::new(names).map(|name| LetterSource::parse(&name).expect("it is one of the names"))
 }
 
+/// Nothing can match.
+pub(super) const EMPTY_TIME: &str = "--since must be before --until";
+
 impl Filters {
     /// The filter; `now` is what ages refer to.
-    pub fn filter(&self, now: Timestamp) -> DeadLetterFilter {
-        let filter = self.matching.filter(now);
+    ///
+    /// # Errors
+    /// The time between `--since` and `--until` is empty.
+    pub fn filter(&self, now: Timestamp) -> Result<DeadLetterFilter, &'static str> {
+        let filter = self.matching.filter(now)?;
         let default = if filter.replay.is_some() { None } else { Some(LetterState::Open) };
         let state = self.state.map_or(default, |States(state)| state);
-        DeadLetterFilter { states: state.into_iter().collect(), ..filter }
+        Ok(DeadLetterFilter { states: state.into_iter().collect(), ..filter })
     }
 }
 
 impl Matching {
     /// The filter, in any state; `now` is what ages refer to.
-    pub fn filter(&self, now: Timestamp) -> DeadLetterFilter {
+    ///
+    /// # Errors
+    /// The time between `--since` and `--until` is empty.
+    pub fn filter(&self, now: Timestamp) -> Result<DeadLetterFilter, &'static str> {
         let Matching {
             source,
             reason,
@@ -96,10 +116,17 @@ impl Matching {
             since,
             until,
             text,
+            min_retries,
+            currency,
+            min_total,
             routing_key,
             replay,
         } = self;
-        DeadLetterFilter {
+        let (since, until) = (since.map(|since| since.at(now)), until.map(|until| until.at(now)));
+        if since.zip(until).is_some_and(|(since, until)| since >= until) {
+            return Err(EMPTY_TIME);
+        }
+        Ok(DeadLetterFilter {
             states: Vec::new(),
             source: *source,
             reason: reason.clone(),
@@ -108,11 +135,14 @@ impl Matching {
             product: product.clone(),
             customer: customer.clone(),
             order: order.clone(),
-            since: since.map(|since| since.at(now)),
-            until: until.map(|until| until.at(now)),
+            since,
+            until,
             text: text.clone(),
+            min_retries: *min_retries,
+            currency: currency.map(|currency| currency.as_str().to_owned()),
+            min_total: *min_total,
             routing_key: routing_key.clone(),
             replay: *replay,
-        }
+        })
     }
 }

@@ -7,6 +7,7 @@ use serde_json::Value;
 use tokio::time::{Instant, sleep};
 
 use super::Asked;
+use super::interrupt::{Interrupt, interrupted};
 use super::progress::Progress;
 use super::report_text::{exit, summary, write_report};
 use crate::chain::chain;
@@ -27,7 +28,10 @@ const MAX_STOPPING: Duration = Duration::from_secs(60);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Until {
     /// The replay has ended. If it was stopped, also the outcome of what is on its way, for a while.
-    Ended,
+    Ended {
+        /// Each letter was asked for by its number.
+        is_named: bool,
+    },
     /// It was stopped on request: the same, but not longer than a while in all.
     Stopped,
 }
@@ -38,6 +42,7 @@ pub(super) async fn follow(
     id: i64,
     until: Until,
     format: Format,
+    interrupt: &mut Interrupt,
     out: &mut dyn Write,
     err: &mut dyn Write,
 ) -> io::Result<Asked> {
@@ -46,10 +51,8 @@ pub(super) async fn follow(
     let (mut answered_at, mut is_away) = (Instant::now(), false);
     let mut give_up_at = (until == Until::Stopped).then(|| Instant::now() + MAX_STOPPING);
     loop {
-        // Cancel-safe: a request that is dropped changes nothing.
-        let answer = tokio::select! {
-            answer = client.dead_letters::<ReplayReport>(&path, None) => answer,
-            _ = tokio::signal::ctrl_c() => return interrupted(id, progress, err).map(Ok),
+        let Some(answer) = interrupt.unless(client.dead_letters::<ReplayReport>(&path, None)).await else {
+            return continues(id, progress, err).map(Ok);
         };
         match answer {
             Ok((json, report)) => {
@@ -81,21 +84,18 @@ pub(super) async fn follow(
                 }
             }
         }
-        // Cancel-safe: both only wait.
-        tokio::select! {
-            () = sleep(POLL_INTERVAL) => {}
-            _ = tokio::signal::ctrl_c() => return interrupted(id, progress, err).map(Ok),
+        if interrupt.unless(sleep(POLL_INTERVAL)).await.is_none() {
+            return continues(id, progress, err).map(Ok);
         }
     }
 }
 
-fn interrupted(id: i64, progress: Progress, err: &mut dyn Write) -> io::Result<Exit> {
+fn continues(id: i64, progress: Progress, err: &mut dyn Write) -> io::Result<Exit> {
     drop(progress);
-    writeln!(
-        err,
-        "\nreplay {id} continues: follow it with `orderd dead-letters replays {id}`, stop it with `orderd dead-letters replays --stop {id}`"
-    )?;
-    Ok(Exit::Interrupted)
+    let text = format!(
+        "replay {id} continues; follow it with `orderd dead-letters replays {id}`, stop it with `orderd dead-letters replays --stop {id}`"
+    );
+    interrupted(&text, err)
 }
 
 fn ended(json: &Value, report: &ReplayReport, until: Until, format: Format, out: &mut dyn Write) -> io::Result<Exit> {
@@ -104,7 +104,7 @@ fn ended(json: &Value, report: &ReplayReport, until: Until, format: Format, out:
         Format::Json => write_json(json, out)?,
     }
     Ok(match until {
-        Until::Ended => exit(report),
+        Until::Ended { is_named } => exit(report, is_named),
         Until::Stopped if report.replay.state.has_ended() => Exit::Done,
         Until::Stopped => Exit::Refused,
     })
@@ -129,5 +129,39 @@ impl AdminClientError {
             | AdminClientError::Control(_)
             | AdminClientError::Refused { .. } => false,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::cli::admin_client::DaemonTarget;
+    use crate::handlers;
+
+    #[derive(Parser)]
+    struct Command {
+        #[command(flatten)]
+        daemon: DaemonTarget,
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_daemon_that_stays_away_is_waited_for_a_minute() {
+        // Nothing listens on this port.
+        let target = Command::try_parse_from(["test", "--address", "127.0.0.1:1"]).unwrap().daemon;
+        let client = target.client(&handlers::sources(), &mut io::sink()).unwrap().unwrap();
+        let (mut interrupt, mut out, mut err) = (Interrupt::new().unwrap(), Vec::new(), Vec::new());
+        let begun = Instant::now();
+        let followed =
+            follow(&client, 7, Until::Ended { is_named: false }, Format::Text, &mut interrupt, &mut out, &mut err)
+                .await
+                .unwrap();
+        assert_eq!(followed.unwrap_err().exit(), Exit::Unavailable);
+        assert!((MAX_ABSENCE..MAX_ABSENCE + 10 * POLL_INTERVAL).contains(&begun.elapsed()), "{:?}", begun.elapsed());
+        let shown = String::from_utf8(err).unwrap();
+        assert_eq!(shown.matches("waiting for the daemon").count(), 1, "{shown}");
+        assert!(shown.contains("continues as soon as a daemon runs: orderd dead-letters replays 7"), "{shown}");
+        assert!(out.is_empty());
     }
 }

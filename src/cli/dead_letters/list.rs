@@ -10,7 +10,9 @@ use serde::Serialize;
 use super::Done;
 use super::filters::Filters;
 use super::list_text;
+use super::selection::unusable;
 use crate::cli::admin_client::DaemonTarget;
+use crate::cli::argument::{number, within};
 use crate::cli::ledger_source::LedgerSource;
 use crate::cli::output::write_json;
 use crate::cli::text::counted;
@@ -30,10 +32,10 @@ pub(super) struct ListArgs {
     #[arg(long)]
     group: bool,
     /// How many to show at most
-    #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    #[arg(long, value_name = "N", default_value_t = 50, value_parser = within(1..=10_000_u32))]
     limit: u32,
     /// Continue after the dead letter with this number, where the page before ended
-    #[arg(long, value_name = "ID", conflicts_with = "group")]
+    #[arg(long, value_name = "ID", conflicts_with = "group", value_parser = number)]
     before: Option<i64>,
     #[command(flatten)]
     pub daemon: DaemonTarget,
@@ -57,7 +59,10 @@ pub(super) async fn run(
     out: &mut dyn Write,
     err: &mut dyn Write,
 ) -> io::Result<Done> {
-    let filter = args.filters.filter(now);
+    let filter = match args.filters.filter(now) {
+        Ok(filter) => filter,
+        Err(problem) => return unusable(problem, err).map(Ok),
+    };
     let limit = args.limit as usize;
     if args.group {
         let groups = match source.groups(filter.clone(), limit).await {
@@ -79,7 +84,9 @@ pub(super) async fn run(
     let next = page.letters.last().map(|letter| letter.id).filter(|_| page.more);
     match args.format {
         Format::Json => write_json(&Listing { dead_letters: &page.letters, next }, out)?,
-        Format::Text if !page.letters.is_empty() => list_text::write_letters(&page.letters, next, now, out)?,
+        Format::Text if !page.letters.is_empty() => {
+            list_text::write_letters(&page.letters, (next, filter.replay), now, out)?
+        }
         Format::Text => match args.before {
             Some(before) => return no_more(&filter, before, source, out, err).await,
             None => return nothing_found(&filter, source, out, err).await,
@@ -116,16 +123,21 @@ async fn nothing_found(
     err: &mut dyn Write,
 ) -> io::Result<Done> {
     let any_state = DeadLetterFilter { states: Vec::new(), ..filter.clone() };
-    let (elsewhere, all) = match filter.states.is_empty() {
-        true => (0, source.groups(DeadLetterFilter::default(), MAX_KNOWN).await),
+    let elsewhere = match filter.states.is_empty() {
+        true => 0,
         false => match source.groups(any_state, 1).await {
-            Ok(groups) => (groups.messages, source.groups(DeadLetterFilter::default(), MAX_KNOWN).await),
+            Ok(groups) => groups.messages,
             Err(error) => return Ok(Err(error)),
         },
     };
-    let all = match all {
-        Ok(all) => all,
-        Err(error) => return Ok(Err(error)),
+    // The values of a filter that finds something are known, and all dead letters need not be read for them.
+    let has_names = filter.reason.is_some() || filter.code.is_some() || filter.consumer.is_some();
+    let all = match elsewhere == 0 && has_names {
+        true => match source.groups(DeadLetterFilter::default(), MAX_KNOWN).await {
+            Ok(all) => all.groups,
+            Err(error) => return Ok(Err(error)),
+        },
+        false => Vec::new(),
     };
     let states: Vec<_> = filter.states.iter().map(|state| state.as_str()).collect();
     let state = if states.is_empty() { String::new() } else { format!("{} ", states.join(" or ")) };
@@ -135,7 +147,8 @@ async fn nothing_found(
         count => format!(" ({count} in other states: --state any)"),
     };
     writeln!(out, "no {state}dead letters{others}")?;
-    for (option, wanted, known) in unknown_values(filter, &all.groups) {
+    let unknown = if elsewhere == 0 { unknown_values(filter, &all) } else { Vec::new() };
+    for (option, wanted, known) in unknown {
         let known: Vec<_> = known.into_iter().map(escaped).collect();
         let known = if known.is_empty() { "there are none".to_owned() } else { format!("known: {}", known.join(", ")) };
         writeln!(err, "orderd: warning: no dead letter in any state has {option} {}; {known}", escaped(wanted))?;
@@ -150,9 +163,9 @@ fn unknown_values<'f>(
 ) -> Vec<(&'static str, &'f str, BTreeSet<&'f str>)> {
     let values = |of: fn(&DeadLetterGroup) -> Option<&str>| groups.iter().filter_map(of).collect::<BTreeSet<_>>();
     [
-        ("--reason", &filter.reason, values(|group| Some(&group.reason))),
-        ("--code", &filter.code, values(|group| Some(&group.code))),
-        ("--consumer", &filter.consumer, values(|group| group.consumer.as_deref())),
+        ("reason", &filter.reason, values(|group| Some(&group.reason))),
+        ("code", &filter.code, values(|group| Some(&group.code))),
+        ("consumer", &filter.consumer, values(|group| group.consumer.as_deref())),
     ]
     .into_iter()
     .filter_map(|(option, wanted, known)| Some((option, wanted.as_deref()?, known)))
@@ -173,7 +186,8 @@ mod tests {
     async fn if_nothing_is_found_it_says_what_there_is_instead() {
         let ledger = MemoryLedger::default();
         ledger.store_letter(stored_letter("ord-1", 1)).await.unwrap();
-        let source = LedgerSource::Ledger { reader: Arc::new(ledger), no_token: false };
+        let ledger = Arc::new(ledger);
+        let source = LedgerSource::Ledger { reader: Arc::clone(&ledger) as _, replays: ledger, no_token: false };
         let shown = async |filter: DeadLetterFilter| {
             let (mut out, mut err) = (Vec::new(), Vec::new());
             let done = nothing_found(&filter, &source, &mut out, &mut err).await.unwrap().unwrap();
@@ -195,15 +209,16 @@ mod tests {
         let [out, err] = shown(unknown).await;
         assert_eq!(out, "no dead letters\n");
         let warnings: Vec<_> = err.lines().collect();
-        assert!(warnings.len() == 2 && warnings[0].contains("--reason nonsense; known: permanent"), "{err}");
-        assert!(warnings[1].contains("--consumer nope; known: order"), "{err}");
+        assert!(warnings.len() == 2 && warnings[0].contains("has reason nonsense; known: permanent"), "{err}");
+        assert!(warnings[1].contains("has consumer nope; known: order"), "{err}");
     }
 
     #[tokio::test]
     async fn before_the_first_number_there_is_nothing_more_and_the_others_are_not_said_to_be_in_another_state() {
         let ledger = MemoryLedger::default();
         ledger.store_letter(stored_letter("ord-1", 1)).await.unwrap();
-        let source = LedgerSource::Ledger { reader: Arc::new(ledger), no_token: false };
+        let ledger = Arc::new(ledger);
+        let source = LedgerSource::Ledger { reader: Arc::clone(&ledger) as _, replays: ledger, no_token: false };
         let open = |state| DeadLetterFilter { states: vec![state], ..DeadLetterFilter::default() };
         let shown = async |state| {
             let mut out = Vec::new();

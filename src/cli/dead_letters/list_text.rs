@@ -6,7 +6,7 @@ use jiff::Timestamp;
 
 use crate::cli::outcome_text::outcome_text;
 use crate::cli::table::{self, Layout};
-use crate::cli::text::{age, counted, shortened};
+use crate::cli::text::{age, counted, shortened, table_width};
 use crate::escape::escaped;
 use crate::ledger::{DeadLetter, DeadLetterGroup, DeadLetterGroups, LetterReplay, LetterSource, LetterState};
 
@@ -15,10 +15,10 @@ const MAX_CELL: usize = 36;
 /// Shown for what there is not.
 const NONE: &str = "-";
 
-/// Writes a page that is not empty. What most letters do not have is a column only if one of them has it.
+/// Writes a page that is not empty. `of_replay`: the replay that was asked for, of which each letter says what it has done. What most letters do not have is a column only if one of them has it.
 pub(super) fn write_letters(
     letters: &[DeadLetter],
-    next: Option<i64>,
+    (next, of_replay): (Option<i64>, Option<i64>),
     now: Timestamp,
     out: &mut dyn Write,
 ) -> io::Result<()> {
@@ -46,13 +46,13 @@ pub(super) fn write_letters(
             let place = format!("{}, {}", letter.exchange, letter.routing_key);
             row.push(cell(is_unrouted.then_some(&place)));
         }
-        row.push(state(letter));
+        row.push(state(letter, of_replay));
         if has_notes {
             row.push(cell(letter.note.as_deref()));
         }
         table.add_row(row);
     }
-    table::write(table, &Layout { indent: 0, ..Layout::default() }, out)?;
+    table::write(table, &Layout { indent: 0, max_width: table_width(), ..Layout::default() }, out)?;
     match next {
         Some(next) => writeln!(out, "there are more: --before {next}"),
         None => Ok(()),
@@ -60,14 +60,15 @@ pub(super) fn write_letters(
 }
 
 /// What has become of it; empty if it is open and nothing more is known.
-fn state(letter: &DeadLetter) -> String {
+fn state(letter: &DeadLetter, of_replay: Option<i64>) -> String {
     let replay = letter.last_replay.as_ref();
+    let asked = replay.filter(|replay| of_replay == Some(replay.replay));
     let mut parts = match (letter.state, replay) {
-        (LetterState::Open, _) => Vec::new(),
+        (LetterState::Open, _) => Vec::from_iter(asked.map(replay_text)),
         (LetterState::Replayed, Some(replay)) => vec![format!("replayed: {}", replay_text(replay))],
         (LetterState::Replaying, Some(replay)) => vec![format!("replaying: {}", replay_text(replay))],
         (LetterState::Held | LetterState::Replaying | LetterState::Replayed | LetterState::Discarded, _) => {
-            vec![letter.state.as_str().to_owned()]
+            Vec::from_iter([letter.state.as_str().to_owned()].into_iter().chain(asked.map(replay_text)))
         }
     };
     parts.extend(letter.came_back_from.map(|id| format!("was {id} before")));
@@ -154,7 +155,7 @@ mod tests {
         ledger.store_letter(unrouted).await.unwrap();
         let query = DeadLetterQuery { after: Some(0), limit: 9, ..DeadLetterQuery::default() };
         let mut letters = ledger.dead_letters(query).await.unwrap().letters;
-        let plain = text(|out| write_letters(&letters[..1], None, at(9_000), out));
+        let plain = text(|out| write_letters(&letters[..1], (None, None), at(9_000), out));
         assert!(!plain.contains("NOTE") && !plain.contains("ROUTING KEY"), "{plain}");
 
         letters[0].note = Some("SHOP-815".to_owned());
@@ -164,13 +165,18 @@ mod tests {
         };
         letters[0].state = LetterState::Replayed;
         letters[0].last_replay = Some(replay(LetterProgress::FailedAgain, Some(82)));
-        let shown = text(|out| write_letters(&letters, None, at(9_000), out));
+        let shown = text(|out| write_letters(&letters, (None, None), at(9_000), out));
         for part in ["NOTE", "SHOP-815", "orders, oder.normal.web", "replayed: failed again (http_402), now 82"] {
             assert!(shown.contains(part), "{part}: {shown}");
         }
         letters[0].last_replay = Some(replay(LetterProgress::Processed, None));
-        let shown = text(|out| write_letters(&letters, None, at(9_000), out));
+        let shown = text(|out| write_letters(&letters, (None, None), at(9_000), out));
         assert!(shown.contains("replayed: processed"), "{shown}");
+
+        letters[0].state = LetterState::Open;
+        letters[0].last_replay = Some(replay(LetterProgress::Returned, None));
+        let of = |replay| text(|out| write_letters(&letters, (None, replay), at(9_000), out));
+        assert!(of(Some(3)).contains("open again") && !of(None).contains("open again"), "{}", of(Some(3)));
 
         let mut groups = ledger.dead_letter_groups(DeadLetterFilter::default()).await.unwrap();
         let shown = text(|out| write_groups(&groups, at(9_000), out));

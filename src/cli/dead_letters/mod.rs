@@ -9,6 +9,7 @@ mod edit;
 mod export;
 mod filters;
 mod follow;
+mod interrupt;
 mod letters_text;
 mod list;
 mod list_text;
@@ -53,8 +54,8 @@ enum DeadLettersCommand {
     Export(export::ExportArgs),
     /// Give dead letters back to the queues they came from, and wait for the outcome
     ///
-    /// One is published first, then ten, then the rest; it stops when too many fail again. Interrupted, the command exits with 130 and the
-    /// replay continues in the daemon. Exits with 1 if any failed again, or was not replayed although it was named; with 3 if there is
+    /// One is published first, then ten, then the rest; it stops when too many fail again. Interrupted, the command exits with 130, and a
+    /// replay that has begun continues in the daemon. Exits with 1 if any failed again, or was not replayed although it was named; with 3 if there is
     /// nothing to replay.
     Replay(replay::ReplayArgs),
     /// Show replays, follow one, list its dead letters, or stop it, also if no daemon runs
@@ -73,6 +74,21 @@ impl DeadLettersArgs {
     /// Whether it changes nothing, so that the ledger will do.
     pub(super) fn only_reads(&self) -> bool {
         self.source().is_some()
+    }
+
+    /// Whether it only says what it would do.
+    fn is_dry_run(&self) -> bool {
+        match &self.command {
+            DeadLettersCommand::Replay(args) => args.dry_run,
+            DeadLettersCommand::Hold(args) => args.is_dry_run(),
+            DeadLettersCommand::Release(args) => args.is_dry_run(),
+            DeadLettersCommand::Discard(args) => args.is_dry_run(),
+            DeadLettersCommand::List(_)
+            | DeadLettersCommand::Show(_)
+            | DeadLettersCommand::Export(_)
+            | DeadLettersCommand::Replays(_)
+            | DeadLettersCommand::Edit(_) => false,
+        }
     }
 
     /// The daemon that a command asks first that only reads.
@@ -94,7 +110,7 @@ impl DeadLettersArgs {
 /// Asks the daemon.
 ///
 /// Returns the exit code: 0, 1 if not all was done, 3 if there was nothing to do, 64 if the request makes no sense, 69 if no daemon
-/// answers, 77 if it does not accept the token, 130 if the command was interrupted while it waited.
+/// answers, 77 if it does not accept the token, 130 if the command was interrupted.
 ///
 /// # Errors
 /// When `out` or `err` cannot be written.
@@ -104,6 +120,7 @@ pub async fn act(
     out: &mut dyn Write,
     err: &mut dyn Write,
 ) -> io::Result<Exit> {
+    let is_dry_run = args.is_dry_run();
     let asked = match args.command {
         DeadLettersCommand::Replay(args) => replay::run(&args, sources, out, err).await?,
         DeadLettersCommand::Replays(args) => replays::run(&args, sources, out, err).await?,
@@ -119,6 +136,13 @@ pub async fn act(
         Ok(exit) => Ok(exit),
         Err(error) => {
             writeln!(err, "orderd: {}", escaped(&chain(&error)))?;
+            if is_dry_run && error.exit() == Exit::Unavailable {
+                let text = "a dry run needs the daemon, because it depends on its consumers and what they wait for";
+                writeln!(
+                    err,
+                    "orderd: {text}: what is stored shows `orderd dead-letters list --group` also without one"
+                )?;
+            }
             Ok(error.exit())
         }
     }
@@ -157,7 +181,7 @@ pub async fn read(
     let done = match args.command {
         DeadLettersCommand::List(args) => list::run(&args, &source, now, out, err).await?,
         DeadLettersCommand::Show(args) => show::run(&args, &source, out, err).await?,
-        DeadLettersCommand::Export(args) => export::run(&args, &source, now, out).await?,
+        DeadLettersCommand::Export(args) => export::run(&args, &source, now, out, err).await?,
         DeadLettersCommand::Replay(_)
         | DeadLettersCommand::Replays(_)
         | DeadLettersCommand::Edit(_)

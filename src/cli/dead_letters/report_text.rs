@@ -13,8 +13,9 @@ use crate::ledger::{LetterProgress, Replay, ReplayLetter, ReplayState};
 /// Codes of skipped letters that were discarded: what the replay is for was done before.
 const DISCARDED: [&str; 2] = ["order_processed", "order_cancelled"];
 
-/// 0 if none failed again, 3 if nothing was there to be replayed.
-pub(super) fn exit(report: &ReplayReport) -> Exit {
+/// 0 if none failed again, 3 if nothing was there to be replayed. `is_named`: each was asked for by its number, so that one that was left out
+/// matters.
+pub(super) fn exit(report: &ReplayReport, is_named: bool) -> Exit {
     let replay = &report.replay;
     let failed = [LetterProgress::FailedAgain, LetterProgress::NotDelivered, LetterProgress::Unknown];
     let failed: u64 = failed.into_iter().map(|progress| replay.count(progress)).sum();
@@ -22,6 +23,7 @@ pub(super) fn exit(report: &ReplayReport) -> Exit {
     let done = done.into_iter().map(|progress| replay.count(progress)).sum::<u64>() + discarded(replay);
     match (failed, &replay.end_reason) {
         (0, None) if done == 0 => Exit::Nothing,
+        (0, None) if is_named && replay.count(LetterProgress::Skipped) > discarded(replay) => Exit::Refused,
         (0, None) => Exit::Done,
         _ => Exit::Refused,
     }
@@ -171,7 +173,7 @@ mod tests {
     #[test]
     fn only_a_replay_that_has_done_something_without_a_failure_exits_with_0() {
         use LetterProgress::{FailedAgain, Processed, Skipped, Unknown};
-        let exit_of = |letters: &[_], skipped: &[_]| exit(&report(ReplayState::Finished, letters, skipped));
+        let exit_of = |letters: &[_], skipped: &[_]| exit(&report(ReplayState::Finished, letters, skipped), false);
         assert_eq!(exit_of(&[(Processed, 2)], &[]), Exit::Done);
         assert_eq!(exit_of(&[(Processed, 2), (Skipped, 1)], &[("no_queue", 1)]), Exit::Done);
         assert_eq!(exit_of(&[(Skipped, 1)], &[("order_processed", 1)]), Exit::Done, "it is discarded");
@@ -181,7 +183,19 @@ mod tests {
         assert_eq!(exit_of(&[(Processed, 2), (Unknown, 1)], &[]), Exit::Refused);
         let mut stopped = report(ReplayState::Stopped, &[(Processed, 2)], &[]);
         stopped.replay.end_reason = Some("requested".to_owned());
-        assert_eq!(exit(&stopped), Exit::Refused);
+        assert_eq!(exit(&stopped, false), Exit::Refused);
+    }
+
+    #[test]
+    fn a_replay_that_left_out_a_letter_that_was_named_exits_with_1_although_the_others_were_processed() {
+        use LetterProgress::{Processed, Skipped};
+        let exit_of = |code, is_named| {
+            exit(&report(ReplayState::Finished, &[(Processed, 2), (Skipped, 1)], &[(code, 1)]), is_named)
+        };
+        for code in ["unreadable", "unproven_user", "no_queue", "held"] {
+            assert_eq!((exit_of(code, true), exit_of(code, false)), (Exit::Refused, Exit::Done), "{code}");
+        }
+        assert_eq!(exit_of("order_processed", true), Exit::Done, "what the replay is for was done before");
     }
 
     #[test]

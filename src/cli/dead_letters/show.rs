@@ -11,6 +11,7 @@ use super::Done;
 use super::body::{decompressed, readable};
 use super::list_text::replay_text;
 use crate::cli::admin_client::DaemonTarget;
+use crate::cli::argument::number;
 use crate::cli::ledger_source::LedgerSource;
 use crate::cli::output::write_json;
 use crate::cli::text::{counted, labelled, round_text, route};
@@ -24,10 +25,10 @@ use crate::message::names::{ORIGIN_EXCHANGE, ORIGIN_ROUTING_KEY};
 #[derive(Debug, Args)]
 pub(super) struct ShowArgs {
     /// Number of the dead letter
-    #[arg(value_name = "ID")]
+    #[arg(value_name = "ID", value_parser = number)]
     id: i64,
     /// Show the content in this revision; 0 is the one as it came [default: the last one]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = number)]
     revision: Option<i64>,
     #[command(flatten)]
     pub daemon: DaemonTarget,
@@ -117,7 +118,8 @@ fn write_text(whole: &WholeLetter, out: &mut dyn Write) -> io::Result<()> {
     write_table("headers", &whole.headers, out, |value| value.get("value").unwrap_or(value))?;
     let (body, is_decompressed) = body_text(whole);
     let decompressed = if is_decompressed { ", shown decompressed" } else { "" };
-    writeln!(out, "\nbody, {}{decompressed}", counted(body_bytes(whole) as i64, "byte"))?;
+    let bytes = counted(body_bytes(whole) as i64, "byte");
+    writeln!(out, "\nbody, {bytes}, SHA-256 {}{decompressed}", escaped(&whole.body_sha256))?;
     for line in body.lines() {
         writeln!(out, "  {}", escaped(line))?;
     }
@@ -331,7 +333,7 @@ mod tests {
         packed.write_all(br#"{"id": "ord-1"}"#).unwrap();
         let packed = NewStoredLetter { body: packed.finish().unwrap().into(), ..stored_letter("ord-1", 1) };
         let shown = text(&whole(packed).await);
-        assert!(shown.contains(" bytes, shown decompressed\n  {\n    \"id\": \"ord-1\"\n  }\n"), "{shown}");
+        assert!(shown.contains(", shown decompressed\n  {\n    \"id\": \"ord-1\"\n  }\n"), "{shown}");
 
         let unrouted = NewStoredLetter {
             source: LetterSource::UnroutedQueue,
@@ -341,7 +343,7 @@ mod tests {
         };
         let shown = text(&whole(unrouted).await);
         assert!(
-            !shown.contains("retries") && !shown.contains("\nfailed ") && shown.contains("body, 1 byte\n"),
+            !shown.contains("retries") && !shown.contains("\nfailed ") && shown.contains("body, 1 byte, SHA-256 "),
             "{shown}"
         );
     }

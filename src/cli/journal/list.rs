@@ -9,10 +9,11 @@ use serde_json::Value;
 
 use crate::cli::Exit;
 use crate::cli::admin_client::DaemonTarget;
+use crate::cli::argument::{number, within};
 use crate::cli::ledger_source::{LedgerSource, SourceError};
 use crate::cli::output::{write_json, write_json_line};
 use crate::cli::table::{self, Layout};
-use crate::cli::text::shortened;
+use crate::cli::text::{shortened, table_width};
 use crate::escape::escaped;
 use crate::ledger::report::PointInTime;
 use crate::ledger::{JournalAction, JournalEntry, JournalFilter, JournalPage, JournalQuery};
@@ -29,10 +30,10 @@ const MAX_CONDITION: usize = 80;
 #[derive(Debug, Args)]
 pub(super) struct ListArgs {
     /// Only actions at this time or later: an age such as 24h or 7d, a date, or a time (RFC 3339; UTC without an offset)
-    #[arg(long, value_name = "TIME")]
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
     since: Option<PointInTime>,
     /// Only actions before this time, in the same formats
-    #[arg(long, value_name = "TIME")]
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
     until: Option<PointInTime>,
     /// Only actions of this user
     #[arg(long, value_name = "ACTOR", value_parser = NonEmptyStringValueParser::new())]
@@ -41,10 +42,10 @@ pub(super) struct ListArgs {
     #[arg(long, value_name = "ACTION", value_parser = actions())]
     action: Option<String>,
     /// How many to show at most
-    #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    #[arg(long, value_name = "N", default_value_t = 50, value_parser = within(1..=10_000_u32))]
     limit: u32,
     /// Continue after the entry with this number, where the page before ended
-    #[arg(long, value_name = "SEQ")]
+    #[arg(long, value_name = "SEQ", value_parser = number)]
     before: Option<i64>,
     #[command(flatten)]
     pub daemon: DaemonTarget,
@@ -109,34 +110,58 @@ fn write_text(page: &JournalPage, out: &mut dyn Write) -> io::Result<()> {
             cell(result),
         ]);
     }
-    table::write(table, &Layout { indent: 0, ..Layout::default() }, out)?;
+    table::write(table, &Layout { indent: 0, max_width: table_width(), ..Layout::default() }, out)?;
     match page.next {
         Some(next) => writeln!(out, "there are more: --before {next}"),
         None => Ok(()),
     }
 }
 
-/// `consumer=order, changed=true`. What says what it is about comes first, and is never cut.
+/// What says what it is about, or how it ended, comes first, and is never cut.
+const FIRST: [&str; 6] = ["replay", "selection", "state", "letters", "revision", "order_id"];
+
+/// `consumer=order, changed=true`.
 fn cell(value: &Value) -> String {
     let Value::Object(fields) = value else { return shortened(&escaped(&value.to_string()), MAX_CELL) };
-    let mut shown: Vec<String> = Vec::new();
-    shown.extend(fields.get("replay").map(|number| format!("replay={number}")));
-    shown.extend(fields.get("selection").map(selection));
-    let first = escaped(&shown.join(", "));
-    let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-    let rest = fields.iter().filter(|(key, value)| !["replay", "selection"].contains(&&***key) && !value.is_null());
-    let rest = rest.map(|(key, value)| format!("{key}={}", text(value))).collect::<Vec<_>>().join(", ");
+    let first = FIRST.iter().filter_map(|key| Some(field(key, fields.get(*key)?)));
+    let first = escaped(&first.collect::<Vec<_>>().join(", "));
+    let rest = fields.iter().filter(|(key, value)| !FIRST.contains(&&***key) && !value.is_null());
+    let rest = rest.map(|(key, value)| field(key, value)).collect::<Vec<_>>().join(", ");
     let rest = shortened(&escaped(&rest), MAX_CELL);
     [first, rest].into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(", ")
+}
+
+fn field(key: &str, value: &Value) -> String {
+    match (key, value) {
+        ("selection", value) => selection(value),
+        // `processed=389, failed_again=11`
+        ("letters", Value::Object(counts)) if counts.is_empty() => "no dead letters".to_owned(),
+        ("letters", Value::Object(counts)) => {
+            counts.iter().map(|(state, count)| format!("{state}={count}")).collect::<Vec<_>>().join(", ")
+        }
+        ("body_sha256", Value::Object(hashes)) => {
+            let hash =
+                |key: &str| hashes.get(key).and_then(Value::as_str).map_or("?", |hash| hash.get(..8).unwrap_or(hash));
+            format!("body {}.. -> {}..", hash("before"), hash("after"))
+        }
+        (key, Value::Array(items)) if items.iter().all(Value::is_number) => format!("{key}={}", numbers(items)),
+        (key, Value::String(text)) => format!("{key}={text}"),
+        (key, value) => format!("{key}={value}"),
+    }
+}
+
+/// `4,7 and 2 more`
+fn numbers(numbers: &[Value]) -> String {
+    let shown: Vec<_> = numbers.iter().take(MAX_IDS).map(Value::to_string).collect();
+    let more = numbers.len().saturating_sub(MAX_IDS);
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    format!("{}{more}", shown.join(","))
 }
 
 /// `ids=4,7 and 2 more`, or the conditions that are given: `code=http_402, up_to=500`.
 fn selection(selection: &Value) -> String {
     if let Some(ids) = selection["ids"].as_array() {
-        let shown: Vec<_> = ids.iter().take(MAX_IDS).map(Value::to_string).collect();
-        let more = ids.len().saturating_sub(MAX_IDS);
-        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-        return format!("ids={}{more}", shown.join(","));
+        return format!("ids={}", numbers(ids));
     }
     // An older form has the filter within another one.
     let filter = selection.get("filter").filter(|filter| filter.get("filter").is_some()).unwrap_or(selection);
@@ -176,5 +201,21 @@ mod tests {
         assert!(shown.starts_with("replay=8, ids=1,2,3,4,5,6,7,8,9,10 and 990 more, options="), "{shown}");
         assert_eq!(cell(&json!({"replay": 9, "selection": {"filter": {}, "up_to": 3}})), "replay=9, all, up_to=3");
         assert_eq!(cell(&json!({"consumer": "order", "note_sha256": null})), "consumer=order");
+    }
+
+    #[test]
+    fn how_many_dead_letters_of_a_replay_ended_in_which_way_is_never_cut_off() {
+        let failed: Vec<i64> = (1_000..2_000).collect();
+        let letters =
+            json!({"closed": 12_345, "failed_again": 1_000, "processed": 98_765, "returned": 4, "unknown": 3});
+        let shown =
+            cell(&json!({"failed_again": failed, "letters": letters, "state": "stopped", "unknown": [7, 8, 9]}));
+        let expected = "state=stopped, closed=12345, failed_again=1000, processed=98765, returned=4, unknown=3, \
+                        failed_again=1000,1001,1002,";
+        assert!(shown.starts_with(expected), "{shown}");
+        assert!(shown.ends_with('…'), "{shown}");
+        assert_eq!(cell(&json!({"state": "finished", "letters": {}})), "state=finished, no dead letters");
+        let edit = json!({"revision": 2, "body_sha256": {"before": "0123456789ab", "after": "ba9876543210"}});
+        assert_eq!(cell(&edit), "revision=2, body 01234567.. -> ba987654..");
     }
 }

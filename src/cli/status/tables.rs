@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::time::Duration;
 
 use crate::cli::table::{self, Layout};
-use crate::cli::text::{MAX_WIDTH, wrapped};
+use crate::cli::text::{MAX_WIDTH, line_width, wrapped};
 use crate::config::duration;
 use crate::escape::escaped;
 use crate::reconcile::{BrokerView, QueueRole, QueueView};
@@ -174,7 +174,9 @@ pub(super) fn write_channels(consumers: &BTreeMap<String, ConsumerStatus>, out: 
 }
 
 fn layout(gap: u16, numbers: std::ops::Range<usize>) -> Layout {
-    Layout { indent: 0, gap, numbers, max_width: Some(MAX_WIDTH as u16) }
+    // A row of numbers is cut by a narrow terminal rather than broken within a number.
+    let max_width = line_width().map(|_| MAX_WIDTH as u16);
+    Layout { indent: 0, gap, numbers, max_width }
 }
 
 fn rate(rate: Option<f64>) -> String {

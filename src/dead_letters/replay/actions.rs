@@ -8,10 +8,11 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::executor::Replayer;
+use super::recorded::{read_replay, read_replay_letters, read_replays};
 use super::requests::{ListedReplay, ReplayLetters, ReplayReport, ReplayRequest};
 use crate::ledger::{
-    BeginAnswer, LedgerError, LetterOperation, LetterProgress, LetterSelection, MAX_ACTIVE_REPLAYS, MAX_SELECTED_IDS,
-    NewReplay, OpenError, OperationAnswer, ReplayOptions,
+    BeginAnswer, DeadLetterFilter, LedgerError, LetterOperation, LetterProgress, LetterSelection, LetterState,
+    MAX_ACTIVE_REPLAYS, MAX_SELECTED_IDS, NewReplay, OpenError, OperationAnswer, ReplayOptions,
 };
 
 /// The most letters a second.
@@ -20,10 +21,6 @@ const MAX_RATE: u32 = 1_000;
 pub(super) const PAGE: usize = 500;
 /// How long one request looks at letters, or changes them, before it answers how far it is.
 pub(super) const ANSWER_TIME: Duration = Duration::from_secs(4);
-/// Replays that are listed.
-const MAX_LISTED: usize = 100;
-/// Letters that are named in a report, of each kind.
-pub(super) const MAX_NAMED: usize = 20;
 
 /// Why a request is not carried out.
 #[derive(Debug, thiserror::Error)]
@@ -81,6 +78,7 @@ impl LetterActions {
     /// [`ActionError`].
     pub async fn start(&self, request: ReplayRequest, by: String) -> Result<ReplayReport, ActionError> {
         self.check(&request)?;
+        self.refuse_if_nothing_can_be_replayed(&request).await?;
         let selection = self.bounded(request.selection).await?;
         let new = NewReplay { by, selection, options: request.options, at: Timestamp::now() };
         let OperationAnswer::Begun(BeginAnswer { replay }) = self.change(LetterOperation::Begin(Box::new(new))).await?
@@ -95,6 +93,9 @@ impl LetterActions {
 
     pub(super) fn check(&self, request: &ReplayRequest) -> Result<(), ActionError> {
         check_selection(&request.selection)?;
+        if let LetterSelection::Filter { filter, .. } = &request.selection {
+            only_states(filter, &[LetterState::Open])?;
+        }
         let ReplayOptions { to, rate, stop_at, canary: _ } = &request.options;
         if !(1..=MAX_RATE).contains(rate) {
             return Err(ActionError::Invalid(format!("rate: must be from 1 to {MAX_RATE} a second, is {rate}")));
@@ -133,12 +134,9 @@ impl LetterActions {
     /// # Errors
     /// [`ActionError`].
     pub async fn replay(&self, id: i64) -> Result<ReplayReport, ActionError> {
-        let ledger = &self.0.deps.ledger;
-        let replay = ledger.replay(id, Timestamp::now()).await?;
-        let replay = replay.ok_or_else(|| ActionError::Missing(format!("replay {id}")))?;
-        let failed_again = ledger.replay_letters(id, LetterProgress::FailedAgain, None, 0, MAX_NAMED).await?;
-        let not_replayed = ledger.replay_letters(id, LetterProgress::Skipped, None, 0, MAX_NAMED).await?;
-        Ok(ReplayReport { waiting: self.0.waits_for(id), replay, failed_again, not_replayed })
+        let report = read_replay(&*self.0.deps.ledger, id, Timestamp::now()).await?;
+        let report = report.ok_or_else(|| ActionError::Missing(format!("replay {id}")))?;
+        Ok(ReplayReport { waiting: self.0.waits_for(id), ..report })
     }
 
     /// Letters of a replay, by number, after this one; all, or only those that are so far.
@@ -152,19 +150,8 @@ impl LetterActions {
         after: i64,
         limit: usize,
     ) -> Result<ReplayLetters, ActionError> {
-        let ledger = &self.0.deps.ledger;
-        let replay = ledger.replay(id, Timestamp::now()).await?;
-        replay.ok_or_else(|| ActionError::Missing(format!("replay {id}")))?;
-        let wanted = LetterProgress::ALL.iter().position(|known| Some(*known) == progress);
-        let progress = wanted.map_or(LetterProgress::ALL, |index| &LetterProgress::ALL[index..=index]);
-        let mut letters = Vec::new();
-        for progress in progress {
-            letters.extend(ledger.replay_letters(id, *progress, None, after, limit + 1).await?);
-        }
-        letters.sort_by_key(|letter| letter.id);
-        let has_more = letters.len() > limit;
-        letters.truncate(limit);
-        Ok(ReplayLetters { next: letters.last().filter(|_| has_more).map(|letter| letter.id), letters })
+        let letters = read_replay_letters(&*self.0.deps.ledger, id, progress, after, limit).await?;
+        letters.ok_or_else(|| ActionError::Missing(format!("replay {id}")))
     }
 
     /// The latest replays, the last one first.
@@ -172,9 +159,8 @@ impl LetterActions {
     /// # Errors
     /// [`ActionError`].
     pub async fn replays(&self) -> Result<Vec<ListedReplay>, ActionError> {
-        let replays = self.0.deps.ledger.replays(false, MAX_LISTED, Timestamp::now()).await?;
-        let listed = replays.into_iter().map(|replay| ListedReplay { waiting: self.0.waits_for(replay.id), replay });
-        Ok(listed.collect())
+        let replays = read_replays(&*self.0.deps.ledger, Timestamp::now()).await?.into_iter();
+        Ok(replays.map(|listed| ListedReplay { waiting: self.0.waits_for(listed.replay.id), ..listed }).collect())
     }
 
     /// Stops a replay: what is not published is open again. What is published has its outcome still.
@@ -193,8 +179,18 @@ impl LetterActions {
         if takes_room && self.0.is_short_of_disk() {
             return Err(ActionError::DiskSpace);
         }
-        Ok(self.0.deps.ledger.carry_out(change).await?)
+        let answer = self.0.deps.ledger.carry_out(change).await?;
+        self.0.acted();
+        Ok(answer)
     }
+}
+
+/// Refuses a filter that asks for a state that the action cannot be applied to.
+pub(super) fn only_states(filter: &DeadLetterFilter, possible: &[LetterState]) -> Result<(), ActionError> {
+    let Some(state) = filter.states.iter().find(|state| !possible.contains(state)) else { return Ok(()) };
+    let possible: Vec<&str> = possible.iter().map(|state| state.as_str()).collect();
+    let (state, possible) = (state.as_str(), possible.join(", "));
+    Err(ActionError::Invalid(format!("states: this is not for dead letters that are {state}; possible: {possible}")))
 }
 
 pub(super) fn check_selection(selection: &LetterSelection) -> Result<(), ActionError> {
@@ -202,6 +198,10 @@ pub(super) fn check_selection(selection: &LetterSelection) -> Result<(), ActionE
         LetterSelection::Ids(ids) if ids.is_empty() || ids.len() > MAX_SELECTED_IDS => {
             Err(ActionError::Invalid(format!("ids: must be 1 to {MAX_SELECTED_IDS} numbers, are {}", ids.len())))
         }
-        LetterSelection::Ids(_) | LetterSelection::Filter { .. } => Ok(()),
+        LetterSelection::Ids(ids) => match ids.iter().find(|id| **id < 1) {
+            Some(id) => Err(ActionError::Invalid(format!("ids: numbers begin with 1, one is {id}"))),
+            None => Ok(()),
+        },
+        LetterSelection::Filter { .. } => Ok(()),
     }
 }

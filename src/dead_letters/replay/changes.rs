@@ -4,8 +4,8 @@
 use jiff::Timestamp;
 use tokio::time::Instant;
 
-use super::actions::{ANSWER_TIME, ActionError, LetterActions, PAGE, check_selection};
-use super::plan::{Missing, last, only_states};
+use super::actions::{ANSWER_TIME, ActionError, LetterActions, PAGE, check_selection, only_states};
+use super::plan::{Missing, last};
 use super::requests::{ChangedLetters, LetterRequest};
 use crate::ledger::{
     ChangeAnswer, GroupBuilder, LetterChange, LetterOperation, LetterSelection, LetterState, OperationAnswer,
@@ -20,7 +20,7 @@ const MAX_NOTE_BYTES: usize = 1_024;
 /// What is done with letters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LetterChangeKind {
-    /// They are put aside.
+    /// They are held.
     Hold,
     /// They are opened again.
     Release,
@@ -30,7 +30,7 @@ pub enum LetterChangeKind {
 
 impl LetterChangeKind {
     /// The states in which a filter may look for letters. The first one is what it looks for if it names none.
-    fn states(self) -> &'static [LetterState] {
+    pub fn states(self) -> &'static [LetterState] {
         match self {
             LetterChangeKind::Hold | LetterChangeKind::Discard => &[LetterState::Open, LetterState::Held],
             // Those whose replay goes on are left as they are.
@@ -91,6 +91,9 @@ impl LetterActions {
             only_states(filter, action.states())?;
             if !filter.states.is_empty() {
                 states.clone_from(&filter.states);
+            } else if action == LetterChangeKind::Release && filter.replay.is_some() {
+                // Those that the replay has left without an outcome.
+                states = vec![LetterState::Replaying];
             }
         }
         let selection = self.bounded(selection).await?;

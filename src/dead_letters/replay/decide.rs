@@ -2,9 +2,9 @@
 //!
 //! The letters of one queue that had failed for one cause are a group. Of each group, one letter is published first, then ten. After
 //! that, no more are in flight to a queue than may fail. Both count the letters of all replays that are active, since they share the
-//! service behind the queue.
+//! service behind the queue. First letters are in flight of as many groups as may fail, in all queues together.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::ledger::{LetterProgress, Replay, ReplayGroup};
 
@@ -56,19 +56,23 @@ impl GroupBatch {
     fn new(group: &ReplayGroup, progress: LetterProgress, room: u64) -> Self {
         GroupBatch { queue: group.queue.clone(), cause: group.cause.clone(), progress, room }
     }
-
-    /// Those of a group that may have been published.
-    pub fn again(group: &ReplayGroup) -> Self {
-        GroupBatch::new(group, LetterProgress::Publishing, group.count(&[LetterProgress::Publishing]))
-    }
 }
 
 #[derive(Debug, Default, Clone, Copy)]
 struct Counts {
     published: u64,
     in_flight: u64,
+    /// Those in flight that may not have been published.
+    half_published: u64,
     ended: u64,
     failed: u64,
+}
+
+impl Counts {
+    /// Whether no letter has had its outcome, so that all may fail.
+    fn is_untried(self) -> bool {
+        self.ended == 0
+    }
 }
 
 /// The letters of all active replays, by queue and by group.
@@ -87,7 +91,9 @@ impl Traffic {
             let failed = group.count(&[FailedAgain]);
             let ended = group.count(&[Processed, NotDelivered, Cancelled, Undone]) + failed;
             let published = ended + group.count(&[Unknown]) + group.count(LetterProgress::IN_FLIGHT);
-            traffic.add(&group.queue, &group.cause, Counts { published, in_flight: group.in_flight(), ended, failed });
+            let (in_flight, half_published) = (group.in_flight(), group.count(&[LetterProgress::Publishing]));
+            let counts = Counts { published, in_flight, half_published, ended, failed };
+            traffic.add(&group.queue, &group.cause, counts);
         }
         traffic
     }
@@ -104,9 +110,20 @@ impl Traffic {
         for counts in [of_queue, of_group] {
             counts.published += more.published;
             counts.in_flight += more.in_flight;
+            counts.half_published += more.half_published;
             counts.ended += more.ended;
             counts.failed += more.failed;
         }
+    }
+
+    /// Whether a letter that was published to this queue has no outcome yet.
+    fn is_on_its_way(&self, queue: &str) -> bool {
+        self.queues.get(queue).is_some_and(|counts| counts.in_flight > counts.half_published)
+    }
+
+    /// How many groups have letters in flight, and no outcome yet. Of a canary, that is one letter each.
+    fn untried(&self) -> u64 {
+        self.groups.values().filter(|group| group.is_untried() && group.in_flight > 0).count() as u64
     }
 
     fn of_group(&self, group: &ReplayGroup) -> Counts {
@@ -119,19 +136,39 @@ pub(super) fn decide(replay: &Replay, traffic: &Traffic, admission: &dyn Fn(&str
     use LetterProgress::{Publishing, Selected};
     if has_failed(replay) {
         // Of a canary, all outcomes are awaited.
-        let waits = replay.count(Publishing) == 0 && awaits_canary(replay, traffic);
+        let waits = replay.count(Publishing) == 0 && awaits_canary(replay, traffic, admission);
         return if waits { Decision::Wait } else { Decision::Stop };
     }
     if replay.count(Selected) + replay.in_flight() == 0 {
         return Decision::Finish;
     }
     let ready = || replay.groups.iter().filter(|group| admission(&group.queue) != Admission::None);
-    let again = ready().map(GroupBatch::again);
-    let mut batches: Vec<GroupBatch> = again.filter(|batch| batch.room > 0).collect();
+    let mut batches = again(ready(), traffic, admission);
     if batches.is_empty() {
         batches = new_batches(replay, traffic, admission, ready());
     }
     if batches.is_empty() { Decision::Wait } else { Decision::Publish(batches) }
+}
+
+/// Of these groups, what may have been published, and is published again. While a service is tried, one letter of a queue, if no other
+/// is on its way.
+pub(super) fn again<'g>(
+    groups: impl Iterator<Item = &'g ReplayGroup>,
+    traffic: &Traffic,
+    admission: &dyn Fn(&str) -> Admission,
+) -> Vec<GroupBatch> {
+    let mut tried = BTreeSet::new();
+    let batches = groups.filter_map(|group| {
+        let half_published = group.count(&[LetterProgress::Publishing]);
+        let room = match admission(&group.queue) {
+            Admission::All => half_published,
+            Admission::One if half_published == 0 || traffic.is_on_its_way(&group.queue) => 0,
+            Admission::One => u64::from(tried.insert(&group.queue)),
+            Admission::None => 0,
+        };
+        (room > 0).then(|| GroupBatch::new(group, LetterProgress::Publishing, room))
+    });
+    batches.collect()
 }
 
 /// What may be published for the first time: of groups in the canary first.
@@ -148,6 +185,8 @@ fn new_batches<'g>(
         .collect();
     groups.sort_by_key(|(_, room)| *room);
     let mut rooms: BTreeMap<&str, u64> = BTreeMap::new();
+    // Each queue may have a few failures. However many queues there are, the first letters of all groups must not fail in more.
+    let mut of_untried = MIN_FAILURES.saturating_sub(traffic.untried());
     let mut batches = Vec::new();
     for (group, room) in groups {
         let counts = traffic.queues.get(&group.queue).copied().unwrap_or_default();
@@ -156,7 +195,11 @@ fn new_batches<'g>(
             Admission::One => 1_u64.saturating_sub(counts.in_flight),
             Admission::None => 0,
         });
-        let room = room.min(*of_queue).min(group.count(&[LetterProgress::Selected]));
+        let mut room = room.min(*of_queue).min(group.count(&[LetterProgress::Selected]));
+        if replay.options.canary && traffic.of_group(group).is_untried() {
+            room = room.min(of_untried);
+            of_untried -= room;
+        }
         *of_queue -= room;
         if room > 0 {
             batches.push(GroupBatch::new(group, LetterProgress::Selected, room));
@@ -188,19 +231,25 @@ fn queue_room(replay: &Replay, queue: Counts) -> u64 {
     may_fail.clamp(1, MAX_IN_FLIGHT).saturating_sub(queue.in_flight)
 }
 
-/// Whether outcomes of a canary are missing.
-fn awaits_canary(replay: &Replay, traffic: &Traffic) -> bool {
-    let is_canary = |group: &&ReplayGroup| traffic.of_group(group).published <= CANARY[1];
+/// Whether outcomes of a canary are missing. In a queue that nothing is published to, they may be for long.
+fn awaits_canary(replay: &Replay, traffic: &Traffic, admission: &dyn Fn(&str) -> Admission) -> bool {
+    let is_canary = |group: &&ReplayGroup| {
+        traffic.of_group(group).published <= CANARY[1] && admission(&group.queue) != Admission::None
+    };
     replay.options.canary && replay.groups.iter().filter(is_canary).any(|group| group.in_flight() > 0)
 }
 
-/// Whether the share of the latest outcomes that are failures is too large. One of which nothing was seen in time counts as failed.
+/// Whether the share of failures is too large: that of the latest outcomes. One of which nothing was seen in time counts as failed, among
+/// all outcomes, since it is not known when it had its own.
 fn has_failed(replay: &Replay) -> bool {
-    let unseen = replay.count(LetterProgress::Unknown) + replay.overdue;
-    let (failed, ended) = (replay.recent_failed + unseen, replay.recent + unseen);
-    #[expect(clippy::cast_precision_loss, reason = "far fewer letters than an f64 can count")]
-    let share = failed as f64 / ended.max(1) as f64;
-    failed > 0 && share * 100.0 > f64::from(replay.options.stop_at)
+    use LetterProgress::{Cancelled, FailedAgain, NotDelivered, Processed, Undone, Unknown};
+    let ended: u64 =
+        [Processed, NotDelivered, Cancelled, Undone, FailedAgain].into_iter().map(|state| replay.count(state)).sum();
+    let unseen = replay.count(Unknown) + replay.overdue;
+    let (recent, recent_failed) = (replay.recent.max(1), replay.recent_failed);
+    // recent_failed / recent is the share of those with an outcome: ended / (ended + unseen) of all.
+    let failed = recent_failed * ended + unseen * recent;
+    failed * 100 > u64::from(replay.options.stop_at) * recent * (ended + unseen)
 }
 
 #[cfg(test)]
@@ -309,6 +358,28 @@ mod tests {
     }
 
     #[test]
+    fn of_more_queues_than_letters_may_fail_no_more_are_tried_at_once() {
+        let queues: Vec<String> = (0..25).map(|n| n.to_string()).collect();
+        let replay_with = |first: &[(LetterProgress, u64)], tried: usize| {
+            let letters = |n: usize| if n < tried { first } else { &[(Selected, 400)][..] };
+            let groups = queues.iter().enumerate().map(|(n, queue)| (&**queue, "http_402", letters(n)));
+            replay_of(&groups.collect::<Vec<_>>())
+        };
+        let rooms = |replay: &Replay| match decide_alone(replay) {
+            Decision::Publish(batches) => batches.iter().map(|batch| batch.room).collect(),
+            Decision::Wait | Decision::Stop | Decision::Finish => Vec::new(),
+        };
+        assert_eq!(rooms(&replay_with(&[], 0)), [1; 10]);
+        assert_eq!(rooms(&replay_with(&[(Selected, 399), (Published, 1)], 7)), [1; 3]);
+        assert_eq!(decide_alone(&replay_with(&[(Selected, 399), (Retrying, 1)], 10)), Decision::Wait);
+        // All ten have failed: nothing else was published.
+        assert_eq!(decide_alone(&replay_with(&[(Selected, 399), (FailedAgain, 1)], 10)), Decision::Stop);
+        // Those whose cause is repaired go on beside the next ones.
+        let next = rooms(&replay_with(&[(Selected, 399), (Processed, 1)], 10));
+        assert_eq!((next.iter().filter(|room| **room == 1).count(), next.len()), (10, 20));
+    }
+
+    #[test]
     fn several_replays_at_once_have_one_canary_for_a_service_and_no_more_in_flight_than_one() {
         let waits = |_: &str| Admission::All;
         let new_one = || replay(&[(Selected, 100)]);
@@ -357,6 +428,48 @@ mod tests {
         let mut all_at_once = replay(&[(Selected, 100)]);
         all_at_once.options.canary = false;
         assert_eq!(trial(&all_at_once), new(1));
+    }
+
+    #[test]
+    fn while_a_service_is_tried_one_of_those_that_a_crash_left_half_published_is_published_again() {
+        let groups = |published: u64| {
+            let (first, second) = ([(Publishing, 20), (Published, published)], [(Publishing, 12)]);
+            replay_of(&[("orders", "a", &first), ("orders", "b", &second), ("carts", "a", &second)])
+        };
+        let trial = |replay: &Replay| {
+            let admission = |queue: &str| if queue == "orders" { Admission::One } else { Admission::All };
+            decide(replay, &Traffic::of(std::slice::from_ref(replay)), &admission)
+        };
+        let carts = batch("carts", "a", Publishing, 12);
+        let expected = vec![batch("orders", "a", Publishing, 1), carts.clone()];
+        assert_eq!(trial(&groups(0)), Decision::Publish(expected));
+        assert_eq!(trial(&groups(1)), Decision::Publish(vec![carts]));
+    }
+
+    #[test]
+    fn a_replay_that_has_failed_does_not_wait_for_a_canary_in_a_queue_that_is_closed() {
+        let both = [
+            ("orders", "a", &[(Selected, 99), (FailedAgain, 1)][..]),
+            ("carts", "a", &[(Selected, 9), (Published, 1)][..]),
+        ];
+        let replay = replay_of(&both);
+        let decided = |carts: Admission| {
+            let admission = move |queue: &str| if queue == "carts" { carts } else { Admission::All };
+            decide(&replay, &Traffic::of(std::slice::from_ref(&replay)), &admission)
+        };
+        assert_eq!(decided(Admission::All), Decision::Wait);
+        assert_eq!(decided(Admission::None), Decision::Stop);
+    }
+
+    #[test]
+    fn a_few_letters_without_an_outcome_do_not_stop_a_replay_of_which_thousands_were_processed() {
+        let unseen = |processed, unknown| decision(&[(Selected, 100), (Processed, processed), (Unknown, unknown)]);
+        assert!(matches!(unseen(9_000, 12), Decision::Publish(_)));
+        assert_eq!(unseen(9_000, 1_001), Decision::Stop);
+        assert_eq!(unseen(90, 11), Decision::Stop);
+        let mut both = replay(&[(Selected, 100), (Processed, 900), (Unknown, 60)]);
+        both.recent_failed = 5;
+        assert_eq!(decide_alone(&both), Decision::Stop, "5 % of 900, and all of 60");
     }
 
     #[test]

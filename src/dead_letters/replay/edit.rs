@@ -5,14 +5,13 @@ use std::borrow::Cow;
 use bytes::Bytes;
 use jiff::Timestamp;
 
-use super::super::letter_parser::KnownConsumers;
 use super::super::message_json::properties_json;
-use super::super::order::read_failed_order;
-use super::message::{order as whole_order, stored_delivery, target};
-use crate::domain::{BodyError, OrderDocument, body_text, encoded_body};
-use crate::formats::{Format, OrderFaults};
-use crate::ledger::{DeadLetter, DeadLetterDetail, LetterOrder, MAX_SEARCH_BYTES, NewOrder};
-use crate::message::{Delivery, DocumentError, Message};
+use super::super::order::Reading;
+use super::super::reading::{BodyRefused, KnownConsumers, LetterReading, Searched, consumer_of, is_order};
+use super::message::{provenance, stored_delivery};
+use crate::domain::{BodyError, body_text, encoded_body};
+use crate::ledger::{DeadLetterDetail, LetterOrder, NewOrder};
+use crate::message::{Message, TrustedUsers};
 
 /// The longest body that can be edited, decompressed, in bytes: what a request may contain in Base64.
 pub(super) const MAX_EDITED_BYTES: usize = 16 << 20;
@@ -26,9 +25,9 @@ pub(super) enum EditError {
     /// The letter's properties or headers cannot be read.
     #[error("the letter's properties or headers cannot be read")]
     Unreadable,
-    /// The consumer would refuse it.
-    #[error("the consumer would refuse it: {0}")]
-    Format(String),
+    /// Nobody could process it.
+    #[error(transparent)]
+    Refused(#[from] BodyRefused),
 }
 
 /// A new body, and what it says.
@@ -41,6 +40,8 @@ pub(super) struct Edited {
     pub identity: Option<String>,
     pub search: String,
     pub whole: Option<Box<NewOrder>>,
+    /// The queue that a replay would publish it to; `None`: one must be named.
+    pub queue: Option<String>,
 }
 
 /// Reads a new body as the letter's consumer does.
@@ -48,6 +49,7 @@ pub(super) fn edited(
     detail: DeadLetterDetail,
     body: Vec<u8>,
     consumers: &KnownConsumers,
+    users: &TrustedUsers,
     max_body: usize,
 ) -> Result<Edited, EditError> {
     if body.len() > max_body.min(MAX_EDITED_BYTES) {
@@ -58,19 +60,31 @@ pub(super) fn edited(
     if delivery.message.body.len() > max_body {
         return Err(EditError::TooLarge);
     }
-    let consumer = target(consumers, None, letter.origin_queue.as_deref(), letter.consumer.as_deref());
-    let whole = consumer.and_then(|(_, consumer)| whole_order(&delivery, consumer, max_body, Timestamp::now()));
-    let (order, identity) = match consumer.and_then(|(_, consumer)| consumer.format.as_ref()) {
-        Some(format) => {
-            check(&delivery, format, max_body)?;
-            let reading = read_failed_order(&delivery, format, max_body);
-            (reading.order, reading.identity)
-        }
-        // Nothing is known about its format.
-        None => (LetterOrder { id: letter.order_id.clone(), ..LetterOrder::default() }, None),
+    let provenance = provenance(&letter, &delivery, users);
+    let was_order = is_order(letter.order_id.as_deref(), letter.identity.as_deref());
+    let reading = LetterReading::new(consumers, letter.origin_queue.as_deref(), letter.consumer.as_deref());
+    reading.check(&delivery, provenance, was_order, max_body)?;
+    let Reading { mut order, identity } = reading.read(&delivery, provenance.is_copy, max_body);
+    if order.id.is_none() && (!was_order || matches!(reading, LetterReading::Message(_))) {
+        // What is about an order, as an event is, does not say in its body which.
+        order.id.clone_from(&letter.order_id);
+    }
+    let whole = reading.whole_order(&delivery, max_body, Timestamp::now());
+    let text = delivery.message.text(max_body).ok();
+    let searched = Searched {
+        identity: identity.as_deref().or(letter.identity.as_deref()),
+        order: &order,
+        message_id: letter.message_id.as_deref(),
+        routing_key: &letter.routing_key,
+        code: &letter.code,
+        failure_reason: letter.failure_reason.as_deref(),
+        body: text.as_deref(),
     };
-    let search = search_text(&letter, &order, &delivery, max_body);
-    Ok(Edited { body: delivery.message.body, properties, order, identity, search, whole })
+    let search = searched.text();
+    let queue = consumer_of(consumers, letter.origin_queue.as_deref(), letter.consumer.as_deref());
+    let queue = queue.map(|(queue, _)| queue.clone());
+    drop(text);
+    Ok(Edited { body: delivery.message.body, properties, order, identity, search, whole, queue })
 }
 
 /// The body as it is edited: without its compression. What cannot be decompressed is shown as it is.
@@ -101,30 +115,4 @@ fn encode(message: &mut Message, text: Vec<u8>) -> Result<Option<String>, EditEr
     };
     message.body = body.into();
     Ok(None)
-}
-
-fn check(delivery: &Delivery, format: &Format, max_body: usize) -> Result<(), EditError> {
-    let unreadable = |error: DocumentError| EditError::Format(error.to_string());
-    let document = delivery.message.document(max_body).map_err(unreadable)?;
-    let refused = |faults: OrderFaults| EditError::Format(faults.to_string());
-    match format.read(&document, delivery.message.order_event(max_body)).map_err(refused)? {
-        OrderDocument::Placed(order) => format.check(&order).map(drop).map_err(refused),
-        OrderDocument::Cancelled(_) => Ok(()),
-    }
-}
-
-fn search_text(letter: &DeadLetter, order: &LetterOrder, delivery: &Delivery, max_body: usize) -> String {
-    let text = delivery.message.text(max_body).unwrap_or_default();
-    let known = [&letter.identity, &order.id, &order.customer_id, &letter.message_id, &letter.failure_reason];
-    let known = known.into_iter().flatten().chain([&letter.routing_key, &letter.code]).chain(&order.products);
-    let mut search = String::new();
-    for part in known.map(String::as_str).chain([&text[..text.floor_char_boundary(MAX_SEARCH_BYTES)]]) {
-        search.push_str(&part.to_lowercase());
-        search.push('\n');
-        if search.len() >= MAX_SEARCH_BYTES {
-            break;
-        }
-    }
-    search.truncate(search.floor_char_boundary(MAX_SEARCH_BYTES));
-    search
 }

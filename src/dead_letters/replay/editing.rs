@@ -1,5 +1,7 @@
 //! Edits letters: says whether one can be edited, and with which body; checks the new body, and records it.
 
+use std::sync::Arc;
+
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use jiff::Timestamp;
@@ -76,14 +78,15 @@ impl LetterActions {
         let NewBody { revision, body, change_order_id } = new;
         let detail = self.editable(id).await?;
         if detail.content.revision != revision {
-            return Err(outdated(id));
+            let by = detail.edits.last().and_then(|edit| edit.by.as_deref());
+            return Err(outdated(id, by));
         }
         let (max_body, former) = (self.0.deps.max_body, detail.letter.order_id.clone());
-        let consumers = self.0.deps.consumers.borrow().clone();
+        let (consumers, users) = (self.0.deps.consumers.borrow().clone(), Arc::clone(&self.0.deps.users));
         // It may be large once it is decompressed.
-        let reading = spawn_blocking(move || edited(detail, body, &consumers, max_body)).await;
+        let reading = spawn_blocking(move || edited(detail, body, &consumers, &users, max_body)).await;
         let edited: Edited = reading.map_err(|died| unreadable(&died))?.map_err(|error| refused(&error))?;
-        let order_id = edited.order.id.clone();
+        let (order_id, queue) = (edited.order.id.clone(), edited.queue);
         let former_order_id = former.filter(|former| order_id.as_ref() != Some(former));
         if let Some(former) = former_order_id.as_ref().filter(|_| !change_order_id) {
             let now = order_id.as_ref().map_or_else(|| "none".to_owned(), |id| format!("{id:?}"));
@@ -109,9 +112,9 @@ impl LetterActions {
         };
         match answers.first() {
             Some(ChangeAnswer::Changed | ChangeAnswer::Unchanged) => {
-                Ok(EditedLetter { id, revision: revision + 1, order_id, former_order_id })
+                Ok(EditedLetter { id, revision: revision + 1, order_id, former_order_id, queue })
             }
-            Some(ChangeAnswer::Outdated) => Err(outdated(id)),
+            Some(ChangeAnswer::Outdated) => Err(outdated(id, None)),
             Some(ChangeAnswer::OtherOrder) => {
                 let order = order_id.unwrap_or_default();
                 Err(ActionError::Conflict(format!(
@@ -130,8 +133,11 @@ fn wrong_state(id: i64, state: LetterState) -> ActionError {
     ActionError::Conflict(format!("dead letter {id} is {state}; only open and held ones can be edited"))
 }
 
-fn outdated(id: i64) -> ActionError {
-    ActionError::Conflict(format!("dead letter {id} was edited meanwhile; edit it again"))
+fn outdated(id: i64, by: Option<&str>) -> ActionError {
+    let by = by.map_or_else(String::new, |by| format!(" by {by}"));
+    ActionError::Conflict(format!(
+        "dead letter {id} was edited meanwhile{by}: look at what it is now (`orderd dead-letters show {id}`), and edit that"
+    ))
 }
 
 fn unreadable(died: &tokio::task::JoinError) -> ActionError {

@@ -13,8 +13,8 @@ use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use super::super::letter_parser::KnownConsumers;
-use super::decide::{Admission, Decision, GroupBatch, Traffic, decide};
+use super::super::reading::KnownConsumers;
+use super::decide::{Admission, Decision, Traffic, again, decide};
 use super::message::{ReplayContext, target};
 use super::pace::{Pace, QueueRates, TICK};
 use super::waiting::{QueueAccess, WaitCause, Waiting};
@@ -82,6 +82,8 @@ pub struct Replayer {
     /// Why a replay waits, by its number.
     waiting: Mutex<BTreeMap<i64, Waiting>>,
     running: watch::Sender<Vec<RunningReplay>>,
+    /// Notified when somebody has changed dead letters.
+    actions: watch::Sender<()>,
 }
 
 /// Why a replay could not be continued.
@@ -98,12 +100,23 @@ pub(super) enum ReplayError {
 impl Replayer {
     /// It does nothing until it runs.
     pub fn new(deps: ReplayDeps) -> Self {
-        Replayer { deps, wake: Notify::new(), waiting: Mutex::default(), running: watch::Sender::default() }
+        let (running, actions) = (watch::Sender::default(), watch::Sender::default());
+        Replayer { deps, wake: Notify::new(), waiting: Mutex::default(), running, actions }
     }
 
     /// Looks for replays at once.
     pub(super) fn wake(&self) {
         self.wake.notify_one();
+    }
+
+    /// Notifies that somebody has changed dead letters.
+    pub(super) fn acted(&self) {
+        self.actions.send_replace(());
+    }
+
+    /// Changes when somebody has changed dead letters.
+    pub fn actions(&self) -> watch::Receiver<()> {
+        self.actions.subscribe()
     }
 
     /// Whether what is left of the ledger's disk is for orders.
@@ -323,8 +336,7 @@ impl Replayer {
         let waits = |queue: &str| queues.closed(pace, queue);
         let left = |group: &&ReplayGroup| group.count(&[LetterProgress::Publishing]) > 0;
         let waiting = replay.groups.iter().filter(left).find_map(|group| waits(&group.queue));
-        let ready = replay.groups.iter().filter(left).filter(|group| waits(&group.queue).is_none());
-        let batches: Vec<GroupBatch> = ready.map(GroupBatch::again).collect();
+        let batches = again(replay.groups.iter(), &queues.traffic, &|queue| queues.admission(pace, queue));
         self.set_waiting(id, waiting);
         self.publish_groups(replay, batches, pace, queues).await
     }

@@ -1,17 +1,13 @@
 //! From a stored letter to the publication that replays it. Pure.
 
-use std::sync::Arc;
-
 use jiff::Timestamp;
 use sha2::{Digest, Sha256};
 
-use super::super::letter_parser::{KnownConsumer, KnownConsumers};
 use super::super::message_json::{headers_from, properties_from};
-use crate::domain::OrderDocument;
+use super::super::order::whole_order;
+use super::super::reading::{KnownConsumer, KnownConsumers, consumer_of, first_provenance};
 use crate::ledger::{DeadLetter, DeadLetterDetail, LetterOrigin, LetterSource, NewOrder};
-use crate::message::{
-    Delivery, DeliveryId, ExchangeNames, Message, Provenance, Publication, Sender, TrustedUsers, names,
-};
+use crate::message::{Delivery, DeliveryId, ExchangeNames, Message, Provenance, Publication, TrustedUsers, names};
 use crate::recovery::{ReplayMark, copy_for_replay};
 
 /// Why a letter is not replayed: no consumer has its queue. It can be given one.
@@ -31,6 +27,8 @@ pub(super) struct Prepared {
     pub queue: String,
     /// The order that it is, if it is a valid one.
     pub order: Option<Box<NewOrder>>,
+    /// The identity of the CloudEvent that it is. It is read with the body, since a body may end its reader.
+    event: Option<String>,
 }
 
 /// What is needed to read letters.
@@ -51,8 +49,7 @@ pub(super) fn target<'c>(
     if let Some(to) = to {
         return consumers.get_key_value(to);
     }
-    let by_queue = origin_queue.and_then(|queue| consumers.get_key_value(queue));
-    by_queue.or_else(|| consumers.iter().find(|(_, known)| Some(&*known.name) == consumer))
+    consumer_of(consumers, origin_queue, consumer)
 }
 
 /// The message as it was delivered to the collector, with its present content.
@@ -93,8 +90,12 @@ impl Prepared {
         if letter.origin == LetterOrigin::Broker && is_marked && !user.is_empty() && !context.users.contains(user) {
             return Err(UNPROVEN_USER);
         }
-        let order = order(&delivery, consumer, context.max_body, now);
-        Ok(Prepared { letter, delivery, queue: queue.clone(), order })
+        let order = match &consumer.format {
+            Some(format) => whole_order(&delivery, format, &consumer.name, context.max_body, now),
+            None => None,
+        };
+        let event = delivery.message.cloud_event_identity(context.max_body);
+        Ok(Prepared { letter, delivery, queue: queue.clone(), order, event })
     }
 
     /// The letter's number.
@@ -115,8 +116,7 @@ impl Prepared {
         context: &ReplayContext<'_>,
         now: Timestamp,
     ) -> Publication {
-        let event = self.delivery.message.cloud_event_identity(context.max_body);
-        let provenance = Provenance { cloud_event: event.as_deref(), ..self.provenance(context.users) };
+        let provenance = Provenance { cloud_event: self.event.as_deref(), ..self.provenance(context.users) };
         let identity = identity(&self.letter, fingerprint);
         let DeadLetter { reason, code, failed_at, .. } = &self.letter;
         let own_user = context.users.own();
@@ -125,51 +125,28 @@ impl Prepared {
         copy_for_replay(&self.delivery, provenance, &self.queue, mark, context.names)
     }
 
-    /// Who published the message first. Only of what orderd's user has published, headers say so. That was proven when it was collected:
-    /// orderd's user may have another name now.
     fn provenance(&self, users: &TrustedUsers) -> Provenance<'_> {
-        let Message { headers, properties, .. } = &self.delivery.message;
-        let user = properties.user_id.as_deref().unwrap_or_default();
-        let is_own = |name: &str| {
-            users.contains(name) || self.letter.origin == LetterOrigin::Orderd && !name.is_empty() && name == user
-        };
-        let is_copy = is_own(user)
-            && self.letter.source == LetterSource::DeadLetterQueue
-            && self.letter.origin != LetterOrigin::Others
-            && is_marked(&self.delivery);
-        let first = match is_copy {
-            true => headers.get(names::ORIGINAL_USER_ID).and_then(|user| user.as_text()).unwrap_or_default(),
-            false => user,
-        };
-        let sender = match first {
-            "" => Sender::Unverified,
-            first if is_own(first) => Sender::Own,
-            first => Sender::User(first),
-        };
-        Provenance { sender, is_copy, generated: None, cloud_event: None }
+        provenance(&self.letter, &self.delivery, users)
     }
+}
+
+/// Who published the message of a letter first. Only of what orderd's user has published, headers say so. That was proven when it was
+/// collected: orderd's user may have another name now.
+pub(super) fn provenance<'d>(letter: &DeadLetter, delivery: &'d Delivery, users: &TrustedUsers) -> Provenance<'d> {
+    let user = delivery.message.properties.user_id.as_deref().unwrap_or_default();
+    let is_own =
+        |name: &str| users.contains(name) || letter.origin == LetterOrigin::Orderd && !name.is_empty() && name == user;
+    let is_copy = is_own(user)
+        && letter.source == LetterSource::DeadLetterQueue
+        && letter.origin != LetterOrigin::Others
+        && is_marked(delivery);
+    first_provenance(&delivery.message, is_copy, is_own)
 }
 
 /// Whether the headers are those of a copy.
 fn is_marked(delivery: &Delivery) -> bool {
     let headers = &delivery.message.headers;
     [names::FAILURE_KIND, names::REPLAY_ID].iter().any(|name| headers.contains_key(*name))
-}
-
-/// The order that a letter is, as its consumer reads it.
-pub(super) fn order(
-    delivery: &Delivery,
-    consumer: &KnownConsumer,
-    max_body: usize,
-    now: Timestamp,
-) -> Option<Box<NewOrder>> {
-    let format = consumer.format.as_ref()?;
-    let document = delivery.message.document(max_body).ok()?;
-    let OrderDocument::Placed(order) = format.read(&document, delivery.message.order_event(max_body)).ok()? else {
-        return None;
-    };
-    let amounts = format.check(&order).ok()?;
-    Some(Box::new(NewOrder::new(&order, &Arc::clone(&consumer.name), amounts, now)))
 }
 
 /// The identity of a letter that does not say which message it is: no other letter has it, and all copies of this one have it. It

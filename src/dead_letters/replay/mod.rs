@@ -27,6 +27,7 @@ mod message;
 mod pace;
 mod plan;
 mod publish;
+mod recorded;
 mod requests;
 #[cfg(test)]
 mod tests;
@@ -37,6 +38,7 @@ pub use changes::LetterChangeKind;
 pub use editing::NewBody;
 pub use executor::{AccessToQueue, ReplayDeps, Replayer, RunningReplay};
 pub(super) use message::stored_delivery;
+pub use recorded::{read_replay, read_replay_letters, read_replays};
 pub use requests::{
     ChangedLetters, EditDraft, EditRequest, EditedLetter, LetterRequest, ListedReplay, NotReplayed, NothingFound,
     ReplayLetters, ReplayPlan, ReplayReport, ReplayRequest,

@@ -6,15 +6,18 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use tokio::time::Instant;
 
-use super::super::letter_parser::{KnownConsumers, known_reasons};
-use super::actions::{ANSWER_TIME, ActionError, LetterActions, MAX_NAMED, PAGE};
+use super::super::reading::KnownConsumers;
+use super::actions::{ANSWER_TIME, ActionError, LetterActions, PAGE};
 use super::message::{NO_QUEUE, target};
+use super::recorded::MAX_NAMED;
 use super::requests::{NotReplayed, NothingFound, ReplayPlan, ReplayRequest};
 use super::waiting::QueueAccess;
 use crate::ledger::{
     DeadLetterFilter, DeadLetterGroup, GroupBuilder, LetterSelection, LetterState, MAYBE_DUPLICATE, ReplayCandidate,
 };
 
+/// Letters that are looked at at a time: nothing is changed, so nothing waits for it.
+const LOOKED_AT: usize = 5_000;
 /// Names that a hint lists.
 const MAX_HINTED: usize = 30;
 
@@ -36,9 +39,6 @@ impl LetterActions {
     /// [`ActionError`].
     pub async fn plan(&self, request: &ReplayRequest) -> Result<ReplayPlan, ActionError> {
         self.check(request)?;
-        if let LetterSelection::Filter { filter, .. } = &request.selection {
-            only_states(filter, &[LetterState::Open])?;
-        }
         let selection = self.bounded(request.selection.clone()).await?;
         let is_named = matches!(selection, LetterSelection::Ids(_));
         let consumers = self.0.deps.consumers.borrow().clone();
@@ -75,6 +75,33 @@ impl LetterActions {
         Ok(plan)
     }
 
+    /// So that no empty replay is left behind. Who starts one has seen the plan, so this finds something only seldom.
+    pub(super) async fn refuse_if_nothing_can_be_replayed(&self, request: &ReplayRequest) -> Result<(), ActionError> {
+        let selection = self.bounded(request.selection.clone()).await?;
+        let open = vec![LetterState::Open];
+        let first = self.0.deps.ledger.replay_candidates(selection.clone(), open, 0, PAGE).await?;
+        let is_named = matches!(selection, LetterSelection::Ids(_));
+        let consumers = self.0.deps.consumers.borrow().clone();
+        let can_be =
+            |candidate: &ReplayCandidate| match fate(candidate, is_named, request.options.to.as_deref(), &consumers) {
+                Fate::Published(_) | Fate::Discarded(_) => true,
+                Fate::Skipped(_) => false,
+            };
+        if first.iter().any(can_be) {
+            return Ok(());
+        }
+        let plan = self.plan(&ReplayRequest { after: 0, ..request.clone() }).await?;
+        if plan.letters() > 0 || plan.next.is_some() {
+            return Ok(());
+        }
+        let others = plan.nothing.unwrap_or_default().other_states.into_iter();
+        let others = others.map(|(state, letters)| (state.as_str().to_owned(), letters));
+        let reasons: Vec<String> =
+            plan.skipped.into_iter().chain(others).map(|(reason, letters)| format!("{letters} {reason}")).collect();
+        let reasons = if reasons.is_empty() { "none matches".to_owned() } else { reasons.join(", ") };
+        Err(ActionError::Conflict(format!("no dead letter of this selection can be replayed: {reasons}")))
+    }
+
     /// Calls `visit` for the selected letters after this one, by number, until the time of an answer is over.
     pub(super) async fn look_at(
         &self,
@@ -88,16 +115,16 @@ impl LetterActions {
             // Some of those that are named may be missing.
             let (part, last) = match selection {
                 LetterSelection::Ids(ids) => {
-                    let part: Vec<i64> = ids.iter().copied().filter(|id| *id > after).take(PAGE).collect();
-                    let last = part.last().copied().filter(|_| part.len() == PAGE);
+                    let part: Vec<i64> = ids.iter().copied().filter(|id| *id > after).take(LOOKED_AT).collect();
+                    let last = part.last().copied().filter(|_| part.len() == LOOKED_AT);
                     (LetterSelection::Ids(part), last)
                 }
                 LetterSelection::Filter { .. } => (selection.clone(), None),
             };
-            let page = self.0.deps.ledger.replay_candidates(part, states.clone(), after, PAGE).await?;
+            let page = self.0.deps.ledger.replay_candidates(part, states.clone(), after, LOOKED_AT).await?;
             page.iter().for_each(&mut visit);
             letters += page.len();
-            let last_found = page.last().map(|candidate| candidate.id).filter(|_| page.len() == PAGE);
+            let last_found = page.last().map(|candidate| candidate.id).filter(|_| page.len() == LOOKED_AT);
             let Some(last) = last.or(last_found) else { return Ok(LookedAt { letters, next: None }) };
             after = last;
             if began.elapsed() >= ANSWER_TIME {
@@ -109,7 +136,7 @@ impl LetterActions {
     /// Why a filter finds nothing in these states.
     ///
     /// # Errors
-    /// The filter has a name that there is not, or the ledger cannot be read.
+    /// The ledger cannot be read.
     pub(super) async fn nothing(
         &self,
         filter: &DeadLetterFilter,
@@ -131,19 +158,13 @@ impl LetterActions {
             let names = |name: fn(&DeadLetterGroup) -> Option<&String>| {
                 stored.iter().filter_map(name).cloned().collect::<BTreeSet<String>>()
             };
-            let mut reasons = names(|group| Some(&group.reason));
-            let mut consumers = names(|group| group.consumer.as_ref());
-            let codes = names(|group| Some(&group.code));
-            reasons.extend(known_reasons().map(str::to_owned));
-            consumers.extend(self.0.deps.consumers.borrow().values().map(|consumer| consumer.name.to_string()));
-            for (what, name, known) in
-                [("reason", &filter.reason, &reasons), ("consumer", &filter.consumer, &consumers)]
-            {
-                if let Some(hint) = unknown(what, name.as_ref(), known) {
-                    return Err(ActionError::Invalid(hint));
-                }
-            }
-            nothing.hint = unknown("code", filter.code.as_ref(), &codes);
+            let hints = [
+                unknown("reason", filter.reason.as_ref(), &names(|group| Some(&group.reason))),
+                unknown("code", filter.code.as_ref(), &names(|group| Some(&group.code))),
+                unknown("consumer", filter.consumer.as_ref(), &names(|group| group.consumer.as_ref())),
+            ];
+            let hints: Vec<String> = hints.into_iter().flatten().collect();
+            nothing.hint = (!hints.is_empty()).then(|| hints.join("; "));
         }
         Ok(nothing)
     }
@@ -203,14 +224,6 @@ fn fate(candidate: &ReplayCandidate, is_named: bool, to: Option<&str>, consumers
     }
 }
 
-/// Refuses a filter that asks for a state that the action cannot be applied to.
-pub(super) fn only_states(filter: &DeadLetterFilter, possible: &[LetterState]) -> Result<(), ActionError> {
-    let Some(state) = filter.states.iter().find(|state| !possible.contains(state)) else { return Ok(()) };
-    let possible: Vec<&str> = possible.iter().map(|state| state.as_str()).collect();
-    let (state, possible) = (state.as_str(), possible.join(", "));
-    Err(ActionError::Invalid(format!("states: this is not for dead letters that are {state}; possible: {possible}")))
-}
-
 /// The highest number that is meant.
 pub(super) fn last(selection: &LetterSelection) -> i64 {
     match selection {
@@ -223,8 +236,8 @@ fn unknown(what: &str, name: Option<&String>, known: &BTreeSet<String>) -> Optio
     let name = name.filter(|name| !known.contains(*name))?;
     let more = if known.len() > MAX_HINTED { ", …" } else { "" };
     let known: Vec<&str> = known.iter().take(MAX_HINTED).map(String::as_str).collect();
-    let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
-    Some(format!("no dead letter has the {what} {name:?}; {what}s: {known}{more}"))
+    let known = if known.is_empty() { "there are none".to_owned() } else { format!("known: {}", known.join(", ")) };
+    Some(format!("no dead letter in any state has {what} {name}; {known}{more}"))
 }
 
 /// Named letters that there are not.

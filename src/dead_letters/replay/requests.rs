@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::ledger::{
-    DeadLetterGroup, LetterSelection, LetterState, Replay, ReplayLetter, ReplayOptions, SelectionFields,
+    DeadLetterGroup, LetterSelection, LetterState, Replay, ReplayLetter, ReplayOptions, SelectionSchema,
 };
 
 /// A replay is asked for.
@@ -14,7 +14,7 @@ use crate::ledger::{
 #[serde(deny_unknown_fields)]
 pub struct ReplayRequest {
     /// Which letters.
-    #[schema(value_type = SelectionFields)]
+    #[schema(value_type = SelectionSchema)]
     pub selection: LetterSelection,
     /// How.
     #[serde(default)]
@@ -150,7 +150,7 @@ pub struct ReplayLetters {
 #[serde(deny_unknown_fields)]
 pub struct LetterRequest {
     /// Which letters.
-    #[schema(value_type = SelectionFields)]
+    #[schema(value_type = SelectionSchema)]
     pub selection: LetterSelection,
     /// Why; not for a release.
     #[serde(default)]
@@ -235,4 +235,7 @@ pub struct EditedLetter {
     pub order_id: Option<String>,
     /// The order that it was before, if that is another one.
     pub former_order_id: Option<String>,
+    /// The queue that a replay publishes it to; null: no consumer has the queue that it came from, or it came from none, so a replay must
+    /// name one (`to`).
+    pub queue: Option<String>,
 }

@@ -1,13 +1,12 @@
 //! Actions and the executor with a ledger in a file, and a publisher that publishes nothing.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use tokio::sync::watch;
 
-use super::super::letter_parser::KnownConsumers;
+use super::super::reading::KnownConsumers;
 use super::*;
 use crate::ledger::conformance::stored_letter;
 use crate::ledger::sqlite::SqliteLedger;
@@ -64,7 +63,7 @@ fn fixture(consumers: KnownConsumers) -> Fixture {
 
 #[tokio::test]
 async fn on_a_nearly_full_disk_dead_letters_are_not_changed_and_replays_wait_but_can_be_stopped() {
-    let Fixture { ledger, replayer, actions, pause, shutdown, _directory } = fixture(BTreeMap::new());
+    let Fixture { ledger, replayer, actions, pause, shutdown, _directory } = fixture(acting::shop());
     ledger.store_letter(stored_letter("ord-1", 1)).await.unwrap();
     let selection = LetterSelection::Ids(vec![1]);
     let request =

@@ -11,6 +11,7 @@ mod task;
 #[cfg(test)]
 mod tests;
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -32,7 +33,7 @@ use crate::config::{HandlerSettings, MessageKind, Section, Value, value_parser};
 use crate::domain::{DEFAULT_NOTIFY, OrderId, OtherFields, is_channel, object_fields, text};
 use crate::files::FileState;
 use crate::ledger::{LedgerEntry, NotificationDelivery, Recorded};
-use crate::message::Sender;
+use crate::message::{Delivery, Provenance, Sender};
 use crate::metrics::HandlerOutcome;
 use crate::notify::{Channel, Channels, Deliveries, Lease, Notice, NotifySettings};
 use crate::pipeline::{Handler, HandlerError, HandlerInput, HandlerOutput, IntakeGate, Interruption};
@@ -95,6 +96,10 @@ impl HandlerFactory for NotificationFactory {
         Some(AlertSettings::read(section, notify.constructor::<NotifySettings>().unwrap_or(&none)))
     }
 
+    fn check(delivery: &Delivery, _: Provenance<'_>, max_body: usize) -> Result<(), Failure> {
+        decode(delivery, max_body).map(drop)
+    }
+
     fn build(consumer: HandlerConsumer<'_>, _: &NotificationSettings, deps: &HandlerDeps) -> Arc<dyn Handler> {
         let none = NotifySettings::default();
         let settings = deps.notify.constructor::<NotifySettings>().unwrap_or(&none);
@@ -138,15 +143,21 @@ pub(super) fn order_id_and_email(object: &str) -> Result<(Option<String>, Option
     Ok((order_id.and_then(id), email.and_then(text).map(|email| email.into_owned())))
 }
 
+/// The body, and the order that it is about.
+fn decode(delivery: &Delivery, max_body: usize) -> Result<(Cow<'_, str>, Option<String>), Failure> {
+    let body = delivery.message.document(max_body).map_err(|error| body_failure(&error))?;
+    let (order_id, _) = order_id_and_email(&body)?;
+    Ok((body, order_id))
+}
+
 impl NotificationHandler {
     async fn notify(&self, input: HandlerInput<'_>) -> Result<HandlerOutput, HandlerError> {
         check_sender(input)?;
-        let body = input.delivery.message.document(self.max_body).map_err(|error| body_failure(&error))?;
-        let (order_id, _) = order_id_and_email(&body)?;
+        let (body, order_id) = decode(input.delivery, self.max_body)?;
         let TraceContext { traceparent, tracestate } = trace(&input.delivery.message);
         let notice = OwnedNotice {
             id: input.identity(),
-            channel: last_word_of_routing_key(input).to_owned(),
+            channel: last_word_of_routing_key(input.delivery).to_owned(),
             order_id,
             body: body.into_owned(),
             traceparent: traceparent.map(str::to_owned),
@@ -250,7 +261,7 @@ fn check_sender(input: HandlerInput<'_>) -> Result<(), Failure> {
 
 /// The last word of the routing key with which the message was first published: a notification's channel, or an analytics
 /// event's name. The current routing key of a retried message is the name of its queue.
-pub(super) fn last_word_of_routing_key(input: HandlerInput<'_>) -> &str {
-    let key = input.delivery.first_routing_key();
+pub(super) fn last_word_of_routing_key(delivery: &Delivery) -> &str {
+    let key = delivery.first_routing_key();
     key.rsplit_once('.').map_or(key, |(_, word)| word)
 }

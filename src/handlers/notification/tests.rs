@@ -10,7 +10,7 @@ use super::*;
 use crate::ledger::LedgerWriter;
 use crate::ledger::memory::MemoryLedger;
 use crate::message::PublishError;
-use crate::message::{Delivery, DeliveryId, Message, Properties, Provenance};
+use crate::message::{DeliveryId, Message, Properties};
 use crate::metrics::{ChannelCounters, StepCounters};
 use crate::pipeline::{LedgerAccess, SharedServices, StepAccess, StepServices};
 use crate::steps::CircuitBreakers;

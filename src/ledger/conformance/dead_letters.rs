@@ -2,8 +2,8 @@
 
 use super::{Ledger, accept, at, finish, order, rules, stored_letter};
 use crate::ledger::{
-    DeadLetterFilter, DeadLetterQuery, Identification, LetterSource, LetterState, NewStoredLetter, Recorded,
-    StoreAnswer,
+    DeadLetterFilter, DeadLetterQuery, Identification, LetterOrder, LetterSource, LetterState, NewStoredLetter,
+    Recorded, StoreAnswer,
 };
 
 rules! {
@@ -98,12 +98,15 @@ async fn messages_are_found_by_everything_that_is_known_about_them(ledger: &dyn 
         code: "unrouted".to_owned(),
         consumer: String::new(),
         failed_at: at(9_000),
+        retries: 0,
+        order: LetterOrder { total: Some(("0.30".to_owned(), "USD".to_owned())), ..stored_letter("ord-2", 2).order },
         ..stored_letter("ord-2", 2)
     };
     store(ledger, first).await;
     store(ledger, second).await;
     let any = DeadLetterFilter::default;
     let text = |text: &str| Some(text.to_owned());
+    let total = |total: &str| Some(total.parse().unwrap());
     for (filter, expected) in [
         (any(), &[2, 1][..]),
         (DeadLetterFilter { states: vec![LetterState::Open], ..any() }, &[2, 1]),
@@ -116,6 +119,15 @@ async fn messages_are_found_by_everything_that_is_known_about_them(ledger: &dyn 
         (DeadLetterFilter { order: text("ord-2"), ..any() }, &[2]),
         (DeadLetterFilter { since: Some(at(9_000)), ..any() }, &[2]),
         (DeadLetterFilter { until: Some(at(9_000)), ..any() }, &[1]),
+        (DeadLetterFilter { min_retries: Some(3), ..any() }, &[1]),
+        (DeadLetterFilter { min_retries: Some(0), ..any() }, &[2, 1]),
+        (DeadLetterFilter { min_retries: Some(4), ..any() }, &[]),
+        (DeadLetterFilter { currency: text("usd"), ..any() }, &[2]),
+        (DeadLetterFilter { min_total: total("1200.1"), ..any() }, &[1]),
+        (DeadLetterFilter { min_total: total("1200.11"), ..any() }, &[]),
+        (DeadLetterFilter { min_total: total("0.3"), ..any() }, &[2, 1]),
+        (DeadLetterFilter { min_total: total("0.3"), currency: text("EUR"), ..any() }, &[1]),
+        (DeadLetterFilter { min_total: total("1"), currency: text("USD"), ..any() }, &[]),
         (DeadLetterFilter { text: text("GRÜSSE"), ..any() }, &[]),
         (DeadLetterFilter { text: text("GRÜßE"), ..any() }, &[1]),
         (DeadLetterFilter { text: text("%"), ..any() }, &[]),

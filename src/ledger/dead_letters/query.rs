@@ -42,6 +42,12 @@ pub struct DeadLetterFilter {
     pub until: Option<Timestamp>,
     /// That contain this text, in any case of letters.
     pub text: Option<String>,
+    /// That failed after at least this many delayed retries.
+    pub min_retries: Option<u32>,
+    /// Orders in this currency, in any case of letters.
+    pub currency: Option<String>,
+    /// Orders that cost this much or more, in whatever currency unless one is given.
+    pub min_total: Option<ExactSum>,
     /// Last published with this routing key.
     pub routing_key: Option<String>,
     /// Letters of this replay, also those that it has not published.
@@ -128,7 +134,7 @@ pub struct DeadLetter {
     pub erased: bool,
     /// Its body was not read, because that has ended a process: what the order says is not known.
     pub unparsed: bool,
-    /// The last replay that has published it; else the last one that has not.
+    /// The replay that the filter asks for; else the last one that has published it; else the last one that has not.
     pub last_replay: Option<LetterReplay>,
     /// The message that has become this one in a replay.
     pub came_back_from: Option<i64>,

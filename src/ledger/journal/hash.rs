@@ -32,9 +32,9 @@ impl JournalHash {
     }
 }
 
-/// The hash of a text that the journal must not contain: it shows whether two texts are the same.
-pub fn text_hash(text: &str) -> String {
-    JournalHash(Sha256::digest(text).into()).to_string()
+/// The SHA-256 hash of a content that the journal must not contain, such as a note or a body: it shows whether two of them are the same.
+pub fn content_hash(content: impl AsRef<[u8]>) -> String {
+    JournalHash(Sha256::digest(content).into()).to_string()
 }
 
 impl fmt::Display for JournalHash {
@@ -91,7 +91,7 @@ mod tests {
 
     #[test]
     fn a_hash_is_read_as_it_is_shown_and_nothing_else_is() {
-        let hash = text_hash("x");
+        let hash = content_hash("x");
         assert_eq!(hash.parse::<JournalHash>().unwrap().to_string(), hash);
         assert_eq!(hash.to_uppercase().parse::<JournalHash>().unwrap().to_string(), hash);
         for wrong in ["", "00", &hash[1..], &format!("{hash}0"), &hash.replace(&hash[..1], "g")] {

@@ -1,6 +1,6 @@
 //! The journal: who did what, when, on what, and with which result. Each entry carries the hash of the one before.
 //!
-//! An entry never contains what `orderd erase` may have to remove: in place of such a text it has [`text_hash`]. Entries are never changed
+//! An entry never contains what `orderd erase` may have to remove: in place of such a text it has [`content_hash`]. Entries are never changed
 //! or removed.
 
 mod chain;
@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use utoipa::ToSchema;
 
 pub(super) use chain::StoredEntry;
-pub use hash::{InvalidHash, JournalHash, text_hash};
+pub use hash::{InvalidHash, JournalHash, content_hash};
 pub(super) use verification::ChainVerifier;
 pub use verification::{JournalProblem, JournalProblemKind, JournalVerification};
 
@@ -105,7 +105,7 @@ fn bounded(value: &Value) -> String {
     if text.len() <= MAX_JSON_BYTES {
         return text;
     }
-    json!({ "omitted_bytes": text.len(), "sha256": text_hash(&text) }).to_string()
+    json!({ "omitted_bytes": text.len(), "sha256": content_hash(&text) }).to_string()
 }
 
 /// A recorded action.

@@ -81,8 +81,8 @@ pub enum LetterSelection {
     },
 }
 
-/// Which letters are meant: either `ids` or `filter`.
-#[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
+/// Which letters are meant: either `ids` or `filter`, as [`SelectionSchema`] describes it.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SelectionFields {
     /// These, by their numbers; at most 10,000.
@@ -93,6 +93,36 @@ pub struct SelectionFields {
     pub filter: Option<Box<DeadLetterFilter>>,
     /// With `filter`: only letters up to this number.
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub up_to: Option<i64>,
+}
+
+/// Which letters are meant: by their numbers, or by a filter.
+#[derive(ToSchema)]
+#[schema(as = Selection)]
+#[serde(untagged)]
+pub enum SelectionSchema {
+    /// These.
+    Ids(SelectionByIds),
+    /// Those that a filter finds.
+    Filter(Box<SelectionByFilter>),
+}
+
+/// These letters.
+#[derive(ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SelectionByIds {
+    /// Their numbers.
+    #[schema(min_items = 1, max_items = 10_000)]
+    pub ids: Vec<i64>,
+}
+
+/// Those letters that a filter finds, of all that are stored when the request arrives.
+#[derive(ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SelectionByFilter {
+    /// The filter.
+    pub filter: DeadLetterFilter,
+    /// Only letters up to this number.
     pub up_to: Option<i64>,
 }
 
@@ -133,11 +163,13 @@ impl From<LetterSelection> for SelectionFields {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct ReplayOptions {
-    /// The queue that the letters are published to; `None`: each to the one that it came from.
+    /// The queue that the letters are published to; null: each to the one that it came from.
     pub to: Option<String>,
     /// How many are published a second at most.
+    #[schema(minimum = 1, maximum = 1000)]
     pub rate: u32,
     /// The replay stops when more than so many percent of the latest outcomes are that a letter failed again; from 0 to 100.
+    #[schema(minimum = 0, maximum = 100)]
     pub stop_at: u8,
     /// Whether one letter, then ten are published first, and their outcome awaited.
     pub canary: bool,

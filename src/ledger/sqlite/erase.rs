@@ -39,9 +39,9 @@ const IDENTITIES: [&str; 3] =
     ["identity = ?1", "identity = ?1 || '/unverified'", "identity > ?1 || '/from/' AND identity < ?1 || '/from0'"];
 
 /// The orders that dead letters of the customer `?1` name, now or before an edit, besides the customer's own accepted orders; and whether
-/// they are, or may be, another customer's. An accepted order without a customer is another order than that of the letter. Nobody's is
-/// one whose customer was erased (`?2`), and one that was cancelled (`?3`) before it arrived, which has the quantity `?4`. An order that
-/// was never accepted may be that of anyone whose dead letter names it.
+/// they are, or may be, another customer's. An accepted order without a customer, or whose customer was erased, is not known to be that of
+/// the letter. Nobody's is one that was cancelled (`?2`) before it arrived, which has the quantity `?3`. An order that was never accepted
+/// may be that of anyone whose dead letter names it.
 const NAMED_ORDERS: &str = "
     WITH own (letter) AS (
         SELECT id FROM stored_dead_letters WHERE customer_id = ?1
@@ -50,8 +50,7 @@ const NAMED_ORDERS: &str = "
         SELECT order_id FROM stored_dead_letters WHERE customer_id = ?1 AND order_id IS NOT NULL
         UNION SELECT order_id FROM former_orders WHERE customer_id = ?1 AND customer_id <> '' AND order_id <> '')
     SELECT id,
-           EXISTS (SELECT 1 FROM orders WHERE orders.id = named.id AND customer_id IS NOT ?2
-                                          AND NOT (status = ?3 AND quantity = ?4))
+           EXISTS (SELECT 1 FROM orders WHERE orders.id = named.id AND NOT (status = ?2 AND quantity = ?3))
            OR EXISTS (SELECT 1 FROM stored_dead_letters AS letters
                       WHERE letters.order_id = named.id AND letters.customer_id <> ?1 AND letters.id NOT IN own)
            OR EXISTS (SELECT 1 FROM former_orders AS former
@@ -76,8 +75,7 @@ fn find(connection: &Connection, subject: &ErasureSubject) -> rusqlite::Result<E
             found.customer = Some(id.clone());
             found.orders = read("SELECT id FROM orders WHERE customer_id = ?1 ORDER BY rowid", id)?;
             let mut select = connection.prepare(NAMED_ORDERS)?;
-            let named =
-                select.query_map((id, ERASED, CANCELLED, UNKNOWN_QUANTITY), |row| Ok((row.get(0)?, row.get(1)?)))?;
+            let named = select.query_map((id, CANCELLED, UNKNOWN_QUANTITY), |row| Ok((row.get(0)?, row.get(1)?)))?;
             for order in named {
                 let (order, is_of_another) = order?;
                 if is_of_another { &mut found.orders_of_others } else { &mut found.orders }.push(order);
@@ -183,9 +181,10 @@ fn erase_in(
             transaction.rollback()?;
         } else {
             if !done.is_empty() || letters.erasable.is_empty() {
-                journal::append(&transaction, &journal_entry(&done, options, &batch, actor))?;
+                erased.journal = Some(journal::append(&transaction, &journal_entry(&done, options, &batch, actor))?);
             }
             transaction.commit()?;
+            journal::log_committed();
         }
         erased.add(batch);
         if left.peek().is_none() {
@@ -193,10 +192,14 @@ fn erase_in(
         }
     }
     let FoundLetters { erasable, replaying } = letters;
-    erased.dead_letters =
-        if options.dry_run { erasable.len() } else { erase_letters::erase(&mut connection, &erasable, actor)? };
+    if options.dry_run {
+        erased.dead_letters = erasable.len();
+    } else {
+        let (letters, journal) = erase_letters::erase(&mut connection, &erasable, actor)?;
+        (erased.dead_letters, erased.journal) = (letters, journal.or(erased.journal));
+    }
     erased.replaying_dead_letters = replaying.len();
-    erased.unattributed_dead_letters = erase_letters::count_unattributed(&connection)?;
+    erased.unattributed_dead_letters = erase_letters::count_unattributed(&connection, targets.customer.is_some())?;
     if !options.dry_run {
         // The write-ahead log contains pages from before, also from before a command that was killed.
         let busy: i64 = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))?;
@@ -363,7 +366,8 @@ mod tests {
         assert_eq!(targets(path, &ada).unwrap(), found);
         let erased = |targets| {
             let erased = erase(path, targets, ErasureOptions::default(), "local").unwrap();
-            ErasedRows { copies_remain: false, ..erased }
+            assert!(erased.journal.is_some());
+            ErasedRows { copies_remain: false, journal: None, ..erased }
         };
         assert_eq!(erased(&found), planned);
         assert_eq!(erased(&found), ErasedRows::default(), "nothing is left to erase");

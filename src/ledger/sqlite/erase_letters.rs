@@ -10,7 +10,7 @@ use super::letter_changes::is_abandoned;
 use super::{journal, letters::CONTENT_BYTES};
 use crate::ledger::dead_letters::LetterState;
 use crate::ledger::erase::ERASED;
-use crate::ledger::journal::{JournalAction, NewJournalEntry};
+use crate::ledger::journal::{JournalAction, JournalHead, NewJournalEntry};
 
 /// Bodies in one transaction, during which a daemon records nothing, in bytes: those, and one more.
 const BATCH_BYTES: i64 = 8 << 20;
@@ -71,15 +71,27 @@ impl FoundLetters {
     }
 }
 
-/// How many have a content, and no order that is known, so that no customer and no order leads to them.
-pub(super) fn count_unattributed(connection: &Connection) -> rusqlite::Result<usize> {
-    let sql = "SELECT count(*) FROM stored_dead_letters WHERE order_id IS NULL AND erased_at IS NULL";
+/// How many have a content, and no order that is known, so that no order leads to them; `of_customers`: no customer that is known, so that
+/// no customer does.
+pub(super) fn count_unattributed(connection: &Connection, of_customers: bool) -> rusqlite::Result<usize> {
+    let sql = match of_customers {
+        false => "SELECT count(*) FROM stored_dead_letters WHERE order_id IS NULL AND erased_at IS NULL",
+        true => {
+            "SELECT count(*) FROM stored_dead_letters AS letters WHERE customer_id IS NULL AND erased_at IS NULL
+             AND NOT EXISTS (SELECT 1 FROM orders WHERE orders.id = letters.order_id AND orders.customer_id IS NOT NULL)"
+        }
+    };
     connection.query_row(sql, [], |row| row.get::<_, i64>(0)).map(|count| usize::try_from(count).unwrap_or(0))
 }
 
-/// Erases them in small transactions, and returns how many had a content. Each transaction has an entry of `actor` in the journal.
-pub(super) fn erase(connection: &mut Connection, ids: &BTreeSet<i64>, actor: &str) -> rusqlite::Result<usize> {
-    let (mut erased, mut left) = (0, ids.iter().peekable());
+/// Erases them in small transactions, and returns how many had a content. Each transaction has an entry of `actor` in the journal, the last
+/// of which is returned too.
+pub(super) fn erase(
+    connection: &mut Connection,
+    ids: &BTreeSet<i64>,
+    actor: &str,
+) -> rusqlite::Result<(usize, Option<JournalHead>)> {
+    let (mut erased, mut head, mut left) = (0, None, ids.iter().peekable());
     while left.peek().is_some() {
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let (mut bytes, mut batch) = (0, Vec::new());
@@ -95,12 +107,13 @@ pub(super) fn erase(connection: &mut Connection, ids: &BTreeSet<i64>, actor: &st
         if !batch.is_empty() {
             let (subject, result) = (json!({ "dead_letters": batch }), json!({ "dead_letters": batch.len() }));
             let entry = NewJournalEntry::new(Timestamp::now(), actor, JournalAction::Erase, &subject, &result);
-            journal::append(&transaction, &entry)?;
+            head = Some(journal::append(&transaction, &entry)?);
         }
         transaction.commit()?;
+        journal::log_committed();
         erased += batch.len();
     }
-    Ok(erased)
+    Ok((erased, head))
 }
 
 /// Which order it was, and why it failed, are still known. Returns how many bytes its content had; `None` if it is erased already,

@@ -10,7 +10,7 @@ use super::journal;
 use super::order_items::{Compared, SELECT_STORED, compare};
 use super::step_texts::securely;
 use crate::ledger::dead_letters::{LetterOrder, LetterState};
-use crate::ledger::journal::{JournalAction, NewJournalEntry, text_hash};
+use crate::ledger::journal::{JournalAction, NewJournalEntry, content_hash};
 use crate::ledger::replays::{ChangeAnswer, LetterChange, LetterEdit};
 
 /// Changes letters. The answers are in the order of the numbers.
@@ -31,7 +31,7 @@ pub(super) fn change(
             LetterChange::Release => (JournalAction::Release, None),
             LetterChange::Discard { reason } => (JournalAction::Discard, Some(reason)),
         };
-        let subject = json!({"ids": changed, "note_sha256": note.map(|note| text_hash(note))});
+        let subject = json!({"ids": changed, "note_sha256": note.map(content_hash)});
         let result = json!({"changed": changed.len()});
         journal::append(connection, &NewJournalEntry::new(at, by, action, &subject, &result))?;
     }
@@ -109,9 +109,11 @@ pub(super) fn edit(connection: &Connection, edit: &LetterEdit) -> rusqlite::Resu
             return Ok(ChangeAnswer::OtherOrder);
         }
     }
-    let current: i64 = connection
-        .prepare_cached("SELECT max(revision) FROM stored_contents WHERE letter_id = ?1")?
-        .query_row([id], |row| row.get(0))?;
+    let (current, body_before) = connection
+        .prepare_cached(
+            "SELECT revision, body FROM stored_contents WHERE letter_id = ?1 ORDER BY revision DESC LIMIT 1",
+        )?
+        .query_row([id], |row| Ok((row.get::<_, i64>(0)?, content_hash(row.get_ref(1)?.as_blob()?))))?;
     if current != edit.base {
         return Ok(ChangeAnswer::Outdated);
     }
@@ -130,12 +132,11 @@ pub(super) fn edit(connection: &Connection, edit: &LetterEdit) -> rusqlite::Resu
         .execute((id, i64::try_from(edit.body.len()).unwrap_or(i64::MAX)))?;
     describe(connection, id, &edit.order, edit.identity.as_deref(), &edit.search)?;
     let subject = json!({"ids": [id]});
-    let result = match before {
-        Some(before) if edit.order.id.as_ref() != Some(&before) => {
-            json!({"revision": edit.base + 1, "order_id": {"before": before, "after": edit.order.id}})
-        }
-        Some(_) | None => json!({"revision": edit.base + 1}),
-    };
+    let hashes = json!({"before": body_before, "after": content_hash(&edit.body)});
+    let mut result = json!({"revision": edit.base + 1, "body_sha256": hashes});
+    if let Some(before) = before.filter(|before| edit.order.id.as_ref() != Some(before)) {
+        result["order_id"] = json!({"before": before, "after": edit.order.id});
+    }
     let entry = NewJournalEntry::new(edit.at, &edit.by, JournalAction::Edit, &subject, &result);
     journal::append(connection, &entry)?;
     Ok(ChangeAnswer::Changed)

@@ -23,16 +23,20 @@ pub(super) fn replays(snapshot: &Connection, letter: i64) -> rusqlite::Result<Ve
 
 /// Looks up what has become of letters in replays, with statements that are prepared once for all of them.
 pub(super) struct ReplayLookup<'c> {
+    of_replay: Option<i64>,
     last_replay: Statement<'c>,
     came_back_from: Statement<'c>,
 }
 
 impl<'c> ReplayLookup<'c> {
-    pub fn new(snapshot: &'c Connection) -> rusqlite::Result<Self> {
-        // The last one that has published the letter, else the last one that has not.
-        let last =
-            format!("{REPLAYS} ORDER BY replay_letters.state IN ('skipped', 'returned'), replay_id DESC LIMIT 1");
+    /// `of_replay`: the one that is asked for, if one is.
+    pub fn new(snapshot: &'c Connection, of_replay: Option<i64>) -> rusqlite::Result<Self> {
+        // The one that is asked for, else the last one that has published the letter, else the last one that has not.
+        let last = format!(
+            "{REPLAYS} ORDER BY replay_id IS NOT ?2, replay_letters.state IN ('skipped', 'returned'), replay_id DESC LIMIT 1"
+        );
         Ok(ReplayLookup {
+            of_replay,
             last_replay: snapshot.prepare(&last)?,
             came_back_from: snapshot.prepare("SELECT letter_id FROM replay_letters WHERE came_back_as = ?1 LIMIT 1")?,
         })
@@ -40,7 +44,7 @@ impl<'c> ReplayLookup<'c> {
 
     /// Adds it to a letter.
     pub fn add_to(&mut self, letter: &mut DeadLetter) -> rusqlite::Result<()> {
-        letter.last_replay = self.last_replay.query_row([letter.id], read_replay).optional()?;
+        letter.last_replay = self.last_replay.query_row((letter.id, self.of_replay), read_replay).optional()?;
         letter.came_back_from = self.came_back_from.query_row([letter.id], |row| row.get(0)).optional()?;
         Ok(())
     }

@@ -74,7 +74,7 @@ fn read_page(connection: &Connection, query: &DeadLetterQuery) -> rusqlite::Resu
     let mut letters: Vec<_> = letters.collect::<rusqlite::Result<_>>()?;
     let more = letters.len() > query.limit;
     letters.truncate(query.limit);
-    let mut replays = ReplayLookup::new(connection)?;
+    let mut replays = ReplayLookup::new(connection, query.filter.replay)?;
     letters.iter_mut().try_for_each(|letter| replays.add_to(letter))?;
     Ok(DeadLetterPage { letters, more })
 }
@@ -111,7 +111,7 @@ pub(super) fn detail(directory: &Path, id: i64, revision: Option<i64>) -> Result
         let sql = format!("SELECT {COLUMNS} FROM stored_dead_letters WHERE id = ?1");
         let Some(mut letter) = snapshot.query_row(&sql, [id], read_letter).optional()? else { return Ok(None) };
         let Some(content) = read_content(&snapshot, id, revision)? else { return Ok(None) };
-        ReplayLookup::new(&snapshot)?.add_to(&mut letter)?;
+        ReplayLookup::new(&snapshot, None)?.add_to(&mut letter)?;
         read_detail(&snapshot, letter, content).map(Some)
     })
 }
@@ -174,13 +174,14 @@ fn count(connection: &Connection, filter: &DeadLetterFilter, mut add: impl FnMut
     Ok(())
 }
 
+/// The letters of a page are found by their numbers first: less has to be sorted then.
 fn page_statement(query: &DeadLetterQuery) -> Statement {
     let states = match (query.filter.states.len(), query.after) {
         (0, _) => StateCondition::None,
         (1, None) => StateCondition::Indexed,
         (1, Some(_)) | (2.., _) => StateCondition::ReadInOrder,
     };
-    let Statement { sql: mut conditions, mut values } = conditions(&query.filter, states);
+    let Statement { sql: mut conditions, mut values } = conditions(&query.filter, states, TextCondition::OfEach);
     let mut bound = |comparison: &str, id: Option<i64>| {
         if let Some(id) = id {
             values.push(SqlValue::Integer(id));
@@ -192,12 +193,16 @@ fn page_statement(query: &DeadLetterQuery) -> Statement {
     let order = if query.after.is_some() { "ASC" } else { "DESC" };
     // One more than asked for shows whether there are more.
     let limit = query.limit.saturating_add(1);
-    let sql = format!("SELECT {COLUMNS} FROM stored_dead_letters WHERE {conditions} ORDER BY id {order} LIMIT {limit}");
+    let sql = format!(
+        "SELECT {COLUMNS} FROM stored_dead_letters WHERE id IN
+             (SELECT id FROM stored_dead_letters WHERE {conditions} ORDER BY id {order} LIMIT {limit})
+         ORDER BY id {order}"
+    );
     Statement { sql, values }
 }
 
 fn count_statement(filter: &DeadLetterFilter) -> Statement {
-    let Statement { sql: conditions, values } = conditions(filter, StateCondition::Indexed);
+    let Statement { sql: conditions, values } = conditions(filter, StateCondition::Indexed, TextCondition::OfAll);
     Statement { sql: format!("SELECT {COUNTED} FROM stored_dead_letters WHERE {conditions}"), values }
 }
 
@@ -208,7 +213,8 @@ pub(super) fn found_ids(
     (after, up_to): (i64, i64),
     limit: usize,
 ) -> rusqlite::Result<Vec<i64>> {
-    let Statement { sql: conditions, mut values } = conditions(filter, StateCondition::ReadInOrder);
+    let Statement { sql: conditions, mut values } =
+        conditions(filter, StateCondition::ReadInOrder, TextCondition::OfEach);
     values.extend([SqlValue::Integer(after), SqlValue::Integer(up_to)]);
     let (first, last) = (values.len() - 1, values.len());
     let sql = format!(
@@ -229,8 +235,17 @@ enum StateCondition {
     None,
 }
 
+/// How a text is searched.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum TextCondition {
+    /// In each message that the other conditions find, until there are enough.
+    OfEach,
+    /// In all, in the order in which they are stored, which is faster if all have to be searched.
+    OfAll,
+}
+
 /// The conditions of a filter, each of which an index can find or a stored value can answer.
-fn conditions(filter: &DeadLetterFilter, state_condition: StateCondition) -> Statement {
+fn conditions(filter: &DeadLetterFilter, state_condition: StateCondition, text_condition: TextCondition) -> Statement {
     let DeadLetterFilter {
         states,
         source,
@@ -243,6 +258,9 @@ fn conditions(filter: &DeadLetterFilter, state_condition: StateCondition) -> Sta
         since,
         until,
         text,
+        min_retries,
+        currency,
+        min_total,
         routing_key,
         replay,
     } = filter;
@@ -277,13 +295,20 @@ fn conditions(filter: &DeadLetterFilter, state_condition: StateCondition) -> Sta
         text_value(order),
     );
     add("routing_key = ?", text_value(routing_key));
+    add("retry_count >= ?", min_retries.map(|retries| SqlValue::Integer(retries.into())));
+    add("currency = ?", currency.as_ref().map(|currency| SqlValue::Text(currency.to_ascii_uppercase())));
+    // Both are rounded alike, so this is exact for equal amounts, and for all that differ within 15 digits.
+    add("CAST(total AS REAL) >= CAST(? AS REAL)", min_total.map(|total| SqlValue::Text(total.to_string())));
     add("id IN (SELECT letter_id FROM replay_letters WHERE replay_id = ?)", replay.map(SqlValue::Integer));
     add("failed_at >= ?", since.map(millis));
     add("failed_at < ?", until.map(millis));
-    add(
-        "EXISTS (SELECT 1 FROM stored_texts WHERE letter_id = stored_dead_letters.id AND instr(text, ?) > 0)",
-        text.as_ref().map(|text| SqlValue::Text(text.to_lowercase())),
-    );
+    let contains = match text_condition {
+        TextCondition::OfEach => {
+            "EXISTS (SELECT 1 FROM stored_texts WHERE letter_id = stored_dead_letters.id AND text_contains(text, ?))"
+        }
+        TextCondition::OfAll => "id IN (SELECT letter_id FROM stored_texts WHERE text_contains(text, ?))",
+    };
+    add(contains, text.as_ref().map(|text| SqlValue::Text(text.to_lowercase())));
     statement
 }
 

@@ -25,6 +25,7 @@ pub(super) fn store(connection: &Connection, letter: &NewStoredLetter) -> rusqli
         return Ok(StoreAnswer::Duplicate(id));
     }
     let recorded = recorded_failure(connection, letter)?;
+    let by_orderd = letter.origin == LetterOrigin::Orderd || recorded.is_some();
     let id = insert(connection, letter, recorded)?;
     let mut content = connection.prepare_cached(
         "INSERT INTO stored_contents (letter_id, revision, properties, headers, body) VALUES (?1, 0, ?2, ?3, ?4)",
@@ -39,7 +40,7 @@ pub(super) fn store(connection: &Connection, letter: &NewStoredLetter) -> rusqli
         .prepare_cached("INSERT INTO stored_texts (letter_id, text) VALUES (?1, ?2)")?
         .execute((id, &letter.search))?;
     if let Some(key) = &letter.replay_key {
-        replay_outcomes::came_back(connection, key, id, letter.at)?;
+        replay_outcomes::came_back(connection, key, (id, by_orderd), letter.at)?;
     }
     Ok(StoreAnswer::Stored(id))
 }

@@ -17,6 +17,7 @@ mod letter_attempts;
 mod letter_changes;
 mod letter_history;
 mod letter_queries;
+mod letter_search;
 mod letters;
 mod monitor;
 mod notifications;

@@ -14,6 +14,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
 use tracing::{info, warn};
 
 use super::files::OpenFiles;
+use super::letter_search;
 use super::schema::{self, MigrateError};
 use super::store_error::outage_cause;
 use super::{FILE_NAME, Tuning, access};
@@ -168,6 +169,7 @@ fn read_only(directory: &Path, busy_timeout: Duration) -> Result<(Connection, i3
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let opened = Connection::open_with_flags(&path, flags).and_then(|connection| {
         connection.busy_timeout(busy_timeout)?;
+        letter_search::register(&connection)?;
         let found = schema::version(&connection)?;
         Ok((connection, found))
     });

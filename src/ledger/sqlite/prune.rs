@@ -109,9 +109,13 @@ impl Pruner {
             ),
             attempts: table(
                 "attempts",
-                // A person may still look at what has become of a dead letter.
+                // A person may still look at what has become of a dead letter. One that was edited to another order shows the attempts
+                // of the order that it was.
                 "NOT EXISTS (SELECT 1 FROM stored_dead_letters WHERE stored_dead_letters.identity = attempts.identity
-                             AND state IN ('open', 'held', 'replaying'))",
+                             AND state IN ('open', 'held', 'replaying'))
+                 AND NOT EXISTS (SELECT 1 FROM stored_dead_letters
+                                 WHERE stored_dead_letters.former_order_id = attempts.identity
+                                   AND state IN ('open', 'held', 'replaying'))",
                 "failed_at",
                 "failed_at",
             ),

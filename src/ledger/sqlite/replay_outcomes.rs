@@ -13,6 +13,9 @@ use crate::ledger::journal::JournalAction;
 use crate::ledger::replay_outcome::ReplayOutcome;
 use crate::ledger::replays::LetterProgress;
 
+/// Why a letter was dead-lettered whose steps could not be undone.
+const UNDO_FAILED: &str = "undo_failed";
+
 /// Records an outcome. A letter that has one keeps it. [`Recorded::UnknownReplay`] if this ledger has no such replay.
 pub(super) fn record(
     connection: &Connection,
@@ -68,18 +71,30 @@ fn close(connection: &Connection, key: &str, at: Timestamp) -> rusqlite::Result<
     update.execute((key, at.as_millisecond())).map(drop)
 }
 
-/// A letter was dead-lettered again, and is stored as this one.
-pub(super) fn came_back(connection: &Connection, key: &str, id: i64, at: Timestamp) -> rusqlite::Result<()> {
-    let known = connection
+/// A letter was dead-lettered again, and is stored as this one. `by_orderd`: orderd has decided that, and not the broker.
+///
+/// The handler that dead-lettered it records the outcome too, before or after this: both record the same one.
+pub(super) fn came_back(
+    connection: &Connection,
+    key: &str,
+    (id, by_orderd): (i64, bool),
+    at: Timestamp,
+) -> rusqlite::Result<()> {
+    let is_undone = connection
         .prepare_cached(
             "UPDATE replay_letters SET came_back_as = ?2, code = (SELECT code FROM stored_dead_letters WHERE id = ?2)
-             WHERE key = ?1 RETURNING letter_id",
+             WHERE key = ?1
+             RETURNING (SELECT reason FROM stored_dead_letters WHERE id = letter_id) = ?3
+                       AND (SELECT reason FROM stored_dead_letters WHERE id = ?2) <> ?3",
         )?
-        .query_row((key, id), |row| row.get::<_, i64>(0))
+        .query_row((key, id, UNDO_FAILED), |row| row.get::<_, bool>(0))
         .optional()?;
-    if known.is_some() {
-        // An instance with another ledger, or the broker itself, may have dead-lettered it.
-        record(connection, key, &ReplayOutcome::FailedAgain, None, at)?;
-    }
-    Ok(())
+    // An instance with another ledger, or the broker itself, may have dead-lettered it.
+    let outcome = match is_undone {
+        None => return Ok(()),
+        // What could not be undone before is undone now.
+        Some(true) if by_orderd => ReplayOutcome::Undone,
+        Some(_) => ReplayOutcome::FailedAgain,
+    };
+    record(connection, key, &outcome, None, at).map(drop)
 }

@@ -194,6 +194,8 @@ pub(super) const VERSION_4: &str = "
     CREATE INDEX stored_by_consumer ON stored_dead_letters (state, consumer);
     CREATE INDEX stored_by_source ON stored_dead_letters (state, source);
     CREATE INDEX stored_by_failure ON stored_dead_letters (state, failed_at);
+    CREATE INDEX stored_by_retries ON stored_dead_letters (state, retry_count);
+    CREATE INDEX stored_by_total ON stored_dead_letters (state, currency, CAST(total AS REAL)) WHERE currency IS NOT NULL;
     CREATE INDEX stored_by_customer ON stored_dead_letters (customer_id) WHERE customer_id IS NOT NULL;
     CREATE INDEX stored_by_order ON stored_dead_letters (order_id) WHERE order_id IS NOT NULL;
     CREATE INDEX stored_by_former_order ON stored_dead_letters (former_order_id) WHERE former_order_id IS NOT NULL;
@@ -203,7 +205,7 @@ pub(super) const VERSION_4: &str = "
     CREATE INDEX stored_by_end ON stored_dead_letters (closed_at) WHERE closed_at IS NOT NULL;
     -- Groups and sums are read from this index alone.
     CREATE INDEX stored_by_cause
-        ON stored_dead_letters (state, source, reason, consumer, code, currency, total, failed_at, routing_key);
+        ON stored_dead_letters (state, source, reason, consumer, code, currency, total, failed_at, routing_key, retry_count);
 
     CREATE TABLE stored_contents (
         letter_id  INTEGER NOT NULL,

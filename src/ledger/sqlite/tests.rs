@@ -3,6 +3,8 @@
 
 mod dead_letters;
 mod erasure;
+mod found_letters;
+mod generated_letters;
 mod journal;
 mod letter_history;
 mod migration;
@@ -132,7 +134,7 @@ async fn callers_wait_while_the_queue_is_full_and_every_entry_is_recorded() {
 #[tokio::test]
 async fn a_full_disk_holds_the_whole_batch_until_there_is_room_again() {
     let directory = directory();
-    let tuning = Tuning { max_pages: Some(86), ..Tuning::default() };
+    let tuning = Tuning { max_pages: Some(88), ..Tuning::default() };
     let ledger = SqliteLedger::open_with(directory.path(), tuning).unwrap();
     let large = |id: String| accept(of_product(&id, "x".repeat(3_000)));
     let sold = |id: &str| analytics(id, Some(sale("Laptop", Decimal::TEN, at(0))));

@@ -27,17 +27,41 @@ pub(super) struct TracedLetter {
     retries: i64,
     code: String,
     origin_queue: Option<String>,
+    /// When the message was published in the replay after which it was dead-lettered as this one.
+    replayed_at: Option<Timestamp>,
     /// orderd or the broker has dead-lettered it.
     is_dead_lettered: bool,
     /// It was edited to another order, so that its replays are those of that one.
     is_edited: bool,
 }
 
+impl TracedLetter {
+    fn dead_lettered(&self) -> TraceEvent {
+        TraceEvent::DeadLettered {
+            consumer: self.consumer.clone(),
+            reason: self.reason.clone(),
+            retries: self.retries,
+            code: self.code.clone(),
+            origin_queue: self.origin_queue.clone(),
+            letter: Some(self.id),
+        }
+    }
+
+    /// When it was dead-lettered, as far as it is known. A message whose steps a replay has undone is dead-lettered for its first failure,
+    /// which was before the replay.
+    fn dead_lettered_at(&self) -> Timestamp {
+        let is_near = self.collected_at.duration_since(self.failed_at) <= COLLECTED_WITHIN;
+        let failed_before = self.replayed_at.is_some_and(|replayed_at| self.failed_at < replayed_at);
+        if is_near || failed_before { self.collected_at } else { self.failed_at }
+    }
+}
+
 /// The stored dead letters of an order, the latest first.
 pub(super) fn of_order(snapshot: &Connection, order: &str) -> rusqlite::Result<Vec<TracedLetter>> {
     let mut select = snapshot.prepare(&format!(
         "SELECT id, identity, consumer, failed_at, collected_at, reason, retry_count, code, origin_queue,
-                source = 'dead_letter_queue' AND origin <> 'others', order_id IS NOT ?1
+                source = 'dead_letter_queue' AND origin <> 'others', order_id IS NOT ?1,
+                (SELECT max(marked_at) FROM replay_letters WHERE came_back_as = stored_dead_letters.id)
          FROM stored_dead_letters
          WHERE id IN (SELECT id FROM stored_dead_letters WHERE order_id = ?1
                       UNION ALL SELECT id FROM stored_dead_letters WHERE former_order_id = ?1)
@@ -56,6 +80,7 @@ pub(super) fn of_order(snapshot: &Connection, order: &str) -> rusqlite::Result<V
             origin_queue: row.get(8)?,
             is_dead_lettered: row.get(9)?,
             is_edited: row.get(10)?,
+            replayed_at: row.get::<_, Option<i64>>(11)?.map(timestamp),
         })
     })?;
     letters.collect()
@@ -78,25 +103,17 @@ pub(super) fn add(
     let mut others: Vec<&TracedLetter> = letters.iter().copied().filter(|letter| letter.is_dead_lettered).collect();
     let mut recorded = recorded;
     for (failed_at, step) in &mut recorded {
-        let TraceEvent::DeadLettered { consumer, letter, .. } = &mut step.event else { continue };
+        let TraceEvent::DeadLettered { consumer, .. } = &step.event else { continue };
         let is_same =
             |other: &&TracedLetter| other.consumer == *consumer && other.failed_at.as_second() == failed_at.as_second();
         // The latest, if there are several of one second.
         if let Some(index) = others.iter().position(is_same) {
-            *letter = Some(others.remove(index).id);
+            // Once a failed undo is done after all, the record has the first failure. The letter still says why it was dead-lettered.
+            step.event = others.remove(index).dead_lettered();
         }
     }
     for other in others.iter().rev() {
-        let is_near = other.collected_at.duration_since(other.failed_at) <= COLLECTED_WITHIN;
-        let event = TraceEvent::DeadLettered {
-            consumer: other.consumer.clone(),
-            reason: other.reason.clone(),
-            retries: other.retries,
-            code: other.code.clone(),
-            origin_queue: other.origin_queue.clone(),
-            letter: Some(other.id),
-        };
-        steps.push(TraceStep { at: if is_near { other.collected_at } else { other.failed_at }, message, event });
+        steps.push(TraceStep { at: other.dead_lettered_at(), message, event: other.dead_lettered() });
     }
     steps.extend(recorded.into_iter().map(|(_, step)| step));
     for letter in letters.iter().rev().filter(|letter| !letter.is_edited) {

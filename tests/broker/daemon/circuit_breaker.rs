@@ -200,8 +200,9 @@ fn a_replay_waits_while_the_breaker_is_open_and_its_first_letter_is_the_trial_th
 
     let address = orderd.admin_address().to_string();
     let mut command = env.command(&["dead-letters", "replay", "--code", "http_503", "--yes", "--address", &address]);
-    wait_until("it says why it waits", || command.output().contains("circuit breaker"));
-    assert_eq!((stored("replaying"), server.calls().len()), (ORDERS as u64, ORDERS));
+    let is_waiting = || command.output().contains("circuit breaker") && stored("replaying") == ORDERS as u64;
+    wait_until("the replay has begun, and says why it waits", is_waiting);
+    assert_eq!(server.calls().len(), ORDERS);
     file.set("consumers.order.steps", &step("300ms")).save();
     assert_eq!(orderd.reload()["outcome"], "applied");
     // No other order comes.

@@ -265,3 +265,89 @@ fn an_erased_customer_is_in_no_stored_dead_letter() {
     }
     assert_eq!(json_of(&env, &["list", "--state", "any", "--group"])["messages"], 1, "it still counts");
 }
+
+#[test]
+fn what_the_broker_itself_has_dead_lettered_is_stored_as_what_it_is() {
+    let node = Node::shared();
+    let env = dead_letter_env(&node);
+    assert_eq!(env.start().stop(), 0, "declares the topology");
+    let (mut raw, ledger) = (env.raw(), env.ledger());
+    let properties = Properties::persistent().text("message_id", "m-1");
+    raw.publish_to("orders", "order.failed.order", &properties, &order("ord-1"));
+    // More often than the limit of the queue.
+    wait_until("the broker dead-letters it", || {
+        while let Some((tag, _)) = raw.get_unacked("failed_order_queue") {
+            raw.reject(tag);
+        }
+        raw.depth("dead_letter_queue") == 1
+    });
+    let mut orderd = env.start();
+    wait_until("it is stored", || stored(&ledger) == 1 && raw.depth("dead_letter_queue") == 0);
+    let shown = json_of(&env, &["show", "1"]);
+    assert_eq!(
+        (&shown["origin"], &shown["reason"], &shown["code"]),
+        (&json!("broker"), &json!("delivery_limit"), &json!("delivery_limit")),
+        "{shown}"
+    );
+    assert_eq!((&shown["consumer"], &shown["message_id"]), (&json!("order"), &json!("m-1")), "{shown}");
+    assert_eq!(shown["body"].as_str().unwrap().as_bytes(), order("ord-1"));
+    assert_eq!(listed(&env, &["--reason", "delivery_limit"]), [1]);
+    wait_until("the status has its reason", || {
+        let rows = orderd.status()["dead_letters"]["by_reason"].clone();
+        rows.as_array().unwrap().iter().any(|row| row["reason"] == "delivery_limit" && row["messages"] == 1)
+    });
+    assert_eq!(orderd.stop(), 0);
+}
+
+#[test]
+fn an_unrouted_order_is_edited_only_to_an_order_that_somebody_can_read_and_then_replayed() {
+    let node = Node::shared();
+    let env = dead_letter_env(&node);
+    let mut orderd = env.start();
+    let (mut raw, ledger) = (env.raw(), env.ledger());
+    raw.publish_to("orders", "oder.normal.web", &Properties::persistent(), &order("typo"));
+    wait_until("it is stored", || stored(&ledger) == 1);
+    let address = orderd.admin_address().to_string();
+    let file = env.directory.path().join("body.json");
+    let edit = |body: &str, more: &[&str]| {
+        fs::write(&file, body).unwrap();
+        let file = file.to_str().unwrap();
+        let arguments = [&["dead-letters", "edit", "1", "--file", file, "--address", &address], more].concat();
+        let output = env.program(&arguments).output().unwrap();
+        let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        (output.status.code(), format!("{stdout}{stderr}"))
+    };
+    let with = |id: &str, price: &str| {
+        format!(
+            r#"{{"id":"{id}","product":"Ink","quantity":2,"price":{price},"currency":"EUR","customer_id":"grace"}}"#
+        )
+    };
+    for (bad, reason) in [("{\"broken", "not JSON"), (&*with("typo", "-1"), "price")] {
+        let (code, text) = edit(bad, &[]);
+        assert!(code == Some(1) && text.contains(reason) && text.contains("orderd: "), "{code:?} {text}");
+        assert!(text.contains(file.to_str().unwrap()), "it names the file: {text}");
+        assert_eq!(fs::read_to_string(&file).unwrap(), bad, "what was written is kept");
+    }
+    let (code, text) = edit(&with("other", "4"), &[]);
+    assert!(code == Some(1) && text.contains("--change-order-id"), "{code:?} {text}");
+    assert_eq!(ledger.number("SELECT count(*) FROM stored_contents"), 1, "the letter is unchanged");
+
+    let (code, text) = edit(&with("typo", "4"), &[]);
+    assert!(code == Some(0) && text.contains("--to QUEUE"), "{code:?} {text}");
+    // What two operators edit at the same time is not replaced.
+    let (code, text) = edit(&with("typo", "5"), &["--revision", "0"]);
+    assert!(code == Some(1) && text.contains("show 1"), "{code:?} {text}");
+    let hash = |revision: &str| json_of(&env, &["show", "1", "--revision", revision])["body_sha256"].clone();
+    let journal = output(&env, &["journal", "list", "--action", "edit", "--format", "ndjson"], 0);
+    let entry: Value = serde_json::from_str(&journal).unwrap();
+    assert_eq!(entry["result"]["body_sha256"], json!({"before": hash("0"), "after": hash("1")}), "{entry}");
+    assert_ne!(hash("0"), hash("1"));
+    let list = json_of(&env, &["list", "--customer", "grace"]);
+    let letter = &list["dead_letters"][0];
+    assert_eq!((&letter["order_id"], &letter["product"]), (&json!("typo"), &json!("Ink")), "{list}");
+    assert_eq!((&letter["total"], &letter["currency"]), (&json!("8"), &json!("EUR")), "{list}");
+    let replay = json_of(&env, &["replay", "1", "--to", "order_queue", "--yes", "--address", &address]);
+    assert_eq!(replay["letters"], json!({"processed": 1}), "{replay}");
+    assert_eq!(ledger.rows("SELECT id, product, total, customer_id FROM orders"), ["typo|Ink|8|grace"]);
+    assert_eq!(orderd.stop(), 0);
+}

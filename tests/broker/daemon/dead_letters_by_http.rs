@@ -151,6 +151,14 @@ fn a_daemon_and_its_ledger_show_the_same_dead_letters_orders_and_journal_byte_by
         "trace bad-1 --format json",
         "trace a/b --format json",
         "trace nobody --format json",
+        "dead-letters replays",
+        "dead-letters replays --format json",
+        "dead-letters replays 1",
+        "dead-letters replays 1 --format json",
+        "dead-letters replays 4711",
+        "dead-letters replays --letters 1",
+        "dead-letters replays --letters 1 --format json",
+        "dead-letters replays --letters 4711",
         "journal list",
         "journal list --format json --limit 1",
         "journal list --format ndjson --action hold",
@@ -255,6 +263,10 @@ fn the_daemon_is_asked_if_it_answers_and_the_ledger_is_read_if_not_and_an_addres
     assert_eq!(orderd.stop(), 0);
     assert_eq!(list(&env, &[]), (Some(0), true, String::new()), "no daemon runs");
     assert_eq!(list(&env, &["--address", &address]).0, Some(69));
+    let plan = shown(&run(&env, &["dead-letters", "replay", "--all", "--dry-run"]));
+    assert!(plan.0 == Some(69) && plan.2.contains("a dry run needs the daemon"), "{plan:?}");
+    let plan = shown(&run(&env, &["dead-letters", "hold", "1", "--note", "x", "--dry-run"]));
+    assert!(plan.0 == Some(69) && plan.2.contains("a dry run needs the daemon"), "{plan:?}");
 }
 
 #[test]

@@ -40,7 +40,7 @@ const fn of_broker(name: &'static str, sql: &'static str) -> Moment {
 }
 
 /// `L`: the letters of the latest replay, `R`: its row.
-const MOMENTS: [Moment; 14] = [
+const MOMENTS: [Moment; 11] = [
     moment("begun", "R.state = 'selecting'"),
     moment("selecting", "R.state = 'selecting' AND EXISTS (L)"),
     moment("selected", "R.state = 'running' AND NOT EXISTS (L AND state <> 'selected')"),
@@ -55,9 +55,18 @@ const MOMENTS: [Moment; 14] = [
         "all outcomes",
         "R.state = 'running' AND NOT EXISTS (L AND state IN ('selected', 'publishing', 'published', 'retrying'))",
     ),
+];
+
+/// The same, for kills of the broker.
+const BROKER_MOMENTS: [Moment; 7] = [
+    of_broker("selecting, broker", "R.state = 'selecting' AND EXISTS (L)"),
     of_broker("publishing, broker", "EXISTS (L AND state = 'publishing')"),
+    of_broker("published, broker", "EXISTS (L AND state = 'published')"),
     of_broker("retrying, broker", "EXISTS (L AND state = 'retrying')"),
     of_broker("failed again, broker", "EXISTS (L AND state = 'failed_again' AND came_back_as IS NULL)"),
+    // Its ack may be on its way.
+    of_broker("came back, broker", "EXISTS (L AND came_back_as IS NOT NULL)"),
+    Moment { stop_at: "0", ..of_broker("stopping, broker", "R.state = 'stopping'") },
 ];
 
 impl Moment {
@@ -152,8 +161,17 @@ fn open_letters(ledger: &LedgerReader) -> u64 {
 }
 
 #[test]
-fn in_whatever_state_of_a_replay_something_is_killed_each_order_takes_effect_once() {
-    let node = Node::own("replay_kills");
+fn in_whatever_state_of_a_replay_orderd_and_the_command_are_killed_each_order_takes_effect_once() {
+    assert_once_after_kills("replay_kills", &MOMENTS);
+}
+
+#[test]
+fn in_whatever_state_of_a_replay_the_broker_is_killed_each_order_takes_effect_once() {
+    assert_once_after_kills("replay_broker_kills", &BROKER_MOMENTS);
+}
+
+fn assert_once_after_kills(node: &str, moments: &[Moment]) {
+    let node = Node::own(node);
     let server = StepServer::start();
     let charges = Charges::start(&server);
     let env = TestEnv::new(&node)
@@ -164,7 +182,7 @@ fn in_whatever_state_of_a_replay_something_is_killed_each_order_takes_effect_onc
     let mut orderd = env.start();
     let ledger = env.ledger();
     let (begin, mut published, mut live) = (Instant::now(), 0, 0);
-    for moment in &MOMENTS {
+    for moment in moments {
         let mut reached = false;
         for _ in 0..TRIES {
             charges.repaired.store(false, Ordering::SeqCst);

@@ -22,10 +22,10 @@ fn letters() -> u64 {
 
 /// A service that refuses everything until it is repaired.
 #[derive(Clone, Default)]
-struct Service(Arc<AtomicBool>);
+pub(super) struct Service(Arc<AtomicBool>);
 
 impl Service {
-    fn start(server: &StepServer) -> Self {
+    pub(super) fn start(server: &StepServer) -> Self {
         let service = Service::default();
         let repaired = Arc::clone(&service.0);
         server.answer(move |_| match repaired.load(Ordering::SeqCst) {
@@ -35,12 +35,12 @@ impl Service {
         service
     }
 
-    fn repair(&self) {
+    pub(super) fn repair(&self) {
         self.0.store(true, Ordering::SeqCst);
     }
 }
 
-fn replay_env<'a>(node: &'a Node, server: &StepServer) -> TestEnv<'a> {
+pub(super) fn replay_env<'a>(node: &'a Node, server: &StepServer) -> TestEnv<'a> {
     TestEnv::new(node)
         .set("dead_letters.collect", "true")
         .set("log.level", "info")
@@ -48,7 +48,7 @@ fn replay_env<'a>(node: &'a Node, server: &StepServer) -> TestEnv<'a> {
 }
 
 /// The exit code and the output of a command that asks the daemon.
-fn ask(env: &TestEnv<'_>, orderd: &OrderdProcess, arguments: &[&str]) -> (i32, String) {
+pub(super) fn ask(env: &TestEnv<'_>, orderd: &OrderdProcess, arguments: &[&str]) -> (i32, String) {
     let address = orderd.admin_address().to_string();
     let all = [&["dead-letters"], arguments, &["--address", &address]].concat();
     let output = env.program(&all).output().unwrap();
@@ -56,7 +56,7 @@ fn ask(env: &TestEnv<'_>, orderd: &OrderdProcess, arguments: &[&str]) -> (i32, S
     (output.status.code().unwrap(), format!("{stdout}{stderr}"))
 }
 
-fn json_of(env: &TestEnv<'_>, orderd: &OrderdProcess, arguments: &[&str], exit: i32) -> Value {
+pub(super) fn json_of(env: &TestEnv<'_>, orderd: &OrderdProcess, arguments: &[&str], exit: i32) -> Value {
     let address = orderd.admin_address().to_string();
     let all = [&["dead-letters"], arguments, &["--format", "json", "--address", &address]].concat();
     let output = env.program(&all).output().unwrap();
@@ -65,15 +65,15 @@ fn json_of(env: &TestEnv<'_>, orderd: &OrderdProcess, arguments: &[&str], exit: 
     serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {stderr}"))
 }
 
-fn states(ledger: &LedgerReader) -> Vec<String> {
+pub(super) fn states(ledger: &LedgerReader) -> Vec<String> {
     ledger.rows("SELECT state, count(*) FROM stored_dead_letters GROUP BY state ORDER BY state")
 }
 
-fn open(ledger: &LedgerReader) -> u64 {
+pub(super) fn open(ledger: &LedgerReader) -> u64 {
     ledger.number("SELECT count(*) FROM stored_dead_letters WHERE state = 'open'")
 }
 
-fn dead_letter_orders(env: &TestEnv<'_>, orders: u64) {
+pub(super) fn dead_letter_orders(env: &TestEnv<'_>, orders: u64) {
     env.raw().publish_all("orders", (0..orders).map(|n| ("order.normal.web".to_owned(), order(&format!("o-{n}")))));
     let ledger = env.ledger();
     wait_until("all are stored", || open(&ledger) == orders);

@@ -10,8 +10,10 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use jiff::Timestamp;
 use serde_json::{Value, json};
+use sha2::Digest;
 
-use super::super::super::letter_parser::{KnownConsumer, KnownConsumers};
+use super::super::super::reading::{KnownConsumer, KnownConsumers};
+use super::super::super::whole_letter::WholeLetter;
 use super::super::*;
 use super::{Fixture, fixture};
 use crate::domain::{OrderDocument, OrderId, body_text};
@@ -36,11 +38,14 @@ const FILTER: DeadLetterFilter = DeadLetterFilter {
     until: None,
     text: None,
     routing_key: None,
+    min_retries: None,
+    currency: None,
+    min_total: None,
     replay: None,
 };
 
-fn shop() -> KnownConsumers {
-    let consumer = KnownConsumer { name: Arc::from("order"), format: Some(Format::Own) };
+pub(super) fn shop() -> KnownConsumers {
+    let consumer = KnownConsumer { name: Arc::from("order"), format: Some(Format::Own), check: |_, _, _| Ok(()) };
     BTreeMap::from([("order_queue".to_owned(), consumer)])
 }
 
@@ -94,6 +99,71 @@ fn new_body(revision: i64, body: Vec<u8>) -> NewBody {
 }
 
 #[tokio::test]
+async fn what_cannot_be_replayed_leaves_no_empty_replay_behind() {
+    let Fixture { ledger, actions, _directory, .. } = fixture(shop());
+    for n in 1..=3 {
+        let origin_queue = (n == 1).then(|| "order_queue".to_owned());
+        let consumer = if n == 1 { "order" } else { "vip" }.to_owned();
+        let letter = NewStoredLetter { origin_queue, consumer, ..stored_letter(&format!("ord-{n}"), n) };
+        ledger.store_letter(letter).await.unwrap();
+    }
+    change(&actions, LetterChangeKind::Hold, LetterSelection::Ids(vec![3]), false).await;
+    let start = async |selection| {
+        let request = ReplayRequest { selection, options: ReplayOptions::default(), dry_run: false, after: 0 };
+        actions.start(request, "ada".to_owned()).await
+    };
+    for none in [LetterSelection::Ids(vec![2, 3, 99]), code("card_expird")] {
+        let refused = start(none).await;
+        assert!(matches!(refused, Err(ActionError::Conflict(_))), "{refused:?}");
+    }
+    for number in [0, -1] {
+        let refused = start(LetterSelection::Ids(vec![1, number])).await;
+        assert!(matches!(refused, Err(ActionError::Invalid(_))), "{refused:?}");
+    }
+    assert_eq!(actions.replays().await.unwrap(), []);
+    assert_eq!(start(LetterSelection::Ids(vec![1, 2, 3])).await.unwrap().replay.id, 1, "one can be replayed");
+}
+
+#[tokio::test]
+async fn a_replay_of_held_or_closed_letters_is_refused_and_replays_no_open_ones() {
+    let Fixture { ledger, actions, _directory, .. } = fixture(shop());
+    for n in 1..=2 {
+        ledger.store_letter(stored_letter(&format!("ord-{n}"), n)).await.unwrap();
+    }
+    change(&actions, LetterChangeKind::Hold, LetterSelection::Ids(vec![2]), false).await;
+    for state in [LetterState::Held, LetterState::Replaying, LetterState::Replayed, LetterState::Discarded] {
+        let filter = DeadLetterFilter { states: vec![state], ..FILTER };
+        let request = |dry_run| ReplayRequest {
+            selection: by_filter(filter.clone()),
+            options: ReplayOptions::default(),
+            dry_run,
+            after: 0,
+        };
+        let [planned, started] = [
+            actions.plan(&request(true)).await.unwrap_err(),
+            actions.start(request(false), "ada".to_owned()).await.unwrap_err(),
+        ];
+        assert!(matches!(started, ActionError::Invalid(_)), "{state:?}: {started:?}");
+        assert_eq!(started.to_string(), planned.to_string());
+    }
+    // The other actions look for the states that they can change, with and without `dry_run`.
+    for (action, state) in [
+        (LetterChangeKind::Hold, LetterState::Replaying),
+        (LetterChangeKind::Release, LetterState::Open),
+        (LetterChangeKind::Discard, LetterState::Replayed),
+    ] {
+        for dry_run in [true, false] {
+            let selection = by_filter(DeadLetterFilter { states: vec![state], ..FILTER });
+            let note = if action == LetterChangeKind::Release { String::new() } else { "SHOP-7".to_owned() };
+            let request = LetterRequest { selection, note, dry_run, after: 0 };
+            let refused = actions.change_letters(action, request, "ada".to_owned()).await;
+            assert!(matches!(refused, Err(ActionError::Invalid(_))), "{action:?}: {refused:?}");
+        }
+    }
+    assert_eq!(actions.replays().await.unwrap(), []);
+}
+
+#[tokio::test]
 async fn a_plan_says_which_letters_are_left_out_and_why_and_a_filter_that_finds_nothing_what_there_is() {
     let Fixture { ledger, actions, _directory, .. } = fixture(shop());
     for n in 1..=4 {
@@ -114,23 +184,24 @@ async fn a_plan_says_which_letters_are_left_out_and_why_and_a_filter_that_finds_
     assert_eq!((nothing.letters(), nothing.not_replayed.len()), (0, 4));
     let others = nothing.nothing.unwrap().other_states;
     assert_eq!(others, BTreeMap::from([(LetterState::Held, 3), (LetterState::Discarded, 1)]));
-    // A code may be new, but there is no such reason, and no such consumer.
-    let unknown = plan(&actions, code("card_expird")).await.unwrap().nothing.unwrap();
-    assert!(unknown.hint.unwrap().contains("card_expired"));
-    let known = DeadLetterFilter { reason: Some("unrouted".to_owned()), ..FILTER };
-    assert!(plan(&actions, by_filter(known)).await.unwrap().nothing.is_some());
-    for filter in [
-        DeadLetterFilter { reason: Some("permanant".to_owned()), ..FILTER },
-        DeadLetterFilter { consumer: Some("oder".to_owned()), ..FILTER },
-        DeadLetterFilter { states: vec![LetterState::Held], ..FILTER },
+    for (filter, hint) in [
+        (
+            DeadLetterFilter { code: Some("card_expird".to_owned()), ..FILTER },
+            "has code card_expird; known: card_expired",
+        ),
+        (DeadLetterFilter { reason: Some("permanant".to_owned()), ..FILTER }, "has reason permanant; known: permanent"),
+        (DeadLetterFilter { consumer: Some("oder".to_owned()), ..FILTER }, "has consumer oder; known: order"),
     ] {
-        let refused = plan(&actions, by_filter(filter)).await;
-        assert!(matches!(refused, Err(ActionError::Invalid(_))), "{refused:?}");
+        let unknown = plan(&actions, by_filter(filter)).await.unwrap().nothing.unwrap().hint.unwrap();
+        assert!(unknown.contains(hint), "{unknown}");
     }
+    let held = DeadLetterFilter { states: vec![LetterState::Held], ..FILTER };
+    let refused = plan(&actions, by_filter(held)).await;
+    assert!(matches!(refused, Err(ActionError::Invalid(_))), "{refused:?}");
 }
 
 #[tokio::test]
-async fn an_order_that_was_processed_meanwhile_is_to_be_closed_although_nothing_else_is_replayed() {
+async fn an_order_that_was_processed_meanwhile_is_to_be_discarded_although_nothing_else_is_replayed() {
     let Fixture { ledger, actions, _directory, .. } = fixture(shop());
     ledger.store_letter(stored_letter("ord-1", 1)).await.unwrap();
     let processed = body("ord-1", "Laptop", "ada@example.com");
@@ -177,8 +248,8 @@ async fn an_edited_body_keeps_the_orders_id_unless_that_is_meant_and_then_both_o
     let meant = NewBody { change_order_id: true, ..new_body(0, other()) };
     let edited = actions.edit(1, meant, "ada".to_owned()).await.unwrap();
     assert_eq!((edited.order_id.as_deref(), edited.former_order_id.as_deref()), (Some("ord-2"), Some("ord-1")));
-    let expected = json!({"revision": 1, "order_id": {"before": "ord-1", "after": "ord-2"}});
-    assert_eq!(last_entry(&ledger).await, expected);
+    let entry = last_entry(&ledger).await;
+    assert_eq!((&entry["revision"], &entry["order_id"]), (&json!(1), &json!({"before": "ord-1", "after": "ord-2"})));
     for order in ["ord-1", "ord-2"] {
         let found =
             plan(&actions, by_filter(DeadLetterFilter { order: Some(order.to_owned()), ..FILTER })).await.unwrap();
@@ -189,6 +260,66 @@ async fn an_edited_body_keeps_the_orders_id_unless_that_is_meant_and_then_both_o
     let back = NewBody { change_order_id: true, ..new_body(1, body("ord-1", "Laptop", "ada@example.com")) };
     actions.edit(1, back, "ada".to_owned()).await.unwrap();
     assert_eq!(detail(&ledger, 1).await.letter.former_order_id, None);
+}
+
+#[tokio::test]
+async fn a_release_of_the_letters_of_a_replay_opens_only_those_that_no_replay_is_to_bring_an_outcome() {
+    let Fixture { ledger, actions, _directory: directory, .. } = fixture(shop());
+    for n in 1..=6 {
+        ledger.store_letter(stored_letter(&format!("ord-{n}"), n)).await.unwrap();
+    }
+    change(&actions, LetterChangeKind::Hold, LetterSelection::Ids(vec![6]), false).await;
+    let rows = "INSERT INTO replays (id, state, actor, options, token, selected_to, began_at)
+                VALUES (3, 'finished', 'ada', '{}', x'00', 6, 1), (4, 'running', 'ada', '{}', x'01', 6, 2);
+                -- Nobody knows; is retried until some day; is in the next replay; is in that one only; was given back and held.
+                INSERT INTO replay_letters (replay_id, letter_id, key, state, due_at, changed_at)
+                VALUES (3, 1, 'a', 'unknown', NULL, 1), (3, 2, 'b', 'retrying', 9000000000000, 1),
+                       (3, 3, 'c', 'unknown', NULL, 1), (4, 3, 'd', 'published', 2, 2), (4, 4, 'e', 'unknown', NULL, 2),
+                       (3, 5, 'f', 'published', 2, 1), (3, 6, 'g', 'returned', NULL, 1);
+                UPDATE stored_dead_letters SET state = 'replaying' WHERE id <= 5";
+    rusqlite::Connection::open(directory.path().join("orderd.db")).unwrap().execute_batch(rows).unwrap();
+    let of = |replay| by_filter(DeadLetterFilter { replay: Some(replay), ..FILTER });
+    assert_eq!(change(&actions, LetterChangeKind::Release, of(3), true).await.changed, 2, "nothing has changed yet");
+    for (replay, changed) in [(4, 0), (3, 2), (3, 0)] {
+        let released = change(&actions, LetterChangeKind::Release, of(replay), false).await;
+        assert_eq!((released.changed, released.refused.len()), (changed, 0), "{replay}");
+    }
+    let mut states = Vec::new();
+    for id in 1..=6 {
+        states.push(detail(&ledger, id).await.letter.state.as_str());
+    }
+    assert_eq!(states, ["open", "replaying", "replaying", "replaying", "open", "held"]);
+    let by_number = change(&actions, LetterChangeKind::Release, LetterSelection::Ids(vec![2, 3, 4]), false).await;
+    assert_eq!((by_number.changed, by_number.refused.len()), (0, 3), "nor by number");
+}
+
+#[tokio::test]
+async fn the_journal_has_the_hashes_of_the_bodies_before_and_after_an_edit_as_they_are_stored_and_shown() {
+    let Fixture { ledger, actions, _directory, .. } = fixture(shop());
+    let mut gzip = GzEncoder::new(Vec::new(), Compression::default());
+    gzip.write_all(&body("ord-1", "Laptop", "ada@example.com")).unwrap();
+    let original = gzip.finish().unwrap();
+    let properties = json!({"content_encoding": "gzip"}).to_string();
+    let letter = NewStoredLetter { body: original.clone().into(), properties, ..stored_letter("ord-1", 1) };
+    ledger.store_letter(letter).await.unwrap();
+    let hash = |body: &[u8]| {
+        let digest: [u8; 32] = sha2::Sha256::digest(body).into();
+        digest.iter().map(|byte| format!("{byte:02x}")).collect::<String>()
+    };
+    let mut before = original;
+    for revision in [0, 1] {
+        let product = format!("Laptop {revision}");
+        actions
+            .edit(1, new_body(revision, body("ord-1", &product, "ada@example.com")), "ada".to_owned())
+            .await
+            .unwrap();
+        let after = detail(&ledger, 1).await;
+        let entry = last_entry(&ledger).await;
+        let expected = json!({"before": hash(&before), "after": hash(&after.content.body)});
+        assert_eq!(entry, json!({"revision": revision + 1, "body_sha256": expected}), "compressed, as it is stored");
+        before.clone_from(&after.content.body);
+        assert_eq!(WholeLetter::from(after).body_sha256, hash(&before));
+    }
 }
 
 #[tokio::test]

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use super::{note, note_letters};
-use crate::ledger::journal::{JournalAction, text_hash};
+use crate::ledger::journal::{JournalAction, content_hash};
 use crate::ledger::replays::{
     BeginAnswer, LetterProgress, LetterSelection, MAX_ACTIVE_REPLAYS, MAX_CAUSES, MAYBE_DUPLICATE, NewReplay, ToSelect,
 };
@@ -23,7 +23,7 @@ fn journaled(selection: &LetterSelection) -> Value {
         LetterSelection::Filter { filter, up_to } => {
             let mut filter = filter.clone();
             for secret in [&mut filter.customer, &mut filter.text] {
-                *secret = secret.as_deref().map(text_hash);
+                *secret = secret.as_deref().map(content_hash);
             }
             json!({"filter": filter, "up_to": up_to})
         }

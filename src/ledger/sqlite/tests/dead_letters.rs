@@ -1,165 +1,34 @@
-//! The store of dead letters in the file: found by indexes however many there are, removed by retention, erased and backed up.
+//! The store of dead letters in the file: removed by retention, erased and backed up.
 
-use std::fmt::Debug;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use futures_util::future::join_all;
 use tempfile::TempDir;
 
-use super::super::letter_queries::{self, tests::plans};
 use super::super::{MIN_ENTRY_BYTES, SqliteLedger, Tuning, back_up};
+use super::generated_letters::generate;
 use super::{count, directory, other};
 use crate::ledger::conformance::{accept, at, attempt, dead_letter, order, stored_letter};
 use crate::ledger::{
     DeadLetterFilter, DeadLetterQuery, ErasureOptions, ErasureSubject, LedgerEntry, LedgerError, LedgerMaintenance,
     LedgerReader, LedgerWriter, LetterChange, LetterEdit, LetterOperation, LetterOperationWriter, LetterOrder,
-    LetterOrigin, LetterSource, LetterState, LetterWriter, NewStoredLetter, OperationAnswer, OutageCause, Recorded,
-    StoreAnswer,
+    LetterOrigin, LetterState, LetterWriter, NewStoredLetter, OperationAnswer, OutageCause, Recorded, StoreAnswer,
 };
-
-/// Stores this many letters, as fast as SQLite can make them up.
-fn generate(directory: &TempDir, letters: i64) {
-    let connection = other(directory);
-    let sql = format!(
-        "PRAGMA synchronous = off;
-         BEGIN;
-         CREATE TEMP TABLE n AS WITH RECURSIVE n (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n LIMIT {letters}) SELECT n FROM n;
-         INSERT INTO stored_dead_letters
-             (state, source, origin, reason, code, failure_kind, failure_reason, consumer, retry_count, identity, order_id,
-              customer_id, product, products, total, currency, origin_queue, exchange, routing_key, message_id, user_id,
-              bytes, failed_at, collected_at, fingerprint, session)
-         SELECT iif(n % 10 = 0, 'replayed', 'open'), iif(n % 20 = 1, 'unrouted_queue', 'dead_letter_queue'), 'orderd',
-                iif(n % 3 = 0, 'retries_exhausted', 'permanent'), 'code_' || (n % 50), 'permanent',
-                'the payment service has refused the card of customer ' || n, iif(n % 4 = 0, 'priority', 'order'), n % 4,
-                'ord-' || n, 'ord-' || n, 'customer-' || (n % 5000), 'product ' || (n % 300), 1, (n % 1000) || '.10',
-                iif(n % 5 = 0, 'USD', 'EUR'), 'order_queue', 'orders.dead_letter', 'order.normal.web', 'ord-' || n, 'orderd',
-                300, 1000 * n, 1000 * n + 7, randomblob(32), 'a' FROM n;
-         INSERT INTO stored_contents SELECT n, 0, '{{}}', '{{}}', zeroblob(300), NULL, NULL FROM n;
-         INSERT INTO stored_products SELECT 'product ' || (n % 300), n FROM n;
-         INSERT INTO stored_texts
-         SELECT n, 'ord-' || n || char(10) || 'customer-' || (n % 5000) || printf('%.*c', 1950, 'x') || n || '@example.com' FROM n;
-         INSERT INTO replays (id, state, actor, options, token, selected_to, began_at)
-         VALUES (7, 'finished', 'ada', '{{}}', x'00', {letters}, 1);
-         INSERT INTO replay_letters (replay_id, letter_id, key, state, marked_at, changed_at, ended_at, came_back_as)
-         SELECT 7, n, 'key ' || n, 'failed_again', 1000 * n, 1000 * n, 1000 * n, n + 1 FROM n WHERE n % 10 = 0;
-         COMMIT;"
-    );
-    connection.execute_batch(&sql).unwrap();
-}
 
 fn text(text: &str) -> Option<String> {
     Some(text.to_owned())
-}
-
-/// Of this thread, which waits for no other program's.
-fn cpu_time() -> Duration {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
-    Duration::new(time.tv_sec.cast_unsigned(), u32::try_from(time.tv_nsec).unwrap())
-}
-
-/// Far above what an unoptimized build takes, and far below what a search of all messages for each page would take.
-const MOST_CPU_TIME: Duration = Duration::from_secs(4);
-
-fn measured<T>(what: &dyn Debug, read: impl FnOnce() -> T) -> T {
-    let begun = cpu_time();
-    let result = read();
-    let taken = cpu_time() - begun;
-    assert!(taken < MOST_CPU_TIME, "{what:?} took {taken:?}");
-    result
-}
-
-#[tokio::test]
-async fn a_hundred_thousand_dead_letters_are_found_and_grouped_by_indexes() {
-    const LETTERS: i64 = 100_000;
-    let directory = directory();
-    let ledger = SqliteLedger::open(directory.path()).unwrap();
-    generate(&directory, LETTERS);
-    let (connection, path) = (other(&directory), directory.path());
-    let any = DeadLetterFilter::default;
-    let open = || DeadLetterFilter { states: vec![LetterState::Open], ..any() };
-    for (filter, index, found) in [
-        (open(), "stored_by_state", 90_000),
-        (DeadLetterFilter { reason: text("permanent"), ..open() }, "stored_by_reason", 60_000),
-        (DeadLetterFilter { code: text("code_7"), ..open() }, "stored_by_code", 2_000),
-        (DeadLetterFilter { consumer: text("priority"), ..open() }, "stored_by_consumer", 20_000),
-        (DeadLetterFilter { source: Some(LetterSource::UnroutedQueue), ..open() }, "stored_by_source", 5_000),
-        (DeadLetterFilter { customer: text("customer-7"), ..open() }, "stored_by_customer", 20),
-        (DeadLetterFilter { order: text("ord-77777"), ..open() }, "stored_by_order", 1),
-        (DeadLetterFilter { since: Some(at(99_000_000)), ..open() }, "stored_by_", 900),
-        (DeadLetterFilter { until: Some(at(1_000_000)), ..open() }, "stored_by_", 900),
-        (DeadLetterFilter { product: text("product 7"), ..open() }, "stored_products", 334),
-        (DeadLetterFilter { text: text("77777@EXAMPLE.com"), ..open() }, "stored_by_state", 1),
-        (DeadLetterFilter { text: text("nowhere"), ..open() }, "stored_by_state", 0),
-        (DeadLetterFilter { routing_key: text("order.normal.web"), ..open() }, "stored_by_state", 90_000),
-        (DeadLetterFilter { routing_key: text("nowhere"), ..open() }, "stored_by_state", 0),
-        (DeadLetterFilter { replay: Some(7), ..any() }, "replay_letters", 10_000),
-        (any(), "SCAN stored_dead_letters", 100_000),
-        (DeadLetterFilter { text: text("77777@EXAMPLE.com"), ..any() }, "SCAN stored_dead_letters", 1),
-        (DeadLetterFilter { code: text("code_7"), ..any() }, "SCAN stored_dead_letters", 2_000),
-        (DeadLetterFilter { customer: text("customer-7"), ..any() }, "stored_by_customer", 20),
-        (DeadLetterFilter { order: text("ord-77777"), ..any() }, "stored_by_order", 1),
-        (
-            DeadLetterFilter { states: vec![LetterState::Open, LetterState::Held], ..any() },
-            "SCAN stored_dead_letters",
-            90_000,
-        ),
-    ] {
-        let query = DeadLetterQuery { filter, limit: 50, ..DeadLetterQuery::default() };
-        let [page, groups] = plans(&connection, &query);
-        assert!(groups.iter().all(|line| !line.starts_with("SCAN stored")), "{query:?}: {groups:#?}");
-        assert!(page.iter().any(|line| line.contains(index)), "{query:?}: {page:#?}");
-        let listed = measured(&query, || letter_queries::page(path, &query)).unwrap();
-        let grouped = measured(&query, || letter_queries::groups(path, &query.filter)).unwrap();
-        assert_eq!(grouped.messages, found, "{query:?}");
-        let listed_count = listed.letters.len() as u64;
-        assert_eq!((listed_count, listed.more), (found.min(50), found > 50), "{query:?}");
-    }
-    // A page of the default filter is read in the order of an index, one of a longer export in the order of the table. Nothing that
-    // follows the page is read, and nothing is sorted.
-    for (filter, after) in [
-        (open(), None),
-        (any(), None),
-        (any(), Some(0)),
-        (open(), Some(0)),
-        (DeadLetterFilter { since: Some(at(0)), until: Some(at(i64::MAX / 1_000_000)), ..open() }, Some(0)),
-        (DeadLetterFilter { code: text("code_7"), ..open() }, Some(0)),
-    ] {
-        let query = DeadLetterQuery { filter, after, limit: 500, ..DeadLetterQuery::default() };
-        let [page, _] = plans(&connection, &query);
-        assert!(!page.iter().any(|line| line.contains("TEMP B-TREE")), "{query:?}: {page:#?}");
-    }
-    let [_, groups] = plans(&connection, &DeadLetterQuery { filter: open(), ..DeadLetterQuery::default() });
-    assert!(groups.iter().any(|line| line.contains("COVERING INDEX stored_by_cause")), "{groups:#?}");
-    let sums = measured(&"sums", || letter_queries::unresolved_letters(path)).unwrap().sums;
-    assert_eq!(sums.iter().map(|sum| sum.messages).sum::<u64>(), 90_000);
-    // The longest page of a list, all of which have been replayed.
-    let replayed = DeadLetterFilter { replay: Some(7), ..any() };
-    let longest = DeadLetterQuery { filter: replayed, limit: 10_000, ..DeadLetterQuery::default() };
-    let letters = measured(&longest, || letter_queries::page(path, &longest)).unwrap().letters;
-    assert!(letters.len() == 10_000 && letters.iter().all(|letter| letter.last_replay.is_some()));
-    // All pages of an export.
-    measured(&"an export", || {
-        let (mut after, mut rows) = (0, 0);
-        loop {
-            let query = DeadLetterQuery { filter: any(), after: Some(after), limit: 500, before: None };
-            let page = letter_queries::page(path, &query).unwrap();
-            rows += page.letters.len();
-            let Some(last) = page.letters.last().filter(|_| page.more) else { break };
-            after = last.id;
-        }
-        assert_eq!(rows, 100_000);
-    });
-    ledger.close().await;
 }
 
 #[tokio::test]
 async fn retention_removes_what_is_replayed_or_discarded_with_its_content_and_nothing_else() {
     let directory = directory();
     let ledger = SqliteLedger::open(directory.path()).unwrap();
-    generate(&directory, 100);
+    generate(&other(&directory), 100, 300);
     // As the replay does.
     let connection = other(&directory);
-    connection.execute("UPDATE stored_dead_letters SET closed_at = 2000 WHERE state = 'replayed'", []).unwrap();
+    connection
+        .execute("UPDATE stored_dead_letters SET closed_at = 2000 WHERE state IN ('replayed', 'discarded')", [])
+        .unwrap();
     // Letters 10 and 11 are among those of the orders `ord-10`, which is replayed, and `ord-11`, which is open.
     for id in ["ord-10", "ord-11"] {
         ledger.record(LedgerEntry::Attempt(Box::new(attempt(id, "order", 0)))).await.unwrap();
@@ -266,15 +135,20 @@ async fn dead_letters_of_no_known_order_are_counted_by_an_erasure_and_erased_by_
     let ledger = SqliteLedger::open(directory.path()).unwrap();
     let unknown = NewStoredLetter { identity: None, order: LetterOrder::default(), ..stored_letter("x", 1) };
     ledger.store_letter(unknown).await.unwrap();
+    // Its id could be read, and nothing else.
+    let order = LetterOrder { id: text("ord-9"), ..LetterOrder::default() };
+    ledger.store_letter(NewStoredLetter { order, ..stored_letter("ord-9", 2) }).await.unwrap();
     let erase = |subject| {
         let targets = super::super::erasure_targets(directory.path(), &subject).unwrap();
         super::super::erase(directory.path(), &targets, ErasureOptions::default(), "local").unwrap()
     };
     let erased = erase(ErasureSubject::Customer("ada".to_owned()));
-    assert_eq!((erased.dead_letters, erased.unattributed_dead_letters), (0, 1));
+    assert_eq!((erased.dead_letters, erased.unattributed_dead_letters), (0, 2), "each may be hers");
+    assert_eq!(erase(ErasureSubject::Order("ord-9".to_owned())).unattributed_dead_letters, 1, "the other one may be");
     let erased = erase(ErasureSubject::DeadLetter(1));
     assert_eq!((erased.dead_letters, erased.unattributed_dead_letters), (1, 0));
     assert_eq!(erase(ErasureSubject::DeadLetter(1)).dead_letters, 0);
+    assert_eq!(erase(ErasureSubject::Customer("ada".to_owned())).unattributed_dead_letters, 0);
     ledger.close().await;
     assert!(!contains(&directory, "ada@example.com"));
 }

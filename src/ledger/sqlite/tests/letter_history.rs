@@ -44,6 +44,10 @@ async fn a_letter_and_a_trace_say_when_and_by_whom_it_was_replayed_and_what_came
     );
     assert_eq!((first.at, first.ended_at, first.came_back_as), (at(7_600), Some(at(8_000)), Some(2)));
     assert_eq!((letters[1].came_back_from, letters[0].came_back_from), (Some(1), None));
+    let of_third = DeadLetterFilter { replay: Some(3), ..DeadLetterFilter::default() };
+    let skipped = ledger.dead_letters(all(of_third)).await.unwrap().letters;
+    let shown = skipped[0].last_replay.as_ref().map(|replay| (replay.replay, replay.outcome));
+    assert_eq!(shown, Some((3, LetterProgress::Skipped)), "what the replay that is asked for has done");
     let of_replay = DeadLetterFilter { replay: Some(2), ..DeadLetterFilter::default() };
     let found: Vec<_> =
         ledger.dead_letters(all(of_replay.clone())).await.unwrap().letters.iter().map(|letter| letter.id).collect();
@@ -74,6 +78,35 @@ async fn a_letter_and_a_trace_say_when_and_by_whom_it_was_replayed_and_what_came
     let serialized = serde_json::to_string(&trace).unwrap();
     let read: crate::ledger::trace::Trace = serde_json::from_str(&serialized).unwrap();
     assert_eq!(read, trace, "as a command reads it from a daemon");
+    ledger.close().await;
+}
+
+#[tokio::test]
+async fn a_trace_still_says_that_an_undo_had_failed_once_a_replay_has_undone_the_steps() {
+    let directory = directory();
+    let ledger = SqliteLedger::open(directory.path()).unwrap();
+    let reason = "undo_failed".to_owned();
+    let failed = NewStoredLetter { reason, failed_at: at(6_500), at: at(7_000), ..stored_letter("ord-1", 1) };
+    ledger.store_letter(failed).await.unwrap();
+    // The record of it has the first failure now, as after the undo.
+    let attempt = NewAttempt { failed_at: at(6_500), ..attempt("ord-1", "order", 0) };
+    ledger.record(dead_letter(attempt)).await.unwrap();
+    // What is undone is dead-lettered with its first failure, of long before.
+    let undone = NewStoredLetter { failed_at: at(1_000), at: at(8_100), ..stored_letter("ord-1", 2) };
+    ledger.store_letter(undone).await.unwrap();
+    other(&directory).execute_batch(REPLAYED).unwrap();
+    let trace = ledger.trace("ord-1").await.unwrap();
+    let shown: Vec<_> = trace
+        .steps
+        .iter()
+        .filter_map(|step| match &step.event {
+            TraceEvent::DeadLettered { letter, reason, .. } => {
+                Some((step.at.as_millisecond(), letter.unwrap(), reason.as_str()))
+            }
+            _ => None,
+        })
+        .collect();
+    assert_eq!(shown, [(7_000, 1, "undo_failed"), (8_100, 2, "permanent")]);
     ledger.close().await;
 }
 

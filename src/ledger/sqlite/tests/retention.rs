@@ -11,8 +11,9 @@ use super::outage;
 use crate::domain::{Item, MAX_ITEMS, OrderId};
 use crate::ledger::conformance::{accept, analytics, at, attempt, dead_letter, order, sale, stored_letter, with_items};
 use crate::ledger::{
-    FailedDelivery, LedgerEntry, LedgerMaintenance, LedgerWriter, LetterChange, LetterOperation, LetterOperationWriter,
-    LetterWriter, NewAttempt, NewNotification, NewOrder, NotificationDelivery, OutageCause, Pruned, Recorded,
+    FailedDelivery, LedgerEntry, LedgerMaintenance, LedgerReader, LedgerWriter, LetterChange, LetterEdit,
+    LetterOperation, LetterOperationWriter, LetterOrder, LetterWriter, NewAttempt, NewNotification, NewOrder,
+    NotificationDelivery, OutageCause, Pruned, Recorded,
 };
 
 const DAY: i64 = 86_400_000;
@@ -89,6 +90,37 @@ async fn old_rows_and_minutes_are_removed_and_the_rest_stays() {
     assert!(ledger.prune(at(2 * DAY)).await.unwrap().is_empty());
     ledger.close().await;
     assert!(ledger.prune(at(2 * DAY)).await.is_err());
+}
+
+#[tokio::test]
+async fn the_attempts_of_an_order_are_kept_while_its_dead_letter_is_open_as_another_order() {
+    let directory = TempDir::new().unwrap();
+    let ledger = SqliteLedger::open(directory.path()).unwrap();
+    let failed = NewAttempt { failed_at: at(DAY), ..attempt("ord-1", "order", 0) };
+    record(&ledger, [LedgerEntry::Attempt(Box::new(failed))]).await;
+    ledger.store_letter(stored_letter("ord-1", 1)).await.unwrap();
+    let edit = LetterEdit {
+        properties: None,
+        letter: 1,
+        base: 0,
+        body: "{}".into(),
+        order: LetterOrder { id: Some("ord-2".to_owned()), ..LetterOrder::default() },
+        identity: Some("ord-2".to_owned()),
+        search: String::new(),
+        whole_order: None,
+        by: "ada".to_owned(),
+        at: at(DAY),
+    };
+    ledger.carry_out(LetterOperation::Edit(Box::new(edit))).await.unwrap();
+    prune_all(&ledger, 2 * DAY).await;
+    let attempts = ledger.dead_letter(1).await.unwrap().unwrap().attempts;
+    assert_eq!(attempts.len(), 1, "the letter shows them");
+    let change = LetterChange::Discard { reason: "test".to_owned() };
+    let discard = LetterOperation::Letters { ids: vec![1], change, by: "ada".to_owned(), at: at(DAY) };
+    ledger.carry_out(discard).await.unwrap();
+    prune_all(&ledger, 2 * DAY).await;
+    assert_eq!(count(&directory, "attempts"), 0);
+    ledger.close().await;
 }
 
 #[tokio::test]
@@ -169,7 +201,7 @@ async fn the_lines_of_removed_orders_are_removed_in_small_transactions() {
 #[tokio::test]
 async fn retention_makes_room_on_a_full_disk() {
     let directory = TempDir::new().unwrap();
-    let tuning = Tuning { max_pages: Some(86), ..Tuning::default() };
+    let tuning = Tuning { max_pages: Some(88), ..Tuning::default() };
     let ledger = SqliteLedger::open_with(directory.path(), tuning).unwrap();
     let mut finished = 0;
     let held = 'full: loop {

@@ -3,7 +3,7 @@
 use rusqlite::Connection;
 
 /// States of a replayed message that has its outcome.
-const WITH_OUTCOME: &str = "('processed', 'cancelled', 'undone', 'failed_again')";
+const WITH_OUTCOME: &str = "('processed', 'not_delivered', 'cancelled', 'undone', 'failed_again')";
 
 /// What must not exist, and a query that counts it.
 fn rules() -> [(&'static str, String); 8] {
