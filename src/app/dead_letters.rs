@@ -226,8 +226,18 @@ async fn run_supervised(queue: LetterSource, collector: Arc<Collector>, stop: Ca
 fn queue_access(status_registry: &Arc<StatusRegistry>) -> AccessToQueue {
     let registry = Arc::clone(status_registry);
     Arc::new(move |queue| {
+        // It is not known yet which queue it is: that shows when the letter is read.
+        if queue.is_empty() {
+            return QueueAccess::Open;
+        }
         let consumers = registry.consumers();
-        consumers.iter().find(|consumer| consumer.queue == queue).map_or(QueueAccess::Open, access_by_consumer)
+        consumers.iter().find(|consumer| consumer.queue == queue).map_or_else(
+            || {
+                let text = format!("no consumer of this instance has queue {queue}");
+                QueueAccess::Closed(Waiting { cause: WaitCause::NoSubscription, text })
+            },
+            access_by_consumer,
+        )
     })
 }
 

@@ -138,6 +138,7 @@ pub(super) fn reason_text(reason: &str, letters: u64, replays: &[i64]) -> String
         "missing" => format!("not replayed, because there is none with {}", if one { "this number" } else { "these numbers" }),
         "resolved" => format!("not replayed, because {it} {was} replayed or discarded after the selection"),
         "unreadable" => format!("not replayed, because {its} cannot be read"),
+        "refused" => format!("not replayed, because the broker refused {}", if one { "it" } else { "them" }),
         "cannot_publish" => format!("not replayed, because {it} cannot be published"),
         "unproven_user" => {
             format!("not replayed, because {it} {was} published by a user that is not orderd's now (see broker.trusted_users)")

@@ -253,6 +253,9 @@ fn has_failed(replay: &Replay) -> bool {
 }
 
 #[cfg(test)]
+pub(super) use tests::replay as replay_with;
+
+#[cfg(test)]
 mod tests {
     use jiff::Timestamp;
 
@@ -297,7 +300,7 @@ mod tests {
         }
     }
 
-    fn replay(letters: &[(LetterProgress, u64)]) -> Replay {
+    pub fn replay(letters: &[(LetterProgress, u64)]) -> Replay {
         replay_of(&[("orders", "http_402", letters)])
     }
 

@@ -14,15 +14,15 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::super::reading::KnownConsumers;
-use super::decide::{Admission, Decision, Traffic, again, decide};
-use super::message::{ReplayContext, target};
-use super::pace::{Pace, QueueRates, TICK};
+use super::decide::{Decision, again, decide};
+use super::pace::{OpenQueues, Pace, QueueRates, TICK};
+use super::queues::{Queues, waiting_for, waiting_to_stop};
 use super::waiting::{QueueAccess, WaitCause, Waiting};
 use crate::chain::chain;
 use crate::instance;
 use crate::ledger::{
-    ClaimedReplay, Ledger, LedgerError, LetterOperation, LetterProgress, LetterSelection, LetterState,
-    MAX_ACTIVE_REPLAYS, OpenError, OperationAnswer, Replay, ReplayCandidate, ReplayGroup, ReplayState, ToSelect,
+    ClaimedReplay, Ledger, LedgerError, LetterOperation, LetterProgress, MAX_ACTIVE_REPLAYS, OpenError,
+    OperationAnswer, Replay, ReplayState,
 };
 use crate::message::{ExchangeNames, Publisher, TrustedUsers};
 use crate::metrics::CollectionPause;
@@ -30,8 +30,8 @@ use crate::shutdown::Shutdown;
 use crate::telemetry::RepeatedLog;
 
 /// Letters that are selected, or given back, in one transaction.
-const SELECT_BATCH: usize = 100;
-/// How often replays of other processes that have ended are looked for.
+pub(super) const SELECT_BATCH: usize = 100;
+/// How often it is looked whether there are replays, and whether another process no longer carries them out.
 const IDLE_TICK: Duration = Duration::from_secs(5);
 /// The wait after a change of a replay was not recorded.
 const FAILURE_PAUSE: Duration = Duration::from_secs(10);
@@ -84,6 +84,21 @@ pub struct Replayer {
     running: watch::Sender<Vec<RunningReplay>>,
     /// Notified when somebody has changed dead letters.
     actions: watch::Sender<()>,
+}
+
+/// What the executor remembers while it runs. A restart loses nothing of it that matters.
+#[derive(Default)]
+pub(super) struct Memory {
+    paces: BTreeMap<i64, Pace>,
+    rates: QueueRates,
+    open: OpenQueues,
+}
+
+impl Memory {
+    /// Letters may have other queues than before.
+    pub fn consumers_changed(&mut self) {
+        self.paces.values_mut().for_each(|pace| pace.may_have_other_queues = true);
+    }
 }
 
 /// Why a replay could not be continued.
@@ -152,11 +167,16 @@ impl Replayer {
     /// # Errors
     /// None.
     pub async fn run(self: Arc<Self>) -> Result<(), Infallible> {
-        let (mut paces, mut rates) = (BTreeMap::new(), QueueRates::default());
+        let mut memory = Memory::default();
+        let mut consumers = self.deps.consumers.clone();
         while !self.deps.shutdown.has_begun() {
+            if consumers.has_changed().unwrap_or(false) {
+                consumers.mark_unchanged();
+                memory.consumers_changed();
+            }
             // What it does is in the ledger, so it may be dropped anywhere.
             let tick = tokio::select! {
-                tick = self.continue_all(&mut paces, &mut rates) => tick,
+                tick = self.continue_all(&mut memory) => tick,
                 () = self.deps.shutdown.begun() => return Ok(()),
             };
             // Cancel-safe: all only wait.
@@ -170,36 +190,34 @@ impl Replayer {
     }
 
     /// Continues all replays, and returns how long to wait.
-    async fn continue_all(&self, paces: &mut BTreeMap<i64, Pace>, rates: &mut QueueRates) -> Duration {
+    pub(super) async fn continue_all(&self, memory: &mut Memory) -> Duration {
         let began = Instant::now();
         if self.is_short_of_disk() {
             self.wait_for_disk().await;
             return IDLE_TICK;
         }
-        let (mut replays, claimed) = match self.claim_all(paces).await {
+        for (replay, pace) in &mut memory.paces {
+            let settled = self.settle(*replay, pace, began).await;
+            pause_if_failed(pace, settled);
+        }
+        let (mut replays, claimed) = match self.claim_all(&mut memory.paces).await {
             Ok(claimed) => claimed,
             Err(error) => {
                 log_failure(&error);
                 return IDLE_TICK;
             }
         };
-        if replays.is_empty() {
+        if claimed.is_empty() {
+            memory.open = OpenQueues::default();
             self.show(&replays);
             return IDLE_TICK;
         }
-        let access = self.access(&replays);
-        without_overdue(&mut replays, &access);
-        rates.set(&replays);
-        let mut queues = Queues { access, traffic: Traffic::of(&replays), rates };
+        let Memory { paces, rates, open } = memory;
+        let mut queues = Queues::new(&mut replays, &*self.deps.access, (rates, open));
         for replay in replays.iter().filter(|replay| claimed.contains(&replay.id)) {
             let Some(pace) = paces.get_mut(&replay.id) else { continue };
-            match self.advance(replay, pace, &mut queues).await {
-                Ok(()) => drop(FAILURES.ended("step")),
-                Err(error) => {
-                    pace.not_before = Instant::now() + FAILURE_PAUSE;
-                    log_failure(&error);
-                }
-            }
+            let advanced = self.advance(replay, pace, &mut queues).await;
+            pause_if_failed(pace, advanced);
         }
         self.show(&replays);
         TICK.max(began.elapsed())
@@ -219,7 +237,7 @@ impl Replayer {
         }
     }
 
-    /// Those that have not ended, and the numbers of those that this process may carry out.
+    /// Those that have not ended, and the numbers of those that this process may carry out: all or none.
     async fn claim_all(&self, paces: &mut BTreeMap<i64, Pace>) -> Result<(Vec<Replay>, BTreeSet<i64>), ReplayError> {
         let active = || self.deps.ledger.replays(true, MAX_ACTIVE_REPLAYS, Timestamp::now());
         let replays = active().await?;
@@ -227,26 +245,29 @@ impl Replayer {
         self.lock_waiting().retain(|id, _| paces.contains_key(id));
         let (mut claimed, mut any_is_new) = (BTreeSet::new(), false);
         for Replay { id, .. } in &replays {
-            let claim = self.claim(*id, paces.entry(*id).or_insert_with(Pace::new)).await?;
-            any_is_new |= claim == Claim::New;
-            if claim != Claim::Refused {
-                claimed.insert(*id);
+            match self.claim(*id, paces.entry(*id).or_insert_with(Pace::new)).await? {
+                Claim::Held => {}
+                Claim::New => any_is_new = true,
+                Claim::Refused => {
+                    // Another process carries all of them out, and publishes again what was not confirmed.
+                    paces.clear();
+                    self.lock_waiting().clear();
+                    return Ok((replays, BTreeSet::new()));
+                }
             }
+            claimed.insert(*id);
         }
         // Another process may have carried it out until now.
         let replays = if any_is_new { active().await? } else { replays };
         Ok((replays, claimed))
     }
 
-    /// What may be published to the queues of these replays.
-    fn access(&self, replays: &[Replay]) -> BTreeMap<String, QueueAccess> {
-        let queues: BTreeSet<&String> =
-            replays.iter().flat_map(|replay| replay.groups.iter().map(|group| &group.queue)).collect();
-        queues.into_iter().map(|queue| (queue.clone(), (self.deps.access)(queue))).collect()
-    }
-
     async fn advance(&self, replay: &Replay, pace: &mut Pace, queues: &mut Queues<'_>) -> Result<(), ReplayError> {
         let id = replay.id;
+        if pace.may_have_other_queues && self.find_other_queues(replay, pace).await? {
+            self.wake();
+            return Ok(());
+        }
         match replay.state {
             ReplayState::Selecting => self.select(replay, pace).await?,
             ReplayState::Running => {
@@ -281,42 +302,6 @@ impl Replayer {
         Ok(())
     }
 
-    /// Claims the letters of the selection.
-    async fn select(&self, replay: &Replay, pace: &mut Pace) -> Result<(), ReplayError> {
-        let id = replay.id;
-        loop {
-            let Some((selection, after)) = self.deps.ledger.replay_selection(id).await? else { return Ok(()) };
-            let found = self
-                .deps
-                .ledger
-                .replay_candidates(selection.clone(), vec![LetterState::Open], after, SELECT_BATCH)
-                .await?;
-            let consumers = self.deps.consumers.borrow().clone();
-            let to = replay.options.to.as_deref();
-            let queue = |candidate: &ReplayCandidate| {
-                target(&consumers, to, candidate.origin_queue.as_deref(), Some(&candidate.counted.cause.consumer))
-                    .map_or_else(String::new, |(queue, _)| queue.clone())
-            };
-            let found: BTreeMap<i64, String> = found.iter().map(|candidate| (candidate.id, queue(candidate))).collect();
-            let (ids, is_named): (Vec<i64>, bool) = match selection {
-                LetterSelection::Ids(ids) => {
-                    (ids.into_iter().filter(|id| *id > after).take(SELECT_BATCH).collect(), true)
-                }
-                LetterSelection::Filter { .. } => (found.keys().copied().collect(), false),
-            };
-            let queue = |id: &i64| found.get(id).cloned().unwrap_or_default();
-            let letters: Vec<ToSelect> =
-                ids.iter().map(|letter| ToSelect { letter: *letter, queue: queue(letter) }).collect();
-            let is_last = letters.len() < SELECT_BATCH;
-            let (replay, at) = (claimed(id), Timestamp::now());
-            let selected = self.change(LetterOperation::Select { replay, letters, is_named, is_last, at }).await?;
-            if is_last || selected != OperationAnswer::Done(true) || self.claim(id, pace).await? == Claim::Refused {
-                self.wake();
-                return Ok(());
-            }
-        }
-    }
-
     /// Gives back what was not published. What may have been is published again, so that it has an outcome.
     async fn stop(&self, replay: &Replay, pace: &mut Pace, queues: &mut Queues<'_>) -> Result<(), ReplayError> {
         let id = replay.id;
@@ -333,11 +318,8 @@ impl Replayer {
         if replay.count(LetterProgress::Publishing) == 0 {
             return self.finish(id).await;
         }
-        let waits = |queue: &str| queues.closed(pace, queue);
-        let left = |group: &&ReplayGroup| group.count(&[LetterProgress::Publishing]) > 0;
-        let waiting = replay.groups.iter().filter(left).find_map(|group| waits(&group.queue));
+        self.set_waiting(id, waiting_to_stop(replay, (pace, queues)));
         let batches = again(replay.groups.iter(), &queues.traffic, &|queue| queues.admission(pace, queue));
-        self.set_waiting(id, waiting);
         self.publish_groups(replay, batches, pace, queues).await
     }
 
@@ -352,6 +334,10 @@ impl Replayer {
         let answer = self.change(LetterOperation::Claim { replay, owner, at, until: at + LEASE }).await?;
         if answer != OperationAnswer::Done(true) {
             return Ok(Claim::Refused);
+        }
+        if !was_held {
+            // What it remembers is out of date, if another process has carried the replay out meanwhile.
+            *pace = Pace::new();
         }
         pace.claimed_until = now + LEASE;
         Ok(if was_held { Claim::Held } else { Claim::New })
@@ -383,88 +369,6 @@ impl Replayer {
     }
 }
 
-impl ReplayDeps {
-    pub(super) fn read<'a>(&'a self, consumers: &'a KnownConsumers) -> ReplayContext<'a> {
-        ReplayContext { consumers, users: &self.users, names: &self.names, max_body: self.max_body }
-    }
-}
-
-/// While a consumer does not process anything, an outcome is not late.
-fn without_overdue(replays: &mut [Replay], access: &BTreeMap<String, QueueAccess>) {
-    let processes = |queue: &str| matches!(access.get(queue), None | Some(QueueAccess::Open));
-    for replay in replays {
-        for group in replay.groups.iter_mut().filter(|group| !processes(&group.queue)) {
-            replay.overdue -= group.overdue;
-            group.overdue = 0;
-        }
-    }
-}
-
-/// What all replays share.
-pub(super) struct Queues<'r> {
-    access: BTreeMap<String, QueueAccess>,
-    pub traffic: Traffic,
-    pub rates: &'r mut QueueRates,
-}
-
-impl Queues<'_> {
-    fn admission(&self, pace: &Pace, queue: &str) -> Admission {
-        match self.access.get(queue) {
-            Some(QueueAccess::Closed(_)) => Admission::None,
-            _ if pace.refusal(queue).is_some() => Admission::None,
-            Some(QueueAccess::Trial(_)) => Admission::One,
-            Some(QueueAccess::Open) | None => Admission::All,
-        }
-    }
-
-    /// Why nothing is published to a queue.
-    fn closed(&self, pace: &Pace, queue: &str) -> Option<Waiting> {
-        match self.access.get(queue) {
-            Some(QueueAccess::Closed(waiting)) => Some(waiting.clone()),
-            Some(QueueAccess::Trial(_) | QueueAccess::Open) | None => {
-                pace.refusal(queue).map(|text| Waiting { cause: WaitCause::Refused, text: text.to_owned() })
-            }
-        }
-    }
-
-    /// Why only one letter at a time is published to a queue.
-    fn trial(&self, queue: &str) -> Option<Waiting> {
-        match self.access.get(queue) {
-            Some(QueueAccess::Trial(waiting)) => Some(waiting.clone()),
-            Some(QueueAccess::Closed(_) | QueueAccess::Open) | None => None,
-        }
-    }
-}
-
-/// Why a running replay waits, or some of its letters do.
-fn waiting_for(replay: &Replay, step: &Decision, (pace, queues): (&Pace, &Queues<'_>)) -> Option<Waiting> {
-    use LetterProgress::{Publishing, Selected};
-    // First the queues of what is to be published, then those of what is on its way.
-    for states in [&[Selected, Publishing][..], LetterProgress::IN_FLIGHT] {
-        let mut groups = replay.groups.iter().filter(|group| group.count(states) > 0);
-        if let Some(waiting) = groups.find_map(|group| queues.closed(pace, &group.queue)) {
-            return Some(waiting);
-        }
-    }
-    let mut left = replay.groups.iter().filter(|group| group.count(&[Selected]) > 0);
-    if *step == Decision::Wait
-        && let Some(waiting) = left.find_map(|group| queues.trial(&group.queue))
-    {
-        return Some(waiting);
-    }
-    if replay.slow > 0 {
-        let text = format!(
-            "no outcome is seen yet of {} published more than a minute ago: their queue has a backlog, or an instance with another \
-             ledger has processed them",
-            replay.slow
-        );
-        return Some(Waiting { cause: WaitCause::Outcome, text });
-    }
-    let text = || "another replay publishes to the same queue".to_owned();
-    (*step == Decision::Wait && replay.in_flight() == 0)
-        .then(|| Waiting { cause: WaitCause::OtherReplay, text: text() })
-}
-
 /// Whether this process may carry a replay out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Claim {
@@ -478,6 +382,17 @@ pub(super) enum Claim {
 
 pub(super) fn claimed(id: i64) -> ClaimedReplay {
     ClaimedReplay { id, owner: instance::owner() }
+}
+
+/// A replay that could not be continued is left alone for a while.
+fn pause_if_failed(pace: &mut Pace, result: Result<(), ReplayError>) {
+    match result {
+        Ok(()) => drop(FAILURES.ended("step")),
+        Err(error) => {
+            pace.not_before = Instant::now() + FAILURE_PAUSE;
+            log_failure(&error);
+        }
+    }
 }
 
 fn log_failure(error: &ReplayError) {

@@ -35,7 +35,6 @@ pub(super) struct Prepared {
 pub(super) struct ReplayContext<'a> {
     pub consumers: &'a KnownConsumers,
     pub users: &'a TrustedUsers,
-    pub names: &'a ExchangeNames,
     pub max_body: usize,
 }
 
@@ -113,16 +112,16 @@ impl Prepared {
         &self,
         key: &str,
         fingerprint: &[u8; 32],
-        context: &ReplayContext<'_>,
+        (users, names): (&TrustedUsers, &ExchangeNames),
         now: Timestamp,
     ) -> Publication {
-        let provenance = Provenance { cloud_event: self.event.as_deref(), ..self.provenance(context.users) };
+        let provenance = Provenance { cloud_event: self.event.as_deref(), ..self.provenance(users) };
         let identity = identity(&self.letter, fingerprint);
         let DeadLetter { reason, code, failed_at, .. } = &self.letter;
-        let own_user = context.users.own();
+        let own_user = users.own();
         let failed_at = *failed_at;
         let mark = ReplayMark { key, at: now, identity: &identity, reason, code, failed_at, own_user: &own_user };
-        copy_for_replay(&self.delivery, provenance, &self.queue, mark, context.names)
+        copy_for_replay(&self.delivery, provenance, &self.queue, mark, names)
     }
 
     fn provenance(&self, users: &TrustedUsers) -> Provenance<'_> {

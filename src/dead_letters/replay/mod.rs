@@ -7,7 +7,10 @@
 //! changes    holds, releases and discards letters
 //! editing    edits letters
 //! executor   carries out replays, one step after the other, and continues after a crash: what is done is in the ledger
-//! publish    some letters of a replay, read and published
+//! selecting  which letters a replay takes, and the queue of each
+//! publish    some letters of a replay, read and handed to the publisher
+//! confirms   what the broker answers to that
+//! queues     what may be published to each queue now, and why a replay waits
 //! pace       how fast a replay may publish, and which queues the broker refuses
 //! decide     what a replay does next (pure)
 //! waiting    why a replay waits (values)
@@ -19,6 +22,7 @@
 
 mod actions;
 mod changes;
+mod confirms;
 mod decide;
 mod edit;
 mod editing;
@@ -27,8 +31,10 @@ mod message;
 mod pace;
 mod plan;
 mod publish;
+mod queues;
 mod recorded;
 mod requests;
+mod selecting;
 #[cfg(test)]
 mod tests;
 mod waiting;

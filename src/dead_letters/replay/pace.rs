@@ -1,12 +1,13 @@
 //! How fast a replay may publish, until when it is claimed, and which queues the broker refuses. It never publishes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::confirms::{HandedLetter, UnansweredLetters};
 use crate::backoff::Backoff;
-use crate::ledger::{LetterProgress, Replay, ReplayGroup};
+use crate::ledger::{LeftOutLetter, LetterProgress, Replay, ReplayGroup};
 
 /// How often a replay looks for outcomes.
 pub(super) const TICK: Duration = Duration::from_millis(100);
@@ -14,6 +15,9 @@ pub(super) const TICK: Duration = Duration::from_millis(100);
 const REFUSED_BACKOFF: Backoff = Backoff { first: Duration::from_secs(1), max: Duration::from_secs(60) };
 /// After so many attempts in a row that were refused for a lasting reason, a replay stops.
 const MAX_REFUSALS: u32 = 5;
+
+/// How long after its publication the outcome of a letter is expected, if it is not retried.
+pub(super) const OUTCOME_TIME: Duration = Duration::from_secs(3_600);
 
 /// A rate in letters a second. What is not used is kept for two ticks only.
 pub(super) struct Bucket {
@@ -78,12 +82,39 @@ impl QueueRates {
     }
 }
 
+/// Since when the consumers of queues process what is published to them, as far as this process knows.
+#[derive(Default)]
+pub(super) struct OpenQueues(BTreeMap<String, Instant>);
+
+impl OpenQueues {
+    /// These are open now, and no others.
+    pub fn set<'q>(&mut self, open: impl Iterator<Item = &'q str>) {
+        let now = Instant::now();
+        let open = open.map(|queue| (queue.to_owned(), self.0.get(queue).copied().unwrap_or(now)));
+        self.0 = open.collect();
+    }
+
+    /// An outcome is late only if the queue was open for the whole time in which it was expected. Behind a consumer that was paused,
+    /// or while orderd did not run, letters have waited.
+    pub fn forgive(&self, replays: &mut [Replay]) {
+        let has_processed = |queue: &str| self.0.get(queue).is_some_and(|since| since.elapsed() >= OUTCOME_TIME);
+        for replay in replays {
+            for group in replay.groups.iter_mut().filter(|group| !has_processed(&group.queue)) {
+                replay.overdue -= group.overdue;
+                group.overdue = 0;
+            }
+        }
+    }
+}
+
 /// The broker does not accept letters for a queue.
 struct RefusedQueue {
     /// The broker's text.
     error: String,
     attempts: u32,
     not_before: Instant,
+    /// Letters that were refused each time, from the first time on.
+    unpublished: BTreeSet<i64>,
 }
 
 /// The pace of one replay.
@@ -92,13 +123,24 @@ pub(super) struct Pace {
     /// Nothing is published before.
     pub not_before: Instant,
     pub bucket: Bucket,
+    /// What the broker has not answered yet.
+    pub unanswered: UnansweredLetters,
+    /// Whether the consumers may have changed since the queues of its letters were looked up.
+    pub may_have_other_queues: bool,
     refused: BTreeMap<String, RefusedQueue>,
 }
 
 impl Pace {
     pub fn new() -> Self {
         let now = Instant::now();
-        Pace { claimed_until: now, not_before: now, bucket: Bucket::new(), refused: BTreeMap::new() }
+        Pace {
+            claimed_until: now,
+            not_before: now,
+            bucket: Bucket::new(),
+            unanswered: UnansweredLetters::default(),
+            may_have_other_queues: true,
+            refused: BTreeMap::new(),
+        }
     }
 
     /// The broker has accepted a letter for a queue.
@@ -106,14 +148,29 @@ impl Pace {
         self.refused.remove(queue);
     }
 
-    /// The broker has refused a letter for a queue. `true`: too often, if the reason is one that lasts.
-    pub fn refused(&mut self, queue: &str, error: String, lasts: bool) -> bool {
+    /// The broker has refused letters for a queue. If it has done so too often, for a reason that lasts: what is to become of them.
+    pub fn refused(
+        &mut self,
+        queue: &str,
+        error: String,
+        lasts: bool,
+        letters: &[HandedLetter],
+    ) -> Option<Vec<LeftOutLetter>> {
         let now = Instant::now();
-        let known = self.refused.remove(queue);
-        let attempts = known.map_or(0, |known| known.attempts).saturating_add(1);
+        let (attempts, before) =
+            self.refused.remove(queue).map_or_else(Default::default, |known| (known.attempts, known.unpublished));
+        let attempts = attempts.saturating_add(1);
+        let is_unpublished = |letter: &HandedLetter| letter.is_first || before.contains(&letter.id);
+        let unpublished: BTreeSet<i64> =
+            letters.iter().filter(|letter| is_unpublished(letter)).map(|letter| letter.id).collect();
         let not_before = now + REFUSED_BACKOFF.wait(attempts - 1, 1.0);
-        self.refused.insert(queue.to_owned(), RefusedQueue { error, attempts, not_before });
-        lasts && attempts >= MAX_REFUSALS
+        let left_out = letters.iter().map(|letter| {
+            let is_unpublished = unpublished.contains(&letter.id);
+            LeftOutLetter { letter: letter.id, code: "refused", is_unpublished }
+        });
+        let left_out = (lasts && attempts >= MAX_REFUSALS).then(|| left_out.collect());
+        self.refused.insert(queue.to_owned(), RefusedQueue { error, attempts, not_before, unpublished });
+        left_out
     }
 
     /// What the broker said, while nothing is to be published to a queue.
@@ -127,6 +184,7 @@ impl Pace {
 mod tests {
     use tokio::time::advance;
 
+    use super::super::decide::replay_with;
     use super::*;
 
     #[tokio::test(start_paused = true)]
@@ -147,13 +205,17 @@ mod tests {
         }
     }
 
+    const FIRST: HandedLetter = HandedLetter { id: 1, is_first: true };
+    const AGAIN: HandedLetter = HandedLetter { id: 2, is_first: false };
+
     #[tokio::test(start_paused = true)]
     async fn a_queue_that_is_refused_waits_ever_longer_until_it_is_accepted_or_too_often_refused() {
         let mut pace = Pace::new();
         let mut waits = Vec::new();
         for attempt in 1..=MAX_REFUSALS {
             let refused_at = Instant::now();
-            assert_eq!(pace.refused("carts", "403".to_owned(), true), attempt == MAX_REFUSALS);
+            let is_too_often = pace.refused("carts", "403".to_owned(), true, &[FIRST]).is_some();
+            assert_eq!(is_too_often, attempt == MAX_REFUSALS);
             assert_eq!((pace.refusal("carts"), pace.refusal("orders")), (Some("403"), None));
             while pace.refusal("carts").is_some() {
                 advance(TICK).await;
@@ -161,8 +223,54 @@ mod tests {
             waits.push(refused_at.elapsed().as_secs());
         }
         assert_eq!(waits, [1, 2, 4, 8, 16]);
-        assert!(!pace.refused("carts", "full".to_owned(), false), "it may have room again");
+        assert_eq!(pace.refused("carts", "full".to_owned(), false, &[FIRST]), None, "it may have room again");
         pace.accepted("carts");
-        assert!(pace.refusal("carts").is_none() && !pace.refused("carts", "403".to_owned(), true));
+        assert!(pace.refusal("carts").is_none());
+        assert_eq!(pace.refused("carts", "403".to_owned(), true, &[FIRST]), None);
+    }
+
+    #[test]
+    fn of_letters_that_are_refused_too_often_those_are_open_again_that_were_never_accepted() {
+        let mut pace = Pace::new();
+        for attempt in 1..=MAX_REFUSALS {
+            // Only at the first attempt it is its first one. What a former process had handed over may be on its way.
+            let first = HandedLetter { is_first: attempt == 1, ..FIRST };
+            let refused = pace.refused("carts", "403".to_owned(), true, &[first, AGAIN]);
+            let left_out = |letter, is_unpublished| LeftOutLetter { letter, code: "refused", is_unpublished };
+            let expected = vec![left_out(1, true), left_out(2, false)];
+            assert_eq!(refused, (attempt == MAX_REFUSALS).then_some(expected));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn letters_that_waited_behind_a_pause_of_hours_have_an_hour_for_their_outcome_once_it_is_over() {
+        let late = || {
+            let group = ReplayGroup {
+                queue: "orders".to_owned(),
+                letters: [(LetterProgress::Published, 10)].into(),
+                overdue: 10,
+                ..ReplayGroup::default()
+            };
+            Replay { overdue: 10, groups: vec![group], ..replay_with(&[(LetterProgress::Published, 10)]) }
+        };
+        let forgiven = |open: &OpenQueues| {
+            let mut replays = [late()];
+            open.forgive(&mut replays);
+            (replays[0].overdue, replays[0].groups[0].overdue)
+        };
+        let mut open = OpenQueues::default();
+        open.set(["orders"].into_iter());
+        advance(OUTCOME_TIME).await;
+        assert_eq!(forgiven(&open), (10, 10), "nothing was seen, although they were processed");
+        open.set(["carts"].into_iter());
+        assert_eq!(forgiven(&open), (0, 0), "it is paused");
+        advance(2 * OUTCOME_TIME).await;
+        open.set(["orders"].into_iter());
+        assert_eq!(forgiven(&open), (0, 0), "it goes on");
+        advance(OUTCOME_TIME - Duration::from_secs(1)).await;
+        open.set(["orders"].into_iter());
+        assert_eq!(forgiven(&open), (0, 0));
+        advance(Duration::from_secs(1)).await;
+        assert_eq!(forgiven(&open), (10, 10));
     }
 }

@@ -1,208 +1,183 @@
-//! Publishes the letters of a replay, some at a time: reads them, records that they are about to be published, publishes them, and records
-//! that they are.
+//! Publishes the letters of a replay, some at a time: reads them, records that they are about to be published, and hands them to the
+//! publisher.
 //!
-//! It never decides how many.
+//! It never decides how many, and never waits for the broker for long.
 
-use std::cmp::Reverse;
 use std::sync::Arc;
+use std::time::Duration;
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use tokio::task::spawn_blocking;
-use tracing::error;
+use tokio::time::Instant;
 
-use super::decide::GroupBatch;
-use super::executor::{Claim, LEASE, Queues, ReplayError, Replayer, claimed};
+use super::confirms::HandedLetter;
+use super::decide::{Admission, GroupBatch};
+use super::executor::{Claim, ReplayError, Replayer, claimed};
 use super::message::{Prepared, ReplayContext, UNREADABLE};
 use super::pace::Pace;
-use crate::ledger::{LetterOperation, LetterProgress, OperationAnswer, PublishAnswer, Replay, ToPublish};
-use crate::message::{Publication, PublishError};
+use super::queues::Queues;
+use crate::ledger::{
+    LeftOutLetter, LetterOperation, LetterProgress, OperationAnswer, PublishAnswer, Replay, ToPublish, ToSelect,
+};
+use crate::message::Publication;
 
 /// Letters that are published at a time.
 const PUBLISH_BATCH: u64 = 32;
 /// How many bytes the bodies have that are published at a time, without the last.
 const PUBLISH_BYTES: usize = 4 << 20;
-/// How long after its publication the outcome of a letter is expected, if it is not retried.
-const OUTCOME_TIME: SignedDuration = SignedDuration::from_hours(1);
+/// How long a replay may publish, or close letters, before another one has its turn.
+const MAX_TURN: Duration = Duration::from_secs(1);
 /// A letter that so many processes were reading when they ended is not read again: it may be what ends them.
 const READ_TRIES: u32 = 2;
 
 impl Replayer {
-    /// Publishes the letters of these groups, as many as the rate allows, some of each queue at a time.
+    /// Publishes the letters of these groups, as many as the rate allows, some of each group at a time. Letters that are closed, left out
+    /// or moved to another queue use nothing up.
     pub(super) async fn publish_groups(
         &self,
         replay: &Replay,
-        mut groups: Vec<GroupBatch>,
+        groups: Vec<GroupBatch>,
         pace: &mut Pace,
         queues: &mut Queues<'_>,
     ) -> Result<(), ReplayError> {
-        let mut allowed = pace.bucket.allowed(replay.options.rate);
+        let began = Instant::now();
+        // Once nothing of a group was published, as many are read as fit into a batch: what is closed is closed fast.
+        let mut turns: Vec<(GroupBatch, bool)> = groups.into_iter().map(|group| (group, false)).collect();
         loop {
-            if self.claim(replay.id, pace).await? == Claim::Refused {
+            turns.retain(|(group, _)| group.room > 0 && queues.admission(pace, &group.queue) != Admission::None);
+            if turns.is_empty() || began.elapsed() >= MAX_TURN || self.claim(replay.id, pace).await? != Claim::Held {
                 return Ok(());
             }
-            let mut batch = Batch::default();
-            for group in &mut groups {
-                let is_new = group.progress == LetterProgress::Selected;
-                let of_rate = if is_new { allowed.min(queues.rates.allowed(&group.queue)) } else { u64::MAX };
-                let limit = group.room.min(of_rate).min(batch.room());
-                if limit == 0 || pace.refusal(&group.queue).is_some() {
-                    continue;
-                }
-                let Some(dealt_with) = self.prepare(replay, group, limit, &mut batch).await? else { return Ok(()) };
-                group.room -= dealt_with;
-                if is_new {
-                    pace.bucket.used(dealt_with);
-                    queues.rates.used(&group.queue, dealt_with);
-                    queues.traffic.published(group, dealt_with);
-                    allowed -= dealt_with;
-                }
+            let round = Instant::now();
+            for (group, reads_ahead) in &mut turns {
+                let Some(turn) = self.publish_some(replay, group, *reads_ahead, (pace, queues)).await? else {
+                    return Ok(());
+                };
+                *reads_ahead = turn.published == 0;
+                group.room = if turn.dealt_with == 0 { 0 } else { group.room - turn.published };
             }
-            if batch.prepared.is_empty() {
-                return Ok(());
-            }
-            self.publish_batch(replay, batch.prepared, pace).await?;
+            self.settle(replay.id, pace, round).await?;
         }
     }
 
-    async fn publish_batch(
-        &self,
-        replay: &Replay,
-        prepared: Vec<Prepared>,
-        pace: &mut Pace,
-    ) -> Result<(), ReplayError> {
-        let (id, at) = (replay.id, Timestamp::now());
-        let to_publish = |letter: &Prepared| {
-            let (queue, order) = (letter.queue.clone(), letter.order.clone());
-            ToPublish { letter: letter.id(), queue, order }
-        };
-        let letters = prepared.iter().map(to_publish).collect();
-        let begin = LetterOperation::BeginPublishing { replay: claimed(id), letters, at };
-        let OperationAnswer::Publishing(answers) = self.change(begin).await? else { return Ok(()) };
-        let consumers = self.deps.consumers.borrow().clone();
-        let context = self.deps.read(&consumers);
-        let (mut letters, mut publications): (Vec<i64>, Vec<Publication>) = (Vec::new(), Vec::new());
-        for (prepared, answer) in prepared.iter().zip(answers) {
-            match answer {
-                PublishAnswer::Publish { key, fingerprint, marked_at } => {
-                    letters.push(prepared.id());
-                    publications.push(prepared.publication(&key, &fingerprint, &context, marked_at));
-                }
-                PublishAnswer::Closed => {}
-                PublishAnswer::NotSelected => self.skip(id, prepared.id(), "resolved").await?,
-                PublishAnswer::NotClaimed => return Ok(()),
-            }
-        }
-        self.publish_all(id, letters, publications.into(), pace).await
-    }
-
-    async fn publish_all(
-        &self,
-        replay: i64,
-        mut letters: Vec<i64>,
-        publications: Arc<[Publication]>,
-        pace: &mut Pace,
-    ) -> Result<(), ReplayError> {
-        if letters.is_empty() {
-            return Ok(());
-        }
-        let mut publishing = self.deps.publisher.publish(Arc::clone(&publications));
-        // Without an answer of the broker, the claim is renewed: another process would publish the same.
-        let published = loop {
-            // Cancel-safe: `publishing` is only borrowed.
-            tokio::select! {
-                published = &mut publishing => break published,
-                () = tokio::time::sleep(LEASE / 4) => drop(self.claim(replay, pace).await?),
-            }
-        };
-        let mut refused: Vec<(i64, usize, PublishError)> = Vec::new();
-        if let Err(unpublished) = published {
-            let mut failures = unpublished.failures;
-            failures.sort_by_key(|(index, _)| Reverse(*index));
-            for (index, error) in failures {
-                match error {
-                    PublishError::Closed => return Err(ReplayError::Closed),
-                    PublishError::Invalid { .. } => {
-                        // Nothing is known of the others: they are published again.
-                        return self.skip(replay, letters[index], "cannot_publish").await;
-                    }
-                    PublishError::Unroutable { .. } | PublishError::Nacked { .. } | PublishError::Refused { .. } => {
-                        refused.push((letters.remove(index), index, error));
-                    }
-                }
-            }
-        }
-        let is_refused = |index: usize| refused.iter().any(|(_, refused, _)| *refused == index);
-        for (_, accepted) in publications.iter().enumerate().filter(|(index, _)| !is_refused(*index)) {
-            pace.accepted(&accepted.routing_key);
-        }
-        let at = Timestamp::now();
-        let due = at.saturating_add(OUTCOME_TIME).unwrap_or(Timestamp::MAX);
-        self.change(LetterOperation::Published { replay, letters, at, due }).await?;
-        self.handle_refused(replay, refused, &publications, pace).await
-    }
-
-    /// Nothing more is published to a queue that the broker refuses, for a while. Too often: the replay stops. It is not known whether
-    /// the broker has accepted the letters before it refused them, as when it has not confirmed them and the connection was lost.
-    async fn handle_refused(
-        &self,
-        replay: i64,
-        refused: Vec<(i64, usize, PublishError)>,
-        publications: &[Publication],
-        pace: &mut Pace,
-    ) -> Result<(), ReplayError> {
-        let Some((_, index, error)) = refused.first() else { return Ok(()) };
-        let (queue, text) = (&publications[*index].routing_key, error.to_string());
-        // A queue that is full may have room again.
-        let lasts = !matches!(error, PublishError::Nacked { .. });
-        if !pace.refused(queue, text.clone(), lasts) {
-            return Ok(());
-        }
-        for (letter, _, _) in &refused {
-            self.skip(replay, *letter, "refused").await?;
-        }
-        error!(replay, error = %text, "a replay stops: the broker does not accept its dead letters");
-        self.stop_for(replay, "refused", Some(text)).await
-    }
-
-    /// Reads the next letters of a group, and returns how many it has dealt with. `None` if the replay is not this process's.
-    async fn prepare(
+    /// Publishes the next letters of a group, as many as there is room for. `None` if the replay is not this process's.
+    async fn publish_some(
         &self,
         replay: &Replay,
         group: &GroupBatch,
-        limit: u64,
-        batch: &mut Batch,
+        reads_ahead: bool,
+        (pace, queues): (&mut Pace, &mut Queues<'_>),
+    ) -> Result<Option<Turn>, ReplayError> {
+        let is_new = group.progress == LetterProgress::Selected;
+        let room = match is_new {
+            true => {
+                let of_replay = pace.bucket.allowed(replay.options.rate);
+                group.room.min(of_replay).min(queues.rates.allowed(&group.queue))
+            }
+            false => group.room,
+        };
+        let room = room.min(PUBLISH_BATCH);
+        if room == 0 {
+            return Ok(Some(Turn::default()));
+        }
+        let limit = if reads_ahead { PUBLISH_BATCH } else { room };
+        let Some(batch) = self.prepare(replay, group, limit).await? else { return Ok(None) };
+        self.leave_out(replay.id, batch.left_out).await?;
+        self.move_to(replay.id, batch.moved).await?;
+        let Some(published) = self.hand_over(replay.id, batch.prepared, room, (group, pace)).await? else {
+            return Ok(None);
+        };
+        if is_new {
+            pace.bucket.used(published);
+            queues.rates.used(&group.queue, published);
+            queues.traffic.published(group, published);
+        }
+        Ok(Some(Turn { dealt_with: batch.dealt_with, published }))
+    }
+
+    /// Hands letters to the publisher, as many as there is room for, unless their order was processed or cancelled meanwhile. Returns how
+    /// many; `None` if the replay is not this process's.
+    async fn hand_over(
+        &self,
+        id: i64,
+        prepared: Vec<Prepared>,
+        room: u64,
+        (group, pace): (&GroupBatch, &mut Pace),
     ) -> Result<Option<u64>, ReplayError> {
+        if prepared.is_empty() {
+            return Ok(Some(0));
+        }
+        let to_publish = |letter: &Prepared| ToPublish { letter: letter.id(), order: letter.order.clone() };
+        let (letters, limit) = (prepared.iter().map(to_publish).collect(), usize::try_from(room).unwrap_or(usize::MAX));
+        let begin = LetterOperation::BeginPublishing { replay: claimed(id), letters, limit, at: Timestamp::now() };
+        let OperationAnswer::Publishing(answers) = self.change(begin).await? else { return Ok(None) };
+        let (users, names) = (&self.deps.users, &self.deps.names);
+        let (mut letters, mut publications, mut left_out) = (Vec::new(), Vec::<Publication>::new(), Vec::new());
+        for (prepared, answer) in prepared.iter().zip(answers) {
+            match answer {
+                PublishAnswer::Publish { key, fingerprint, marked_at, is_first } => {
+                    letters.push(HandedLetter { id: prepared.id(), is_first });
+                    publications.push(prepared.publication(&key, &fingerprint, (users, names), marked_at));
+                }
+                PublishAnswer::Closed | PublishAnswer::NoRoom => {}
+                PublishAnswer::NotSelected => {
+                    left_out.push(LeftOutLetter { letter: prepared.id(), code: "resolved", is_unpublished: false });
+                }
+                PublishAnswer::NotClaimed => return Ok(None),
+            }
+        }
+        self.leave_out(id, left_out).await?;
+        let published = letters.len() as u64;
+        if published > 0 {
+            let publishing = self.deps.publisher.publish(publications.into());
+            pace.unanswered.add(&group.queue, letters, publishing);
+        }
+        Ok(Some(published))
+    }
+
+    /// Reads the next letters of a group. `None` if the replay is not this process's.
+    async fn prepare(&self, replay: &Replay, group: &GroupBatch, limit: u64) -> Result<Option<Batch>, ReplayError> {
         let limit = usize::try_from(limit).unwrap_or(usize::MAX);
         let queue_and_cause = (group.queue.clone(), group.cause.clone());
         let next = self.deps.ledger.replay_letters(replay.id, group.progress, Some(queue_and_cause), 0, limit).await?;
         let ids: Vec<i64> = next.iter().map(|letter| letter.id).collect();
+        if ids.is_empty() {
+            return Ok(Some(Batch::default()));
+        }
         let OperationAnswer::Reading(tries) = self.reading(replay.id, ids.clone(), false).await? else {
             return Ok(None);
         };
-        let mut done = 0;
+        let (mut batch, mut bytes) = (Batch::default(), 0);
         for (letter, tries) in next.into_iter().zip(tries) {
             // Alone: of several, it is not known which one has ended the process.
-            if tries > 0 && !batch.prepared.is_empty() {
+            if tries > 0 && batch.dealt_with > 0 {
                 break;
             }
             let prepared = if tries >= READ_TRIES { Err(UNREADABLE) } else { self.read(replay, letter.id).await };
-            done += 1;
+            batch.dealt_with += 1;
             match prepared {
+                Ok(prepared) if prepared.queue != group.queue => {
+                    batch.moved.push(ToSelect { letter: letter.id, queue: prepared.queue });
+                }
                 Ok(prepared) => {
-                    batch.bytes += prepared.bytes();
-                    batch.is_full = batch.bytes >= PUBLISH_BYTES || tries > 0;
+                    bytes += prepared.bytes();
                     batch.prepared.push(prepared);
                 }
-                Err(code) => self.skip(replay.id, letter.id, code).await?,
+                Err(code) => {
+                    batch.left_out.push(LeftOutLetter { letter: letter.id, code, is_unpublished: false });
+                }
             }
-            if batch.is_full {
+            if bytes >= PUBLISH_BYTES || tries > 0 {
                 break;
             }
         }
-        if done < ids.len() {
-            self.reading(replay.id, ids[done..].to_vec(), true).await?;
+        // Of those that are about to be published, the ledger knows that they were read.
+        let read = batch.moved.iter().map(|letter| letter.letter).chain(ids[batch.dealt_with..].iter().copied());
+        let read: Vec<i64> = read.collect();
+        if !read.is_empty() {
+            self.reading(replay.id, read, true).await?;
         }
-        Ok(Some(done as u64))
+        Ok(Some(batch))
     }
 
     async fn reading(&self, replay: i64, letters: Vec<i64>, has_ended: bool) -> Result<OperationAnswer, ReplayError> {
@@ -215,31 +190,30 @@ impl Replayer {
         let detail = self.deps.ledger.dead_letter(letter).await.map_err(|_| UNREADABLE)?.ok_or("missing")?;
         let (to, now) = (replay.options.to.clone(), Timestamp::now());
         let consumers = self.deps.consumers.borrow().clone();
-        let (users, names, max_body) = (Arc::clone(&self.deps.users), Arc::clone(&self.deps.names), self.deps.max_body);
+        let (users, max_body) = (Arc::clone(&self.deps.users), self.deps.max_body);
         let reading = spawn_blocking(move || {
-            let context = ReplayContext { consumers: &consumers, users: &users, names: &names, max_body };
+            let context = ReplayContext { consumers: &consumers, users: &users, max_body };
             Prepared::new(detail, to.as_deref(), &context, now)
         });
         reading.await.unwrap_or(Err(UNREADABLE))
     }
-
-    async fn skip(&self, replay: i64, letter: i64, code: &'static str) -> Result<(), ReplayError> {
-        let skip = LetterOperation::Skip { replay: claimed(replay), letter, code, at: Timestamp::now() };
-        self.change(skip).await.map(drop)
-    }
 }
 
-/// Letters that are about to be published.
+/// What was done with letters of a group.
+#[derive(Default)]
+struct Turn {
+    dealt_with: usize,
+    published: u64,
+}
+
+/// Letters that were read.
 #[derive(Default)]
 struct Batch {
+    /// Those that can be published.
     prepared: Vec<Prepared>,
-    bytes: usize,
-    is_full: bool,
-}
-
-impl Batch {
-    /// How many more there may be.
-    fn room(&self) -> u64 {
-        if self.is_full { 0 } else { PUBLISH_BATCH.saturating_sub(self.prepared.len() as u64) }
-    }
+    left_out: Vec<LeftOutLetter>,
+    /// Those whose queue is another one now.
+    moved: Vec<ToSelect>,
+    /// All of these.
+    dealt_with: usize,
 }

@@ -24,9 +24,11 @@ impl Publisher for NoPublisher {
 }
 
 mod acting;
+mod executing;
 
 /// The parts that act on dead letters.
 struct Fixture {
+    consumers: watch::Sender<KnownConsumers>,
     ledger: Arc<SqliteLedger>,
     replayer: Arc<Replayer>,
     actions: LetterActions,
@@ -37,21 +39,27 @@ struct Fixture {
 
 /// Actions with these consumers.
 fn fixture(consumers: KnownConsumers) -> Fixture {
+    fixture_with(consumers, Arc::new(NoPublisher), Arc::new(|_| QueueAccess::Open))
+}
+
+fn fixture_with(consumers: KnownConsumers, publisher: Arc<dyn Publisher>, access: AccessToQueue) -> Fixture {
+    let consumers = watch::Sender::new(consumers);
     let directory = tempfile::tempdir().unwrap();
     let ledger = Arc::new(SqliteLedger::open(directory.path()).unwrap());
     let (pause, shutdown) = (watch::Sender::new(None), Shutdown::new());
     let replayer = Arc::new(Replayer::new(ReplayDeps {
         ledger: Arc::<SqliteLedger>::clone(&ledger),
-        publisher: Arc::new(NoPublisher),
+        publisher,
         names: Arc::new(ExchangeNames::new("orders")),
         users: Arc::new(TrustedUsers::known("orderd")),
         max_body: 1 << 20,
-        consumers: watch::Sender::new(consumers).subscribe(),
-        access: Arc::new(|_| QueueAccess::Open),
+        consumers: consumers.subscribe(),
+        access,
         pause: pause.subscribe(),
         shutdown: shutdown.clone(),
     }));
     Fixture {
+        consumers,
         ledger,
         actions: LetterActions::new(Arc::clone(&replayer)),
         replayer,
@@ -63,7 +71,7 @@ fn fixture(consumers: KnownConsumers) -> Fixture {
 
 #[tokio::test]
 async fn on_a_nearly_full_disk_dead_letters_are_not_changed_and_replays_wait_but_can_be_stopped() {
-    let Fixture { ledger, replayer, actions, pause, shutdown, _directory } = fixture(acting::shop());
+    let Fixture { ledger, replayer, actions, pause, shutdown, _directory, .. } = fixture(acting::shop());
     ledger.store_letter(stored_letter("ord-1", 1)).await.unwrap();
     let selection = LetterSelection::Ids(vec![1]);
     let request =

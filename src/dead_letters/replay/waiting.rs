@@ -15,6 +15,8 @@ pub enum WaitCause {
     CircuitBreaker,
     /// The broker does not accept what is published.
     Refused,
+    /// The broker has not confirmed what was published.
+    Unconfirmed,
     /// Another replay publishes to the same queue.
     OtherReplay,
     /// No outcome is seen.
@@ -25,11 +27,12 @@ pub enum WaitCause {
 
 impl WaitCause {
     /// All of them.
-    pub const ALL: [WaitCause; 7] = [
+    pub const ALL: [WaitCause; 8] = [
         WaitCause::Paused,
         WaitCause::NoSubscription,
         WaitCause::CircuitBreaker,
         WaitCause::Refused,
+        WaitCause::Unconfirmed,
         WaitCause::OtherReplay,
         WaitCause::Outcome,
         WaitCause::DiskSpace,
@@ -42,6 +45,7 @@ impl WaitCause {
             WaitCause::NoSubscription => "no_subscription",
             WaitCause::CircuitBreaker => "circuit_breaker",
             WaitCause::Refused => "refused",
+            WaitCause::Unconfirmed => "unconfirmed",
             WaitCause::OtherReplay => "other_replay",
             WaitCause::Outcome => "outcome",
             WaitCause::DiskSpace => "disk_space",

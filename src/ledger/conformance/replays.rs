@@ -2,20 +2,25 @@
 //!
 //! The memory ledger has no replays: it is for tests of what works without them.
 
+use std::collections::BTreeMap;
+
 use jiff::Timestamp;
 
 use super::{Ledger, accept, attempt, finish, order, rules_of, stored_letter};
 use crate::ledger::report::{DeadLettered, GroupBy, PointInTime, ReportQuery};
 use crate::ledger::{
-    BeginAnswer, ChangeAnswer, ClaimedReplay, JournalEntry, JournalQuery, LedgerEntry, LetterChange, LetterOperation,
-    LetterOrigin, LetterProgress, LetterSelection, LetterState, MAX_ACTIVE_REPLAYS, NewDeadLetter, NewReplay,
-    NewStoredLetter, OperationAnswer, PublishAnswer, Recorded, ReplayOptions, ReplayOutcome, ReplayState, StoreAnswer,
-    ToPublish, ToSelect,
+    BeginAnswer, ChangeAnswer, ClaimedReplay, JournalEntry, JournalQuery, LedgerEntry, LeftOutLetter, LetterChange,
+    LetterOperation, LetterOrigin, LetterProgress, LetterSelection, LetterState, MAX_ACTIVE_REPLAYS, NewDeadLetter,
+    NewReplay, NewStoredLetter, OperationAnswer, PublishAnswer, Recorded, ReplayOptions, ReplayOutcome, ReplayState,
+    StoreAnswer, ToPublish, ToSelect,
 };
 
 rules_of! { sqlite:
     of_two_processes_only_the_one_that_has_claimed_a_replay_publishes_and_all_copies_have_one_mark,
     a_letter_that_may_be_on_its_way_is_not_opened_and_its_late_outcome_closes_it,
+    a_letter_that_the_broker_has_refused_from_the_first_time_on_is_open_again_and_a_late_outcome_closes_it,
+    letters_are_counted_where_they_go_once_their_queue_is_another_one,
+    no_more_letters_are_published_than_there_is_room_for_and_all_are_closed_whose_order_was_processed,
     a_stopped_replay_gives_back_what_it_has_not_published_and_keeps_the_rest_until_its_outcome,
     a_report_says_which_failed_orders_failed_again_or_were_discarded_and_what_became_of_their_dead_letters,
     letters_are_counted_by_queue_and_cause_in_each_state_without_counting_them_again,
@@ -70,14 +75,18 @@ fn select(letters: &[i64]) -> LetterOperation {
     LetterOperation::Select { replay: by("a"), letters, is_named: true, is_last: true, at: at(0) }
 }
 
+fn skip(letter: i64, code: &'static str, is_unpublished: bool) -> LetterOperation {
+    LetterOperation::Skip { replay: by("a"), letters: vec![LeftOutLetter { letter, code, is_unpublished }], at: at(2) }
+}
+
 async fn claim(ledger: &dyn Ledger, owner: &str, second: i64) -> OperationAnswer {
     let owner = owner.to_owned();
     change(ledger, LetterOperation::Claim { replay: 1, owner, at: at(second), until: at(second + 10) }).await
 }
 
 pub(in crate::ledger) async fn publish(ledger: &dyn Ledger, owner: &str, letter: i64, second: i64) -> PublishAnswer {
-    let letters = vec![ToPublish { letter, queue: "order_queue".to_owned(), order: None }];
-    let begin = LetterOperation::BeginPublishing { replay: by(owner), letters, at: at(second) };
+    let letters = vec![ToPublish { letter, order: None }];
+    let begin = LetterOperation::BeginPublishing { replay: by(owner), letters, limit: 1, at: at(second) };
     let OperationAnswer::Publishing(mut answers) = change(ledger, begin).await else { panic!("an answer for each") };
     answers.remove(0)
 }
@@ -99,13 +108,19 @@ async fn of_two_processes_only_the_one_that_has_claimed_a_replay_publishes_and_a
 ) {
     selected(ledger).await;
     let first = publish(ledger, "a", 1, 1).await;
-    assert!(matches!(first, PublishAnswer::Publish { .. }), "{first:?}");
+    let PublishAnswer::Publish { key, fingerprint, marked_at, is_first: true } = first else { panic!("{first:?}") };
     assert_eq!(claim(ledger, "b", 2).await, OperationAnswer::Done(false));
     assert_eq!(publish(ledger, "b", 2, 2).await, PublishAnswer::NotClaimed);
     // Its claim has ended.
     assert_eq!(claim(ledger, "b", 11).await, OperationAnswer::Done(true));
     assert_eq!(publish(ledger, "a", 2, 12).await, PublishAnswer::NotClaimed);
-    assert_eq!(publish(ledger, "b", 1, 12).await, first, "the same key and the same mark");
+    let again = PublishAnswer::Publish { key, fingerprint, marked_at, is_first: false };
+    assert_eq!(publish(ledger, "b", 1, 12).await, again, "the same key and the same mark");
+    let (letters, due) = (vec![1], at(100));
+    let published = |owner| LetterOperation::Published { replay: by(owner), letters: letters.clone(), at: at(13), due };
+    assert_eq!(change(ledger, published("a")).await, OperationAnswer::Done(false), "b publishes it");
+    assert_eq!(count(ledger, LetterProgress::Publishing).await, 1);
+    assert_eq!(change(ledger, published("b")).await, OperationAnswer::Done(true));
     // Each process that ends while it reads a letter counts.
     let reading = |owner: &str, second| {
         let (replay, letters) = (by(owner), vec![2]);
@@ -121,7 +136,7 @@ async fn a_letter_that_may_be_on_its_way_is_not_opened_and_its_late_outcome_clos
     selected(ledger).await;
     let PublishAnswer::Publish { key, .. } = publish(ledger, "a", 1, 1).await else { panic!("it is published") };
     for letter in [1, 2] {
-        change(ledger, LetterOperation::Skip { replay: by("a"), letter, code: "no_queue", at: at(2) }).await;
+        change(ledger, skip(letter, "no_queue", false)).await;
     }
     assert_eq!((state(ledger, 1).await, state(ledger, 2).await), (LetterState::Replaying, LetterState::Open));
     assert_eq!((count(ledger, LetterProgress::Unknown).await, count(ledger, LetterProgress::Skipped).await), (1, 1));
@@ -137,6 +152,50 @@ async fn a_letter_that_may_be_on_its_way_is_not_opened_and_its_late_outcome_clos
     assert_eq!(outcome(ledger, &key, ReplayOutcome::Processed).await, Recorded::New);
     assert_eq!(outcome(ledger, &key, ReplayOutcome::FailedAgain).await, Recorded::Duplicate, "the first counts");
     assert_eq!(state(ledger, 1).await, LetterState::Replayed);
+}
+
+async fn a_letter_that_the_broker_has_refused_from_the_first_time_on_is_open_again_and_a_late_outcome_closes_it(
+    ledger: &dyn Ledger,
+) {
+    selected(ledger).await;
+    let PublishAnswer::Publish { key, .. } = publish(ledger, "a", 1, 1).await else { panic!("it is published") };
+    change(ledger, skip(1, "refused", true)).await;
+    assert_eq!((state(ledger, 1).await, count(ledger, LetterProgress::Skipped).await), (LetterState::Open, 1));
+    assert_eq!(outcome(ledger, &key, ReplayOutcome::Processed).await, Recorded::New);
+    assert_eq!((state(ledger, 1).await, count(ledger, LetterProgress::Skipped).await), (LetterState::Replayed, 0));
+}
+
+async fn letters_are_counted_where_they_go_once_their_queue_is_another_one(ledger: &dyn Ledger) {
+    selected(ledger).await;
+    publish(ledger, "a", 1, 1).await;
+    let to = |letter| ToSelect { letter, queue: "carts".to_owned() };
+    let moving = |owner| LetterOperation::Move { replay: by(owner), letters: vec![to(1), to(2), to(3)], at: at(2) };
+    assert_eq!(change(ledger, moving("b")).await, OperationAnswer::Done(false));
+    assert_eq!(change(ledger, moving("a")).await, OperationAnswer::Done(true));
+    let groups = ledger.replay(1, at(2)).await.unwrap().unwrap().groups;
+    let found: Vec<_> = groups.iter().map(|group| (&*group.queue, group.letters.clone())).collect();
+    let expected = BTreeMap::from([(LetterProgress::Selected, 1), (LetterProgress::Publishing, 1)]);
+    assert_eq!(found, [("carts", expected)]);
+}
+
+async fn no_more_letters_are_published_than_there_is_room_for_and_all_are_closed_whose_order_was_processed(
+    ledger: &dyn Ledger,
+) {
+    selected(ledger).await;
+    let order = order("ord-1");
+    ledger.record(accept(order.clone())).await.unwrap();
+    ledger.record(finish("ord-1")).await.unwrap();
+    let to_publish = |letter, order| ToPublish { letter, order };
+    let begin = |limit| {
+        let letters = vec![to_publish(2, None), to_publish(1, Some(Box::new(order.clone())))];
+        LetterOperation::BeginPublishing { replay: by("a"), letters, limit, at: at(1) }
+    };
+    let none = OperationAnswer::Publishing(vec![PublishAnswer::NoRoom, PublishAnswer::Closed]);
+    assert_eq!(change(ledger, begin(0)).await, none);
+    assert_eq!((count(ledger, LetterProgress::Selected).await, state(ledger, 1).await), (1, LetterState::Discarded));
+    let one = change(ledger, begin(1)).await;
+    let OperationAnswer::Publishing(one) = one else { panic!("{one:?}") };
+    assert!(matches!(&one[..], [PublishAnswer::Publish { .. }, PublishAnswer::NotSelected]), "{one:?}");
 }
 
 async fn a_stopped_replay_gives_back_what_it_has_not_published_and_keeps_the_rest_until_its_outcome(
@@ -215,9 +274,9 @@ async fn a_report_says_which_failed_orders_failed_again_or_were_discarded_and_wh
 
 async fn letters_are_counted_by_queue_and_cause_in_each_state_without_counting_them_again(ledger: &dyn Ledger) {
     selected(ledger).await;
-    change(ledger, LetterOperation::Skip { replay: by("a"), letter: 2, code: "no_queue", at: at(2) }).await;
+    change(ledger, skip(2, "no_queue", false)).await;
     let PublishAnswer::Publish { key, .. } = publish(ledger, "a", 1, 1).await else { panic!("it is published") };
-    let published = LetterOperation::Published { replay: 1, letters: vec![1], at: at(2), due: at(100) };
+    let published = LetterOperation::Published { replay: by("a"), letters: vec![1], at: at(2), due: at(100) };
     change(ledger, published).await;
     let retrying = ReplayOutcome::Retrying { due: at(200) };
     for _ in 0..2 {
@@ -367,7 +426,7 @@ async fn the_journal_alone_says_who_replayed_which_letters_and_what_became_of_th
 async fn a_letter_without_an_outcome_is_released_or_erased_only_once_none_is_expected_any_more(ledger: &dyn Ledger) {
     selected(ledger).await;
     publish(ledger, "a", 1, 1).await;
-    change(ledger, LetterOperation::Published { replay: 1, letters: vec![1], at: at(2), due: at(100) }).await;
+    change(ledger, LetterOperation::Published { replay: by("a"), letters: vec![1], at: at(2), due: at(100) }).await;
     let (by_person, reason) = (Some("bob".to_owned()), "requested");
     change(ledger, LetterOperation::Stop { replay: 1, by: by_person, reason, detail: None, at: at(3) }).await;
     change(ledger, LetterOperation::GiveBack { replay: by("a"), limit: 10, at: at(3) }).await;

@@ -24,8 +24,8 @@ use super::error::{LedgerError, OpenError};
 
 pub use super::dead_letters::LetterProgress;
 pub use operation::{
-    BeginAnswer, ChangeAnswer, ClaimedReplay, LetterChange, LetterEdit, LetterOperation, NewReplay, OperationAnswer,
-    PublishAnswer, ToPublish, ToSelect,
+    BeginAnswer, ChangeAnswer, ClaimedReplay, LeftOutLetter, LetterChange, LetterEdit, LetterOperation, NewReplay,
+    OperationAnswer, PublishAnswer, ToPublish, ToSelect,
 };
 
 /// The most letters that a replay, or another action, may name by their numbers.

@@ -34,10 +34,19 @@ pub struct ToSelect {
 pub struct ToPublish {
     /// Its number.
     pub letter: i64,
-    /// The queue that it goes to.
-    pub queue: String,
     /// The order that it is, if it is a valid one.
     pub order: Option<Box<NewOrder>>,
+}
+
+/// A letter that a replay does not publish.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LeftOutLetter {
+    /// Its number.
+    pub letter: i64,
+    /// Why: a stable code.
+    pub code: &'static str,
+    /// Whether it was certainly not published, although it was about to be.
+    pub is_unpublished: bool,
 }
 
 /// What a person does with letters.
@@ -137,13 +146,15 @@ pub enum LetterOperation {
         replay: ClaimedReplay,
         /// The letters.
         letters: Vec<ToPublish>,
+        /// How many are published at most. All of which the order was processed or cancelled are closed.
+        limit: usize,
         /// When.
         at: Timestamp,
     },
     /// The broker has confirmed letters.
     Published {
-        /// The replay.
-        replay: i64,
+        /// The replay, and who carries it out.
+        replay: ClaimedReplay,
         /// The letters.
         letters: Vec<i64>,
         /// When.
@@ -151,14 +162,21 @@ pub enum LetterOperation {
         /// Until when their outcome is expected.
         due: Timestamp,
     },
-    /// A letter is not published, and opened again. One that may have been published is `unknown`.
+    /// Letters go to other queues than before: the consumers have changed.
+    Move {
+        /// The replay, and who carries it out.
+        replay: ClaimedReplay,
+        /// The letters, each with its new queue.
+        letters: Vec<ToSelect>,
+        /// When.
+        at: Timestamp,
+    },
+    /// Letters are not published, and opened again. Those that may have been published are `unknown`.
     Skip {
         /// The replay, and who carries it out.
         replay: ClaimedReplay,
-        /// The letter.
-        letter: i64,
-        /// Why: a stable code.
-        code: &'static str,
+        /// The letters.
+        letters: Vec<LeftOutLetter>,
         /// When.
         at: Timestamp,
     },
@@ -216,19 +234,19 @@ impl LetterOperation {
             },
             LetterOperation::BeginPublishing { letters, .. } => {
                 let order = |letter: &ToPublish| letter.order.as_ref().map_or(0, |order| order.bytes());
-                let bytes = letters.iter().map(|letter| letter.queue.len() + order(letter));
+                let bytes = letters.iter().map(order);
                 size_of_val(&letters[..]) + bytes.sum::<usize>()
             }
             LetterOperation::Published { letters, .. } | LetterOperation::Reading { letters, .. } => {
                 size_of_val(&letters[..])
             }
-            LetterOperation::Select { letters, .. } => {
+            LetterOperation::Skip { letters, .. } => size_of_val(&letters[..]),
+            LetterOperation::Select { letters, .. } | LetterOperation::Move { letters, .. } => {
                 size_of_val(&letters[..]) + letters.iter().map(|letter| letter.queue.len()).sum::<usize>()
             }
             LetterOperation::Letters { ids, .. } => size_of_val(&ids[..]),
             LetterOperation::Edit(edit) => edit.body.len() + edit.search.len(),
             LetterOperation::Claim { .. }
-            | LetterOperation::Skip { .. }
             | LetterOperation::Stop { .. }
             | LetterOperation::GiveBack { .. }
             | LetterOperation::Finish { .. } => 0,
@@ -248,9 +266,13 @@ pub enum PublishAnswer {
         fingerprint: [u8; 32],
         /// The time of its mark.
         marked_at: Timestamp,
+        /// Whether it was never to be published before in this replay.
+        is_first: bool,
     },
     /// Its order was processed or cancelled meanwhile: it is closed.
     Closed,
+    /// There is no room for it: as many are published as may be.
+    NoRoom,
     /// It is no longer to be published.
     NotSelected,
     /// Another process carries the replay out, or it has ended.

@@ -16,7 +16,8 @@ use crate::ledger::replays::LetterProgress;
 /// Why a letter was dead-lettered whose steps could not be undone.
 const UNDO_FAILED: &str = "undo_failed";
 
-/// Records an outcome. A letter that has one keeps it. [`Recorded::UnknownReplay`] if this ledger has no such replay.
+/// Records an outcome. A letter that has one keeps it. One that the broker has refused is skipped, but it may have accepted it before a
+/// connection was lost. [`Recorded::UnknownReplay`] if this ledger has no such replay.
 pub(super) fn record(
     connection: &Connection,
     key: &str,
@@ -34,7 +35,7 @@ pub(super) fn record(
     };
     let mut update = connection.prepare_cached(
         "UPDATE replay_letters SET state = ?2, code = coalesce(?3, code), due_at = ?4, changed_at = ?5, ended_at = iif(?4 IS NULL, ?5, NULL)
-         WHERE key = ?1 AND state IN ('publishing', 'published', 'retrying', 'unknown')",
+         WHERE key = ?1 AND state IN ('publishing', 'published', 'retrying', 'unknown', 'skipped')",
     )?;
     let rows = update.execute((key, progress.as_str(), code, due, at.as_millisecond()))?;
     if rows == 1 && progress != LetterProgress::Retrying {

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 pub(super) use self::ending::{end_stopped, stop};
 use self::ending::{finish, give_back};
-use self::publishing::{begin_publishing, published, reading, skip};
+use self::publishing::{begin_publishing, move_to, published, reading, skip};
 use self::selecting::{begin, claim, select};
 use super::{journal, letter_changes};
 use crate::ledger::journal::{JournalAction, NewJournalEntry};
@@ -45,7 +45,7 @@ pub(super) fn carry_out(connection: &Connection, operation: &LetterOperation) ->
             let tries = tries.map(|letter| reading(connection, (replay.id, *letter), reader));
             OperationAnswer::Reading(tries.collect::<rusqlite::Result<_>>()?)
         }
-        LetterOperation::BeginPublishing { replay, letters, at } => {
+        LetterOperation::BeginPublishing { replay, letters, limit, at } => {
             let state = state_of(connection, replay, *at)?;
             // What was not begun when a replay is stopped is given back.
             let from = match state {
@@ -55,20 +55,37 @@ pub(super) fn carry_out(connection: &Connection, operation: &LetterOperation) ->
                     return Ok(OperationAnswer::Publishing(vec![PublishAnswer::NotClaimed; letters.len()]));
                 }
             };
-            let answers = letters.iter().map(|letter| begin_publishing(connection, replay.id, letter, from, *at));
-            let answers: Vec<PublishAnswer> = answers.collect::<rusqlite::Result<_>>()?;
+            let mut answers = Vec::with_capacity(letters.len());
+            for letter in letters {
+                let is_published = |answer: &&PublishAnswer| matches!(answer, PublishAnswer::Publish { .. });
+                let has_room = answers.iter().filter(is_published).count() < *limit;
+                answers.push(begin_publishing(connection, replay.id, letter, (from, has_room), *at)?);
+            }
             let closed = letters.iter().zip(&answers).filter(|(_, answer)| **answer == PublishAnswer::Closed);
             let closed: Vec<i64> = closed.map(|(letter, _)| letter.letter).collect();
             note_letters(connection, (replay.id, *at), JournalAction::Discard, (&closed, "order_closed"))?;
             OperationAnswer::Publishing(answers)
         }
         LetterOperation::Published { replay, letters, at, due } => {
-            published(connection, *replay, letters, *at, *due)?;
-            OperationAnswer::Done(true)
-        }
-        LetterOperation::Skip { replay, letter, code, at } => {
             let is_claimed = state_of(connection, replay, *at)?.is_some();
-            OperationAnswer::Done(is_claimed && skip(connection, (replay.id, *letter), code, *at)?)
+            if is_claimed {
+                published(connection, replay.id, letters, *at, *due)?;
+            }
+            OperationAnswer::Done(is_claimed)
+        }
+        LetterOperation::Move { replay, letters, at } => {
+            let is_claimed = state_of(connection, replay, *at)?.is_some();
+            for letter in letters.iter().filter(|_| is_claimed) {
+                move_to(connection, (replay.id, letter.letter), &letter.queue)?;
+            }
+            OperationAnswer::Done(is_claimed)
+        }
+        LetterOperation::Skip { replay, letters, at } => {
+            let is_claimed = state_of(connection, replay, *at)?.is_some();
+            for letter in letters.iter().filter(|_| is_claimed) {
+                skip(connection, replay.id, letter, *at)?;
+            }
+            OperationAnswer::Done(is_claimed)
         }
         LetterOperation::Stop { replay, by, reason, detail, at } => {
             OperationAnswer::Done(stop(connection, *replay, by.as_deref(), (reason, detail.as_deref()), *at)?)

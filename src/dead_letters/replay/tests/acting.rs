@@ -72,13 +72,13 @@ async fn change(
     actions.change_letters(action, request, "ada".to_owned()).await.unwrap()
 }
 
-fn body(id: &str, product: &str, email: &str) -> Vec<u8> {
+pub(super) fn body(id: &str, product: &str, email: &str) -> Vec<u8> {
     json!({"id": id, "product": product, "quantity": 1, "price": "10.00", "currency": "EUR", "email": email})
         .to_string()
         .into_bytes()
 }
 
-fn accepted(body: &[u8]) -> LedgerEntry {
+pub(super) fn accepted(body: &[u8]) -> LedgerEntry {
     let text = std::str::from_utf8(body).unwrap();
     let OrderDocument::Placed(order) = Format::Own.read(text, None).unwrap() else { panic!("no order") };
     let amounts = Format::Own.check(&order).unwrap();

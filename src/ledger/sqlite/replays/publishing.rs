@@ -5,7 +5,7 @@ use rusqlite::{Connection, OptionalExtension};
 
 use super::set_progress;
 use crate::ledger::entry::NewOrder;
-use crate::ledger::replays::{LetterProgress, PublishAnswer, ToPublish};
+use crate::ledger::replays::{LeftOutLetter, LetterProgress, PublishAnswer, ToPublish};
 use crate::ledger::sqlite::letter_changes::open_again;
 use crate::ledger::sqlite::order_items::{Compared, SELECT_STORED, compare};
 use crate::ledger::sqlite::trace::timestamp;
@@ -26,11 +26,12 @@ pub(super) fn reading(
     Ok(tries.unwrap_or(0))
 }
 
+/// Closes a letter whose order was processed or cancelled meanwhile. Else it is about to be published, if there is room.
 pub(super) fn begin_publishing(
     connection: &Connection,
     replay: i64,
     to_publish: &ToPublish,
-    from: LetterProgress,
+    (from, has_room): (LetterProgress, bool),
     at: Timestamp,
 ) -> rusqlite::Result<PublishAnswer> {
     let letter = to_publish.letter;
@@ -64,15 +65,21 @@ pub(super) fn begin_publishing(
             return Ok(PublishAnswer::Closed);
         }
     }
-    set_progress(connection, (replay, letter), LetterProgress::Selected, LetterProgress::Publishing, None, at)?;
+    connection
+        .prepare_cached("UPDATE replay_letters SET tries = 0, reader = NULL WHERE replay_id = ?1 AND letter_id = ?2")?
+        .execute((replay, letter))?;
+    if !has_room {
+        return Ok(PublishAnswer::NoRoom);
+    }
+    let (selected, publishing) = (LetterProgress::Selected, LetterProgress::Publishing);
+    let is_first = set_progress(connection, (replay, letter), selected, publishing, None, at)?;
     let marked_at = connection
         .prepare_cached(
-            "UPDATE replay_letters SET marked_at = coalesce(marked_at, ?3), queue = ?4, tries = 0, reader = NULL
-             WHERE replay_id = ?1 AND letter_id = ?2
+            "UPDATE replay_letters SET marked_at = coalesce(marked_at, ?3) WHERE replay_id = ?1 AND letter_id = ?2
              RETURNING marked_at",
         )?
-        .query_row((replay, letter, at.as_millisecond(), &to_publish.queue), |row| row.get(0))?;
-    Ok(PublishAnswer::Publish { key, fingerprint, marked_at: timestamp(marked_at) })
+        .query_row((replay, letter, at.as_millisecond()), |row| row.get(0))?;
+    Ok(PublishAnswer::Publish { key, fingerprint, marked_at: timestamp(marked_at), is_first })
 }
 
 /// Whether this very order was processed or cancelled meanwhile: the code and the note of its letter.
@@ -106,11 +113,27 @@ pub(super) fn published(
     Ok(())
 }
 
-pub(super) fn skip(connection: &Connection, of: (i64, i64), code: &str, at: Timestamp) -> rusqlite::Result<bool> {
-    if set_progress(connection, of, LetterProgress::Selected, LetterProgress::Skipped, Some(code), at)? {
-        open_again(connection, of.1)?;
-        return Ok(true);
+/// A letter goes to another queue than before.
+pub(super) fn move_to(connection: &Connection, (replay, letter): (i64, i64), queue: &str) -> rusqlite::Result<()> {
+    let mut update = connection.prepare_cached(
+        "UPDATE replay_letters SET queue = ?3
+         WHERE replay_id = ?1 AND letter_id = ?2 AND state IN ('selected', 'publishing')",
+    )?;
+    update.execute((replay, letter, queue)).map(drop)
+}
+
+/// A letter is not published: it is open again, unless it may be on its way.
+pub(super) fn skip(
+    connection: &Connection,
+    replay: i64,
+    left_out: &LeftOutLetter,
+    at: Timestamp,
+) -> rusqlite::Result<()> {
+    use LetterProgress::{Publishing, Selected, Skipped, Unknown};
+    let LeftOutLetter { letter, code, is_unpublished } = *left_out;
+    let set = |from, to| set_progress(connection, (replay, letter), from, to, Some(code), at);
+    if set(Selected, Skipped)? || is_unpublished && set(Publishing, Skipped)? {
+        return open_again(connection, letter);
     }
-    // It may be on its way.
-    set_progress(connection, of, LetterProgress::Publishing, LetterProgress::Unknown, Some(code), at)
+    set(Publishing, Unknown).map(drop)
 }
