@@ -9,11 +9,12 @@ use serde_json::{Value, json};
 use super::notifications::{place, smtp};
 use crate::support::Node;
 use crate::support::http::send;
+use crate::support::raw_client::RawClient;
 use crate::support::raw_client::properties::Properties;
 use crate::support::raw_client::{field, number, persistent, text, with_headers};
 use crate::support::smtp_server::SmtpServer;
 use crate::support::step_server::{StepServer, reply};
-use crate::support::test_env::{TestEnv, order, wait_until};
+use crate::support::test_env::{LedgerReader, TestEnv, order, wait_until};
 
 fn run(env: &TestEnv<'_>, arguments: &[&str]) -> Output {
     env.program(arguments).stdin(Stdio::null()).output().unwrap()
@@ -32,7 +33,7 @@ fn shown(output: &Output) -> (Option<i32>, String, String) {
 }
 
 #[test]
-fn a_daemon_and_its_ledger_show_the_same_dead_letters_orders_and_journal_byte_by_byte() {
+fn a_daemon_and_its_ledger_show_the_same_dead_letters_orders_and_journal_byte_by_byte_and_looking_changes_nothing() {
     let node = Node::shared();
     let server = SmtpServer::start(&[]);
     let env = smtp(TestEnv::new(&node), "email", server.port).set("dead_letters.collect", "true");
@@ -113,6 +114,7 @@ fn a_daemon_and_its_ledger_show_the_same_dead_letters_orders_and_journal_byte_by
         }
     }
 
+    let before = everything(&ledger, &mut raw);
     for command in [
         &format!("dead-letters show {bad}"),
         "dead-letters show 7",
@@ -178,6 +180,39 @@ fn a_daemon_and_its_ledger_show_the_same_dead_letters_orders_and_journal_byte_by
         assert_eq!(last.0, last.1, "{command}");
         assert!([Some(0), Some(1)].contains(&last.0.0), "{command}: {last:?}");
     }
+    for command in [
+        "replay --all --dry-run",
+        "replay 1 --dry-run --format json",
+        "replay --source unrouted_queue --to order_queue --dry-run",
+        "hold --all --note x --dry-run",
+        "release --all --dry-run",
+        "discard --all --note x --dry-run",
+    ] {
+        let arguments: Vec<&str> = ["dead-letters"].into_iter().chain(command.split(' ')).collect();
+        let output = run(&env, &[&arguments[..], &["--address", &address]].concat());
+        assert!([Some(0), Some(1), Some(3)].contains(&output.status.code()), "{command}: {output:?}");
+    }
+    // It is left as it is in the editor.
+    let edit = ["dead-letters", "edit", &edited, "--address", &address];
+    let edit = env.program(&edit).env("VISUAL", "true").stdin(Stdio::null()).output().unwrap();
+    assert_eq!(edit.status.code(), Some(1), "{edit:?}");
+    let after = everything(&ledger, &mut raw);
+    assert!(before.len() > 50 && before.iter().any(|row| row.starts_with("stored_contents: ")), "{before:#?}");
+    assert_eq!(before, after, "looking has changed something");
+}
+
+/// Each row of each table of the ledger, and how many messages each queue has.
+fn everything(ledger: &LedgerReader, raw: &mut RawClient) -> Vec<String> {
+    let tables = "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%' ORDER BY name";
+    let rows = ledger.rows(tables).into_iter().flat_map(|table| {
+        let rows = ledger.rows(&format!("SELECT * FROM \"{table}\" ORDER BY 1"));
+        rows.into_iter().map(move |row| format!("{table}: {row}"))
+    });
+    let mut all: Vec<String> = rows.collect();
+    for queue in ["order_queue", "notification_queue", "failed_order_queue", "dead_letter_queue", "unrouted_queue"] {
+        all.push(format!("{queue}: {}", raw.depth(queue)));
+    }
+    all
 }
 
 #[test]
