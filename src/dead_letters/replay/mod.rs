@@ -10,6 +10,7 @@
 //! selecting  which letters a replay takes, and the queue of each
 //! publish    some letters of a replay, read and handed to the publisher
 //! confirms   what the broker answers to that
+//! unanswered letters that the broker has not answered yet
 //! queues     what may be published to each queue now, and why a replay waits
 //! pace       how fast a replay may publish, and which queues the broker refuses
 //! decide     what a replay does next (pure)
@@ -37,6 +38,7 @@ mod requests;
 mod selecting;
 #[cfg(test)]
 mod tests;
+mod unanswered;
 mod waiting;
 
 pub use actions::{ActionError, LetterActions, LetterActionsHandle};

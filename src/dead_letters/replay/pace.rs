@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::confirms::{HandedLetter, UnansweredLetters};
+use super::unanswered::{HandedLetter, UnansweredLetters};
 use crate::backoff::Backoff;
 use crate::ledger::{LeftOutLetter, LetterProgress, Replay, ReplayGroup};
 

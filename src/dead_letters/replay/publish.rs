@@ -10,12 +10,12 @@ use jiff::Timestamp;
 use tokio::task::spawn_blocking;
 use tokio::time::Instant;
 
-use super::confirms::HandedLetter;
 use super::decide::{Admission, GroupBatch};
 use super::executor::{Claim, ReplayError, Replayer, claimed};
 use super::message::{Prepared, ReplayContext, UNREADABLE};
 use super::pace::Pace;
 use super::queues::Queues;
+use super::unanswered::HandedLetter;
 use crate::ledger::{
     LeftOutLetter, LetterOperation, LetterProgress, OperationAnswer, PublishAnswer, Replay, ToPublish, ToSelect,
 };
