@@ -167,7 +167,7 @@ fn the_status_and_the_metrics_show_a_running_replay_and_one_that_stops_by_itself
             .collect()
     };
     let is_sent = |kind: &str| sent().iter().any(|cause| cause.starts_with(kind));
-    wait_until("the operators are told", || is_sent("replay_stopped/1") && is_sent("unrouted"));
+    wait_until("the alerts are sent", || is_sent("replay_stopped/1") && is_sent("unrouted"));
     wait_until("it is counted", || {
         Scrape::of(orderd.admin_address()).sum("orderd_replays_stopped", &[("reason", "too_many_failed")]) == 1.0
     });

@@ -1,4 +1,4 @@
-//! The executor, tick by tick, with a publisher that answers as it is told.
+//! The executor, tick by tick, with a publisher whose answers the test chooses.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
