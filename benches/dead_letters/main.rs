@@ -32,9 +32,9 @@ use programs::{Api, Commands};
 /// The most that the median of a list or of groups may take.
 const GOAL: Duration = Duration::from_millis(500);
 /// The most resident memory of a command, in MiB, whatever it reads.
-const MAX_COMMAND_MIB: u64 = 96;
+const MAX_COMMAND_MIB: u64 = 48;
 /// The same of the daemon, which has answered all requests.
-const MAX_DAEMON_MIB: u64 = 160;
+const MAX_DAEMON_MIB: u64 = 96;
 /// The length of a body.
 const BODY_BYTES: usize = 2_048;
 /// Runs of what takes long and has no goal.

@@ -148,6 +148,11 @@ impl LetterActions {
         changed: &mut ChangedLetters,
     ) -> Result<bool, ActionError> {
         let (began, mut is_nothing) = (Instant::now(), true);
+        // A letter that is named is meant in whatever state it is.
+        let found_in = match selection {
+            LetterSelection::Ids(_) => &[],
+            LetterSelection::Filter { .. } => states,
+        };
         loop {
             let (page, is_last) = match selection {
                 LetterSelection::Ids(ids) => {
@@ -169,7 +174,7 @@ impl LetterActions {
             after = page.last().map_or(after, |last| after.max(*last));
             for ids in page.chunks(CHANGED_AT_ONCE) {
                 is_nothing = false;
-                self.change_some(ids.to_vec(), change, by, changed).await?;
+                self.change_some(ids.to_vec(), (change, found_in), by, changed).await?;
             }
             if is_last {
                 return Ok(is_nothing);
@@ -184,13 +189,13 @@ impl LetterActions {
     async fn change_some(
         &self,
         ids: Vec<i64>,
-        change: &LetterChange,
+        (change, states): (&LetterChange, &[LetterState]),
         by: &str,
         changed: &mut ChangedLetters,
     ) -> Result<(), ActionError> {
-        let (change, by, at) = (change.clone(), by.to_owned(), Timestamp::now());
+        let (change, states, by, at) = (change.clone(), states.to_vec(), by.to_owned(), Timestamp::now());
         let OperationAnswer::Letters(answers) =
-            self.change(LetterOperation::Letters { ids: ids.clone(), change, by, at }).await?
+            self.change(LetterOperation::Letters { ids: ids.clone(), change, states, by, at }).await?
         else {
             unreachable!("a change of letters has an answer for each")
         };

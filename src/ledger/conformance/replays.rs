@@ -16,6 +16,7 @@ use crate::ledger::{
 };
 
 rules_of! { sqlite:
+    a_letter_that_somebody_else_has_held_since_a_filter_found_it_is_not_discarded,
     of_two_processes_only_the_one_that_has_claimed_a_replay_publishes_and_all_copies_have_one_mark,
     a_letter_that_may_be_on_its_way_is_not_opened_and_its_late_outcome_closes_it,
     a_letter_that_the_broker_has_refused_from_the_first_time_on_is_open_again_and_a_late_outcome_closes_it,
@@ -103,6 +104,25 @@ async fn outcome(ledger: &dyn Ledger, key: &str, outcome: ReplayOutcome) -> Reco
     ledger.record(LedgerEntry::ReplayOutcome { key: key.to_owned(), outcome, code: None, at: at(50) }).await.unwrap()
 }
 
+async fn a_letter_that_somebody_else_has_held_since_a_filter_found_it_is_not_discarded(ledger: &dyn Ledger) {
+    ledger.store_letter(stored_letter("ord-1", 1)).await.unwrap();
+    let to = |change: LetterChange, states: &[LetterState]| {
+        let (ids, states) = (vec![1], states.to_vec());
+        LetterOperation::Letters { ids, change, states, by: "ada".to_owned(), at: at(1) }
+    };
+    let hold = to(LetterChange::Hold { note: "fraud".to_owned() }, &[LetterState::Open]);
+    assert_eq!(change(ledger, hold).await, OperationAnswer::Letters(vec![ChangeAnswer::Changed]));
+    let discard = |states| to(LetterChange::Discard { reason: "test".to_owned() }, states);
+    let refused = ChangeAnswer::Refused(LetterState::Held);
+    assert_eq!(change(ledger, discard(&[LetterState::Open])).await, OperationAnswer::Letters(vec![refused]));
+    assert_eq!(state(ledger, 1).await, LetterState::Held);
+    assert_eq!(
+        change(ledger, discard(&[])).await,
+        OperationAnswer::Letters(vec![ChangeAnswer::Changed]),
+        "it is named"
+    );
+}
+
 async fn of_two_processes_only_the_one_that_has_claimed_a_replay_publishes_and_all_copies_have_one_mark(
     ledger: &dyn Ledger,
 ) {
@@ -142,7 +162,7 @@ async fn a_letter_that_may_be_on_its_way_is_not_opened_and_its_late_outcome_clos
     assert_eq!((count(ledger, LetterProgress::Unknown).await, count(ledger, LetterProgress::Skipped).await), (1, 1));
     let discard = |ids: Vec<i64>| {
         let change = LetterChange::Discard { reason: "test".to_owned() };
-        LetterOperation::Letters { ids, change, by: "ada".to_owned(), at: at(3) }
+        LetterOperation::Letters { ids, change, states: Vec::new(), by: "ada".to_owned(), at: at(3) }
     };
     let refused = ChangeAnswer::Refused(LetterState::Replaying);
     assert_eq!(
@@ -222,8 +242,13 @@ async fn a_stopped_replay_gives_back_what_it_has_not_published_and_keeps_the_res
         OperationAnswer::Done(true)
     );
     assert_eq!(ledger.replay(1, at(5)).await.unwrap().unwrap().state, ReplayState::Stopped);
-    let release =
-        LetterOperation::Letters { ids: vec![1], change: LetterChange::Release, by: "ada".to_owned(), at: at(6) };
+    let release = LetterOperation::Letters {
+        ids: vec![1],
+        change: LetterChange::Release,
+        states: Vec::new(),
+        by: "ada".to_owned(),
+        at: at(6),
+    };
     assert_eq!(change(ledger, release).await, OperationAnswer::Letters(vec![ChangeAnswer::Changed]));
     // It comes back twice after all: once it is stored, the second one is its duplicate.
     let again = |content| NewStoredLetter { replay_key: Some(key.clone()), ..stored_letter("ord-1", content) };
@@ -260,7 +285,17 @@ async fn a_report_says_which_failed_orders_failed_again_or_were_discarded_and_wh
     selected(ledger).await;
     assert_eq!(letters().await, (3, 3, 0, 0));
     let change_to = LetterChange::Discard { reason: "test".to_owned() };
-    change(ledger, LetterOperation::Letters { ids: vec![3], change: change_to, by: "ada".to_owned(), at: at(1) }).await;
+    change(
+        ledger,
+        LetterOperation::Letters {
+            ids: vec![3],
+            change: change_to,
+            states: Vec::new(),
+            by: "ada".to_owned(),
+            at: at(1),
+        },
+    )
+    .await;
     let PublishAnswer::Publish { key: first, .. } = publish(ledger, "a", 1, 1).await else { panic!("it is published") };
     let PublishAnswer::Publish { key, .. } = publish(ledger, "a", 2, 1).await else { panic!("it is published") };
     outcome(ledger, &first, ReplayOutcome::FailedAgain).await;
@@ -433,7 +468,7 @@ async fn a_letter_without_an_outcome_is_released_or_erased_only_once_none_is_exp
     change(ledger, LetterOperation::Finish { replay: by("a"), at: at(4) }).await;
     let release = |second| {
         let change = LetterChange::Release;
-        LetterOperation::Letters { ids: vec![1], change, by: "ada".to_owned(), at: at(second) }
+        LetterOperation::Letters { ids: vec![1], change, states: Vec::new(), by: "ada".to_owned(), at: at(second) }
     };
     let refused = ChangeAnswer::Refused(LetterState::Replaying);
     assert_eq!(change(ledger, release(50)).await, OperationAnswer::Letters(vec![refused]), "it may be on its way");

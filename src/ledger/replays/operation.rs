@@ -215,6 +215,8 @@ pub enum LetterOperation {
         ids: Vec<i64>,
         /// What is done with them.
         change: LetterChange,
+        /// Only those that are still in one of these states; empty: in any.
+        states: Vec<LetterState>,
         /// Who does it.
         by: String,
         /// When.

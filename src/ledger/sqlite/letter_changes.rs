@@ -17,12 +17,12 @@ use crate::ledger::replays::{ChangeAnswer, LetterChange, LetterEdit};
 pub(super) fn change(
     connection: &Connection,
     ids: &[i64],
-    change: &LetterChange,
+    (change, states): (&LetterChange, &[LetterState]),
     by: &str,
     at: Timestamp,
 ) -> rusqlite::Result<Vec<ChangeAnswer>> {
     let answers: Vec<ChangeAnswer> =
-        ids.iter().map(|id| change_one(connection, *id, change, at)).collect::<rusqlite::Result<_>>()?;
+        ids.iter().map(|id| change_one(connection, *id, (change, states), at)).collect::<rusqlite::Result<_>>()?;
     let changed = || ids.iter().zip(&answers).filter(|(_, answer)| **answer == ChangeAnswer::Changed);
     let changed: Vec<i64> = changed().map(|(id, _)| *id).collect();
     if !changed.is_empty() {
@@ -41,11 +41,15 @@ pub(super) fn change(
 fn change_one(
     connection: &Connection,
     id: i64,
-    change: &LetterChange,
+    (change, states): (&LetterChange, &[LetterState]),
     at: Timestamp,
 ) -> rusqlite::Result<ChangeAnswer> {
     use LetterState::{Discarded, Held, Open, Replayed, Replaying};
     let Some(state) = state(connection, id)? else { return Ok(ChangeAnswer::Missing) };
+    // Somebody else may have changed it since a filter found it.
+    if !states.is_empty() && !states.contains(&state) {
+        return Ok(ChangeAnswer::Refused(state));
+    }
     let (next, note, closed_at) = match (change, state) {
         (LetterChange::Hold { note }, Open | Held) => (Held, Some(note), None),
         (LetterChange::Release, Open) | (LetterChange::Discard { .. }, Discarded) => {

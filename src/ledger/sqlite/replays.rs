@@ -98,8 +98,8 @@ pub(super) fn carry_out(connection: &Connection, operation: &LetterOperation) ->
             let is_claimed = state_of(connection, replay, *at)?.is_some();
             OperationAnswer::Done(is_claimed && finish(connection, replay.id, *at)?)
         }
-        LetterOperation::Letters { ids, change, by, at } => {
-            OperationAnswer::Letters(letter_changes::change(connection, ids, change, by, *at)?)
+        LetterOperation::Letters { ids, change, states, by, at } => {
+            OperationAnswer::Letters(letter_changes::change(connection, ids, (change, states), by, *at)?)
         }
         LetterOperation::Edit(edit) => OperationAnswer::Letters(vec![letter_changes::edit(connection, edit)?]),
     })

@@ -106,7 +106,8 @@ pub(super) fn finish(connection: &Connection, replay: i64, at: Timestamp) -> rus
     let mut result = json!({"state": state, "letters": counts});
     for progress in [LetterProgress::FailedAgain, LetterProgress::Unknown] {
         let sql = format!(
-            "SELECT letter_id FROM replay_letters WHERE replay_id = ?1 AND state = ?2 LIMIT {MAX_NOTED_LETTERS}"
+            "SELECT letter_id FROM replay_letters WHERE replay_id = ?1 AND state = ?2 ORDER BY letter_id
+             LIMIT {MAX_NOTED_LETTERS}"
         );
         let mut select = connection.prepare_cached(&sql)?;
         let ids = select.query_map((replay, progress.as_str()), |row| row.get::<_, i64>(0))?;

@@ -346,7 +346,7 @@ async fn orders_wait_for_one_change_of_the_desk_at_most_and_a_change_without_roo
     assert!(letters.await.iter().all(|answer| matches!(answer, Ok(StoreAnswer::Stored(_)))));
     let discard = |ids: Vec<i64>| {
         let change = LetterChange::Discard { reason: "x".repeat(1_000) };
-        ledger.carry_out(LetterOperation::Letters { ids, change, by: "ada".to_owned(), at: at(1) })
+        ledger.carry_out(LetterOperation::Letters { ids, change, states: Vec::new(), by: "ada".to_owned(), at: at(1) })
     };
     program.execute_batch("BEGIN IMMEDIATE").unwrap();
     let before = ledger.commits();

@@ -116,7 +116,8 @@ async fn the_attempts_of_an_order_are_kept_while_its_dead_letter_is_open_as_anot
     let attempts = ledger.dead_letter(1).await.unwrap().unwrap().attempts;
     assert_eq!(attempts.len(), 1, "the letter shows them");
     let change = LetterChange::Discard { reason: "test".to_owned() };
-    let discard = LetterOperation::Letters { ids: vec![1], change, by: "ada".to_owned(), at: at(DAY) };
+    let discard =
+        LetterOperation::Letters { ids: vec![1], change, states: Vec::new(), by: "ada".to_owned(), at: at(DAY) };
     ledger.carry_out(discard).await.unwrap();
     prune_all(&ledger, 2 * DAY).await;
     assert_eq!(count(&directory, "attempts"), 0);
@@ -150,7 +151,8 @@ async fn the_failed_deliveries_of_a_notification_are_kept_as_long_as_its_dead_le
         assert_eq!(ids(&directory, table, "identity"), ["open"], "{table}");
     }
     let change = LetterChange::Discard { reason: "test".to_owned() };
-    let discard = LetterOperation::Letters { ids: vec![1], change, by: "ada".to_owned(), at: at(DAY) };
+    let discard =
+        LetterOperation::Letters { ids: vec![1], change, states: Vec::new(), by: "ada".to_owned(), at: at(DAY) };
     ledger.carry_out(discard).await.unwrap();
     prune_all(&ledger, 2 * DAY).await;
     for table in ["attempts", "notification_attempts"] {
