@@ -35,12 +35,20 @@ pub enum Claimed {
     OtherQueue(Arc<str>),
 }
 
+/// What one attempt to claim a run has come to.
+pub enum ClaimAttempt {
+    /// The ledger has answered.
+    Answered(Claimed),
+    /// Another instance works on the run. It is to be tried again after this time.
+    Wait(Duration),
+}
+
 /// Claims a run for the time of one call. Waits while another instance works on it, within the delivery's budget; before that it
 /// calls `on_wait`, and the claim asks for no first call any more.
 ///
 /// # Errors
 /// The ledger was closed, or another instance still works on the run.
-pub async fn claim(
+pub(super) async fn claim(
     ledger: &dyn LedgerWriter,
     key: &RunKey,
     mut purpose: ClaimPurpose,
@@ -49,32 +57,50 @@ pub async fn claim(
     waits: &WaitBudget,
     mut on_wait: impl FnMut(),
 ) -> Result<Claimed, RunError> {
-    let owner: Arc<str> = instance::owner().into();
     loop {
-        let (at, asked_at) = (Timestamp::now(), Instant::now());
-        let claim = RunClaim {
-            key: key.clone(),
-            purpose: purpose.clone(),
-            owner: Arc::clone(&owner),
-            at,
-            until: after(at, lease + LEASE_MARGIN),
-            order: order.cloned().map(Box::new),
-        };
-        match ledger.claim_run(claim).await? {
-            ClaimAnswer::Granted(run) => return Ok(Claimed::Run(run, asked_at)),
-            ClaimAnswer::NotConcerned => return Ok(Claimed::NotConcerned),
-            ClaimAnswer::NotAccepted(answer) => return Ok(Claimed::NotAccepted(answer)),
-            ClaimAnswer::OtherQueue { queue } => return Ok(Claimed::OtherQueue(queue)),
-            ClaimAnswer::ClaimedByAnother { until } => {
+        match try_claim(ledger, key, &purpose, order, lease).await? {
+            ClaimAttempt::Answered(claimed) => return Ok(claimed),
+            ClaimAttempt::Wait(wait) => {
                 on_wait();
                 if let ClaimPurpose::Work { first, .. } = &mut purpose {
                     *first = None;
                 }
-                let wait = Duration::try_from(until.duration_since(Timestamp::now())).unwrap_or_default();
-                waits.wait_for(sleep(wait.clamp(MIN_WAIT, MAX_WAIT))).await.ok_or(RunError::WaitedTooLong)?;
+                waits.wait_for(sleep(wait)).await.ok_or(RunError::WaitedTooLong)?;
             }
         }
     }
+}
+
+/// Claims a run for the time of one call, without waiting.
+///
+/// # Errors
+/// The ledger was closed.
+pub async fn try_claim(
+    ledger: &dyn LedgerWriter,
+    key: &RunKey,
+    purpose: &ClaimPurpose,
+    order: Option<&NewOrder>,
+    lease: Duration,
+) -> Result<ClaimAttempt, RunError> {
+    let (at, asked_at) = (Timestamp::now(), Instant::now());
+    let claim = RunClaim {
+        key: key.clone(),
+        purpose: purpose.clone(),
+        owner: instance::owner().into(),
+        at,
+        until: after(at, lease + LEASE_MARGIN),
+        order: order.cloned().map(Box::new),
+    };
+    Ok(ClaimAttempt::Answered(match ledger.claim_run(claim).await? {
+        ClaimAnswer::Granted(run) => Claimed::Run(run, asked_at),
+        ClaimAnswer::NotConcerned => Claimed::NotConcerned,
+        ClaimAnswer::NotAccepted(answer) => Claimed::NotAccepted(answer),
+        ClaimAnswer::OtherQueue { queue } => Claimed::OtherQueue(queue),
+        ClaimAnswer::ClaimedByAnother { until } => {
+            let wait = Duration::try_from(until.duration_since(Timestamp::now())).unwrap_or_default();
+            return Ok(ClaimAttempt::Wait(wait.clamp(MIN_WAIT, MAX_WAIT)));
+        }
+    }))
 }
 
 /// The time this long after another.

@@ -36,7 +36,7 @@ mod when;
 pub use breaker::BreakerState;
 pub use breaker_settings::{BreakerSettings, MIN_CALLS};
 pub use circuit_breaker::{BreakerKind, BreakerPermit, BreakerReading, CircuitBreaker, CircuitBreakers};
-pub use claim::{Claimed, claim};
+pub use claim::{ClaimAttempt, Claimed, try_claim};
 pub use command::{ChildProcesses, CommandMode, CommandName, CommandService, CommandSettings, guard_commands};
 pub use engine::{Engine, RunAccess, RunOutcome};
 pub use engine_step::StepResources;

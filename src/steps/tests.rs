@@ -7,6 +7,7 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, ready};
 
+use super::claim::claim;
 use super::engine_step::EngineStep;
 use super::*;
 use crate::ledger::memory::MemoryLedger;

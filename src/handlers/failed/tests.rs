@@ -2,14 +2,17 @@
 
 use std::time::Duration;
 
+use jiff::SignedDuration;
+
 use super::*;
+use crate::config::MessageKind;
 use crate::domain::OrderId;
 use crate::handlers::step_run::message_hash;
 use crate::ledger::conformance::{accept, at, finish, order};
 use crate::ledger::memory::MemoryLedger;
 use crate::ledger::{
     CallOutcome, ClaimAnswer, ClaimPurpose, EndedCall, LedgerReader, LedgerWriter, MessageHash, NewCancellation,
-    RunClaim, RunKey, RunMessage, RunRecord, StepAction, StepCallEntry,
+    RunClaim, RunKey, RunMessage, RunRecord, RunState, StepAction, StepCallEntry,
 };
 use crate::message::{DeliveryId, HeaderValue, Headers, Message, PublishError, Sender, names};
 use crate::metrics::HandlerOutcome::DeadLetteredByBroker;
@@ -294,6 +297,42 @@ async fn charge_for(memory: &MemoryLedger, id: &str, hash: MessageHash) {
         dead_lettered: false,
     };
     memory.record_run(record).await.unwrap();
+}
+
+/// A killed process may have been finishing the order, whose lease lasts for as long as a delivery may be held. The broker delivers
+/// both again: the order, and a copy of an earlier delivery that had failed.
+#[tokio::test]
+async fn an_order_that_was_being_finished_by_a_killed_process_does_not_wait_for_the_decision_on_its_failed_copy() {
+    let (handler, memory) = (handler(), MemoryLedger::default());
+    let copy = failed_copy(&body("finishing", "7"), "permanent");
+    charge_for(&memory, "finishing", message_hash(&copy.message)).await;
+    let key = RunKey { scope: String::new(), identity: "finishing".to_owned() };
+    let now = Timestamp::now();
+    let record = RunRecord {
+        key,
+        fence: 1,
+        at: now,
+        until: Some(now.saturating_add(SignedDuration::from_mins(5)).unwrap()),
+        ended: None,
+        next: None,
+        state: Some(RunState::Done),
+        failure: None,
+        dead_lettered: false,
+    };
+    memory.record_run(record).await.unwrap();
+    let mut deciding = std::pin::pin!(handle(&handler, &memory, &copy));
+    let finishing = async {
+        // While it waits for the lease, the worker of the order gets the claim.
+        drop(handler.claims.claim(MessageKind::Order, "/finishing").await);
+        memory.record(finish("finishing")).await.unwrap();
+    };
+    tokio::select! {
+        biased;
+        output = &mut deciding => panic!("it decides while another process may be finishing the order: {output:?}"),
+        () = finishing => {}
+    }
+    let outcome = deciding.await.outcome;
+    assert!(matches!(outcome, HandlerOutcome::DeadLettered { .. }), "{outcome:?}");
 }
 
 #[tokio::test]

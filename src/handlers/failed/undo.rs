@@ -6,18 +6,21 @@
 //! ```
 //! It only decides and records; the handler builds the publications.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
+use tokio::time::sleep;
 
 use super::{FailedMessage, FailedSubject};
 use crate::handlers::claim::Claims;
 use crate::handlers::step_run::{claim_in_process, handler_error, message_hash, message_run, order_run, services};
 use crate::ledger::{
-    ClaimPurpose, RunFailure, RunKey, RunMessage, RunRecord, RunRecorded, RunState, StepAction, StepRun,
+    ClaimPurpose, LedgerWriter, RunFailure, RunKey, RunMessage, RunRecord, RunRecorded, RunState, StepAction, StepRun,
 };
 use crate::message::ExchangeNames;
 use crate::pipeline::{HandlerError, HandlerInput, Interruption};
 use crate::recovery::{Action, DeadLetterReason, DecisionPoint, Failure, FailureKind, History, RetryPolicy, decide};
-use crate::steps::{self, Claimed, left_to_undo};
+use crate::steps::{self, ClaimAttempt, Claimed, left_to_undo};
 
 /// What happens to a failed message.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -84,6 +87,14 @@ pub(super) async fn decide_with_run(
     Ok(Decision::Act(action))
 }
 
+/// What one attempt to decide has come to.
+enum DecisionAttempt {
+    /// `None`: there is no such run, or it has no part in the decision.
+    Decided(Option<Decision>),
+    /// Another instance works on the run. It is to be tried again after this time.
+    Wait(Duration),
+}
+
 /// `None`: there is no such run, or it has no part in the decision.
 async fn decide_with(
     claims: &Claims,
@@ -92,35 +103,54 @@ async fn decide_with(
     action: Action,
     key: RunKey,
 ) -> Result<Option<Decision>, HandlerError> {
+    let services = services(input)?;
+    let _suspended = input.ledger.suspend_deadline();
+    loop {
+        let claim = claim_in_process(claims, &key, services).await?;
+        match try_to_decide(services.ledger(), failed, action, &key).await? {
+            DecisionAttempt::Decided(decision) => return Ok(decision),
+            DecisionAttempt::Wait(wait) => {
+                // A killed process may have been finishing the order: its lease ends late, or once a worker of this process has
+                // finished the order, which needs the claim.
+                drop(claim);
+                let waited = services.waits().wait_for(sleep(wait)).await;
+                waited.ok_or(HandlerError::Interrupted(Interruption::TakenOver))?;
+            }
+        }
+    }
+}
+
+async fn try_to_decide(
+    ledger: &dyn LedgerWriter,
+    failed: &FailedMessage<'_>,
+    action: Action,
+    key: &RunKey,
+) -> Result<DecisionAttempt, HandlerError> {
     // What cannot return to its queue cannot be undone.
     let consumer = failed.consumer.as_ref().filter(|consumer| consumer.has_steps && failed.can_copy);
     let policy = consumer.map(|consumer| &consumer.policy);
-    let services = services(input)?;
-    let deciding = async {
-        let _claim = claim_in_process(claims, &key, services).await?;
-        let (ledger, lease) = (services.ledger(), std::time::Duration::ZERO);
-        let claim = async |purpose| {
-            let claimed = steps::claim(ledger, &key, purpose, None, lease, services.waits(), || {}).await;
-            claimed.map_err(handler_error)
+    for purpose in claim_purposes(failed, action) {
+        let attempt = steps::try_claim(ledger, key, &purpose, None, Duration::ZERO).await.map_err(handler_error)?;
+        let run = match attempt {
+            ClaimAttempt::Wait(wait) => return Ok(DecisionAttempt::Wait(wait)),
+            ClaimAttempt::Answered(Claimed::Run(run, _)) => run,
+            ClaimAttempt::Answered(Claimed::NotConcerned | Claimed::NotAccepted(_) | Claimed::OtherQueue(_)) => {
+                continue;
+            }
         };
-        for purpose in claim_purposes(failed, action) {
-            let Claimed::Run(run, _) = claim(purpose).await? else { continue };
-            let verdict = judge(&run, &failed.history, action, policy, failed.now);
-            let decision = match (verdict, &failed.subject) {
-                // What has failed is the announcement of the cancellation.
-                (Verdict::Undone, FailedSubject::Cancellation(_)) => Decision::Act(action),
-                _ => verdict.decision(&run, &failed.history, action),
-            };
-            let record = verdict.record(&key, &run, failed, action);
-            return match ledger.record_run(record).await? {
-                RunRecorded::Recorded | RunRecorded::Cancelled => Ok(Some(decision)),
-                RunRecorded::Stale => Err(HandlerError::Interrupted(Interruption::TakenOver)),
-            };
-        }
-        Ok(None)
-    };
-    let _suspended = input.ledger.suspend_deadline();
-    deciding.await
+        let verdict = judge(&run, &failed.history, action, policy, failed.now);
+        let decision = match (verdict, &failed.subject) {
+            // What has failed is the announcement of the cancellation.
+            (Verdict::Undone, FailedSubject::Cancellation(_)) => Decision::Act(action),
+            _ => verdict.decision(&run, &failed.history, action),
+        };
+        let record = verdict.record(key, &run, failed, action);
+        return match ledger.record_run(record).await? {
+            RunRecorded::Recorded | RunRecorded::Cancelled => Ok(DecisionAttempt::Decided(Some(decision))),
+            RunRecorded::Stale => Err(HandlerError::Interrupted(Interruption::TakenOver)),
+        };
+    }
+    Ok(DecisionAttempt::Decided(None))
 }
 
 /// What the run is claimed for: each is tried until one concerns the run.

@@ -230,7 +230,7 @@ fn assert_once_after_kills(node: &str, moments: &[Moment]) {
     let charged = charges.charged.lock().unwrap();
     let twice: Vec<_> = charged.iter().filter(|(_, keys)| keys.len() != 1).collect();
     assert_eq!((charged.len() as u64, twice), (orders, vec![]), "each order is charged with one key");
-    let problems = dead_letter_sums::problems(&audit::open(&env.ledger_directory()).unwrap(), 0).unwrap();
+    let problems = dead_letter_sums::problems(&audit::open(&env.ledger_directory()).unwrap()).unwrap();
     assert_eq!(problems, Vec::<String>::new());
     assert_eq!(orderd.stop(), 0);
 }

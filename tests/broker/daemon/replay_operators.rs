@@ -138,7 +138,7 @@ fn of_two_operators_at_two_instances_and_a_third_who_holds_edits_and_discards_no
     let doubled: Vec<_> = charged.iter().filter(|(_, times)| **times != 1).collect();
     assert_eq!((charged.len() as u64, doubled), (ORDERS - discarded, vec![]), "each is charged once");
     let (sums, none) = (audit::open(&env.ledger_directory()).unwrap(), Vec::<String>::new());
-    assert_eq!(dead_letter_sums::problems(&sums, 0).unwrap(), none);
+    assert_eq!(dead_letter_sums::problems(&sums).unwrap(), none);
     for orderd in &mut instances {
         assert_eq!(orderd.stop(), 0);
     }

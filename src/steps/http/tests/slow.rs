@@ -10,8 +10,9 @@ use crate::ledger::{ClaimPurpose, RunKey, RunMessage};
 use crate::message::{ExchangeNames, Publication, PublishError};
 use crate::metrics::StepCounters;
 use crate::recovery::ClaimNote;
+use crate::steps::claim::claim;
 use crate::steps::{
-    Claimed, Engine, EventPublisher, RunAccess, RunError, RunInput, StepResources, TraceContext, claim, settings,
+    Claimed, Engine, EventPublisher, RunAccess, RunError, RunInput, StepResources, TraceContext, settings,
 };
 use crate::wait_budget::WaitBudget;
 

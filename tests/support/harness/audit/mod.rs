@@ -81,7 +81,7 @@ pub struct Audit {
     records: Records,
     /// Number of dead-lettered messages by `x-dead-letter-reason`.
     reasons: BTreeMap<String, u64>,
-    /// Copies in the dead letter queue beyond the first of each message: orderd dead-letters a message again if it is killed
+    /// Dead letters beyond the first of each message: orderd dead-letters a message again if it is killed
     /// between dead-lettering and acknowledging it.
     repeated_dead_letters: u64,
     /// Lines of the event files.
@@ -106,7 +106,6 @@ impl Audit {
             published,
         };
         let ledger = open(directory)?;
-        let removed = queued.dead_letters.len() as u64;
         for (id, reason) in queued.dead_letters {
             if !id.starts_with(&audit.published.prefix) {
                 continue;
@@ -130,7 +129,7 @@ impl Audit {
         audit.records.recorded_dead_letters = audit.ids(&ledger, "SELECT identity FROM dead_letters")?;
         audit.problems = audit.records.problems(&audit.published);
         audit.compare_sales(&ledger)?;
-        audit.problems.extend(dead_letter_sums::problems(&ledger, removed)?);
+        audit.problems.extend(dead_letter_sums::problems(&ledger)?);
         Ok(audit)
     }
 

@@ -95,7 +95,7 @@ pub struct Unsettled {
     pub notifications: u64,
     /// Analytics events by orderd that are unrouted and not recorded.
     pub analytics: u64,
-    /// Dead letters of the ledger that have not been found in the dead letter queue.
+    /// Messages that were dead-lettered, and whose dead letter orderd has not stored.
     pub dead_letters: u64,
 }
 

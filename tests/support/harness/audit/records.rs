@@ -22,7 +22,7 @@ pub struct Records {
     pub dead_letters: HashSet<String>,
     /// Messages in the unrouted queue.
     pub unrouted: HashSet<String>,
-    /// Dead letters that were replayed, and processed then.
+    /// Dead letters that were replayed, and processed then; also those whose order was processed by another delivery.
     pub replayed: HashSet<String>,
     /// The same of unrouted messages.
     pub replayed_unrouted: HashSet<String>,

@@ -131,7 +131,6 @@ impl Soak {
             daemon: environment.start_daemon(&self.program)?,
             producer: Producer::start(environment.connector(), RATE, runtime),
             operator: None,
-            queued: QueuedMessages::default(),
             gaps: Vec::new(),
             deleted_files: Vec::new(),
             moved_files: 0,
@@ -148,12 +147,12 @@ impl Soak {
             return Err(format!("orderd failed while stopping: {status}").into());
         }
         faults::events::restore_deleted_files(&mut targets)?;
-        let Targets { ledger, events, producer, mut queued, gaps, .. } = targets;
+        let Targets { ledger, events, producer, gaps, .. } = targets;
         producer.stop(runtime)?;
         let audit = runtime.block_on(async {
-            queued.collect(&environment.connector()).await?;
+            let queued = QueuedMessages::read(&environment.connector(), &ledger).await?;
             let published = Published { gaps, ..Published::orders(orders) };
-            let mut audit = Audit::of_run(published, &ledger, queued.with_stored(&ledger)?).await?;
+            let mut audit = Audit::of_run(published, &ledger, queued).await?;
             audit.compare_event_files(&events)?;
             Outcome::Ok(audit)
         })?;

@@ -7,13 +7,14 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use tokio::runtime::Runtime;
+use tokio::time::timeout;
 
 use super::super::amqp_proxy::AmqpProxy;
 use super::super::audit::{Progress, Published, RoutingGap, Unsettled, unsettled_ids};
 use super::super::daemon::Daemon;
 use super::super::environment::Environment;
 use super::super::node::Node;
-use super::super::queued_messages::QueuedMessages;
+use super::super::queued_messages::{QueuedMessages, are_collected};
 use super::super::{Outcome, interrupt};
 use super::broker_api::{BrokerApi, is_ready};
 use super::disk::Disk;
@@ -53,8 +54,6 @@ pub struct Targets<'s> {
     pub producer: Producer,
     /// Replays dead letters from the middle of the run on.
     pub operator: Option<Operator>,
-    /// What was removed from the dead letter queue and the unrouted queue.
-    pub queued: QueuedMessages,
     /// When bindings to the exchange of orders were missing.
     pub gaps: Vec<RoutingGap>,
     /// Event files that were deleted. What they contain counts as kept.
@@ -195,8 +194,8 @@ impl Targets<'_> {
     }
 
     /// Pauses the producer and the operator and waits until nothing is under way: all orders are processed, dead-lettered or unrouted, all
-    /// events are recorded, and what the dead letter queue and the unrouted queue held has been collected, here or by orderd. Returns the number
-    /// of orders. Then any queue can be deleted, and nothing is in it.
+    /// events are recorded, and orderd has collected what the dead letter queue and the unrouted queue held. Returns the number of orders.
+    /// Then any queue can be deleted, and nothing is in it.
     pub fn quiesce(&mut self) -> Outcome<u64> {
         self.producer.pause();
         self.operator.iter().for_each(Operator::pause);
@@ -204,13 +203,12 @@ impl Targets<'_> {
         loop {
             // A queue may be missing, or the broker be restarting.
             let connector = self.environment.connector();
-            let collecting = self.queued.collect(&connector);
-            let collected = self.runtime.block_on(async { tokio::time::timeout(STUCK, collecting).await });
+            let collected = self.runtime.block_on(async { timeout(STUCK, are_collected(&connector)).await });
             let progress = Progress::read(&self.ledger, "");
             let mut unrouted = None;
-            if let (Ok(Ok(())), Some(orders)) = (&collected, self.producer.all_confirmed())
-                && let Ok(queued) = self.queued.with_stored(&self.ledger)
-                && let Ok(unsettled) = Unsettled::of(&queued, &self.ledger)
+            if let (Ok(Ok(true)), Some(orders)) = (&collected, self.producer.all_confirmed())
+                && let Ok(stored) = QueuedMessages::stored(&self.ledger)
+                && let Ok(unsettled) = Unsettled::of(&stored, &self.ledger)
             {
                 let published = Published::orders(orders.saturating_sub(unsettled.orders));
                 let progress = Progress {
