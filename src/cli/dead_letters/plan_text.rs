@@ -123,6 +123,12 @@ pub(super) fn reason_text(reason: &str, letters: u64, replays: &[i64]) -> String
     let order = if one { "its order was" } else { "their orders were" };
     match reason {
         "no_queue" => "not replayed, because no consumer has the queue (name one with --to)".to_owned(),
+        "no_order_queue" if one => {
+            "not replayed, because it is an order, and the consumer of the queue of --to processes none".to_owned()
+        }
+        "no_order_queue" => {
+            "not replayed, because they are orders, and the consumer of the queue of --to processes none".to_owned()
+        }
         "maybe_duplicate" if one => {
             "not replayed, because it may be another one that was delivered again (compare both, and replay by number the one that is no \
              duplicate)"

@@ -12,6 +12,8 @@ use crate::recovery::{ReplayMark, copy_for_replay};
 
 /// Why a letter is not replayed: no consumer has its queue. It can be given one.
 pub(super) const NO_QUEUE: &str = "no_queue";
+/// Why a letter is not replayed: it is an order, and the consumer of the queue that was named processes no orders.
+pub(super) const NO_ORDER_QUEUE: &str = "no_order_queue";
 /// Why a letter is not replayed: its properties or headers cannot be read.
 pub(super) const UNREADABLE: &str = "unreadable";
 
@@ -51,6 +53,12 @@ pub(super) fn target<'c>(
     consumer_of(consumers, origin_queue, consumer)
 }
 
+/// Whether a letter is an order, and would go to a consumer that processes none. That one could take it for another message, so that it
+/// would count as processed although no order was. `came_from`: the consumer that failed. `has_total`: whether it was read as an order.
+pub(super) fn is_misdirected(target: &KnownConsumer, came_from: Option<&KnownConsumer>, has_total: bool) -> bool {
+    target.format.is_none() && (has_total || came_from.is_some_and(|consumer| consumer.format.is_some()))
+}
+
 /// The message as it was delivered to the collector, with its present content.
 pub(in crate::dead_letters) fn stored_delivery(detail: DeadLetterDetail) -> Option<(DeadLetter, Delivery)> {
     let DeadLetterDetail { letter, content, .. } = detail;
@@ -82,8 +90,12 @@ impl Prepared {
         now: Timestamp,
     ) -> Result<Self, &'static str> {
         let (letter, delivery) = stored_delivery(detail).ok_or(UNREADABLE)?;
-        let found = target(context.consumers, to, letter.origin_queue.as_deref(), letter.consumer.as_deref());
-        let (queue, consumer) = found.ok_or(NO_QUEUE)?;
+        let (origin_queue, failed) = (letter.origin_queue.as_deref(), letter.consumer.as_deref());
+        let (queue, consumer) = target(context.consumers, to, origin_queue, failed).ok_or(NO_QUEUE)?;
+        let came_from = consumer_of(context.consumers, origin_queue, failed).map(|(_, consumer)| consumer);
+        if is_misdirected(consumer, came_from, letter.total.is_some()) {
+            return Err(NO_ORDER_QUEUE);
+        }
         let is_marked = is_marked(&delivery);
         let user = delivery.message.properties.user_id.as_deref().unwrap_or_default();
         if letter.origin == LetterOrigin::Broker && is_marked && !user.is_empty() && !context.users.contains(user) {

@@ -6,9 +6,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use tokio::time::Instant;
 
-use super::super::reading::KnownConsumers;
+use super::super::reading::{KnownConsumer, KnownConsumers, consumer_of};
 use super::actions::{ANSWER_TIME, ActionError, LetterActions, PAGE};
-use super::message::{NO_QUEUE, target};
+use super::message::{NO_ORDER_QUEUE, NO_QUEUE, is_misdirected, target};
 use super::recorded::MAX_NAMED;
 use super::requests::{NotReplayed, NothingFound, ReplayPlan, ReplayRequest};
 use super::waiting::QueueAccess;
@@ -211,12 +211,18 @@ impl ReplayPlan {
 
 fn fate(candidate: &ReplayCandidate, is_named: bool, to: Option<&str>, consumers: &KnownConsumers) -> Fate {
     let consumer = Some(&*candidate.counted.cause.consumer);
-    let queue = target(consumers, to, candidate.origin_queue.as_deref(), consumer);
+    let origin_queue = candidate.origin_queue.as_deref();
+    let queue = target(consumers, to, origin_queue, consumer);
+    let is_misdirected = |target: &KnownConsumer| {
+        let came_from = consumer_of(consumers, origin_queue, consumer).map(|(_, consumer)| consumer);
+        is_misdirected(target, came_from, candidate.counted.total.is_some())
+    };
     match (candidate.state, candidate.order_status.as_deref(), queue) {
         (LetterState::Open, ..) if candidate.maybe_duplicate && !is_named => Fate::Skipped(MAYBE_DUPLICATE),
         (LetterState::Open, _, None) => Fate::Skipped(NO_QUEUE),
         (LetterState::Open, Some("processed"), _) => Fate::Discarded("order_processed"),
         (LetterState::Open, Some("cancelled"), _) => Fate::Discarded("order_cancelled"),
+        (LetterState::Open, _, Some((_, target))) if is_misdirected(target) => Fate::Skipped(NO_ORDER_QUEUE),
         (LetterState::Open, _, Some((queue, _))) => Fate::Published(queue.clone()),
         (state @ (LetterState::Held | LetterState::Replaying | LetterState::Replayed | LetterState::Discarded), ..) => {
             Fate::Skipped(state.as_str())

@@ -138,7 +138,7 @@ fn erase_one(connection: &Connection, id: i64) -> rusqlite::Result<Option<i64>> 
     }
     let mut letter = connection.prepare_cached(
         "UPDATE stored_dead_letters
-         SET customer_id = NULL, product = NULL, failure_reason = iif(failure_reason IS NULL, NULL, ?2), note = ?2, state = ?3,
+         SET customer_id = NULL, product = NULL, failure_reason = iif(failure_reason IS NULL, NULL, ?2), note = ?2, state = iif(state = 'replayed', state, ?3),
              closed_at = coalesce(closed_at, ?4), bytes = 0, erased_at = ?4
          WHERE id = ?1",
     )?;

@@ -21,8 +21,8 @@ use crate::formats::Format;
 use crate::ledger::conformance::stored_letter;
 use crate::ledger::sqlite::SqliteLedger;
 use crate::ledger::{
-    DeadLetterDetail, DeadLetterFilter, JournalQuery, LedgerEntry, LedgerReader, LedgerWriter, LetterSelection,
-    LetterState, LetterWriter, NewOrder, NewStoredLetter, ReplayOptions,
+    DeadLetterDetail, DeadLetterFilter, JournalQuery, LedgerEntry, LedgerReader, LedgerWriter, LetterOrder,
+    LetterSelection, LetterSource, LetterState, LetterWriter, NewOrder, NewStoredLetter, ReplayOptions,
 };
 
 const FILTER: DeadLetterFilter = DeadLetterFilter {
@@ -198,6 +198,60 @@ async fn a_plan_says_which_letters_are_left_out_and_why_and_a_filter_that_finds_
     let held = DeadLetterFilter { states: vec![LetterState::Held], ..FILTER };
     let refused = plan(&actions, by_filter(held)).await;
     assert!(matches!(refused, Err(ActionError::Invalid(_))), "{refused:?}");
+}
+
+#[tokio::test]
+async fn an_order_is_not_replayed_to_a_consumer_of_other_messages_that_would_count_it_as_processed() {
+    let mut consumers = shop();
+    let events = KnownConsumer { name: Arc::from("analytics"), format: None, check: |_, _, _| Ok(()) };
+    consumers.insert("analytics_queue".to_owned(), events);
+    let Fixture { ledger, actions, _directory, .. } = fixture(consumers);
+    let without_total = |letter: NewStoredLetter| {
+        let order = LetterOrder { total: None, ..letter.order.clone() };
+        NewStoredLetter { order, ..letter }
+    };
+    let unrouted = |n| NewStoredLetter {
+        source: LetterSource::UnroutedQueue,
+        consumer: String::new(),
+        origin_queue: None,
+        ..stored_letter(&format!("unrouted-{n}"), n)
+    };
+    for letter in [without_total(stored_letter("malformed", 1)), unrouted(2), without_total(unrouted(3))] {
+        ledger.store_letter(letter).await.unwrap();
+    }
+    let plan_to = async |queue: &str| {
+        let options = ReplayOptions { to: Some(queue.to_owned()), ..ReplayOptions::default() };
+        let selection = LetterSelection::Ids(vec![1, 2, 3]);
+        actions.plan(&ReplayRequest { selection, options, dry_run: true, after: 0 }).await.unwrap()
+    };
+    let plan = plan_to("analytics_queue").await;
+    let left_out: Vec<_> = plan.not_replayed.iter().map(|letter| (letter.id, &*letter.reason)).collect();
+    assert_eq!(left_out, [(1, "no_order_queue"), (2, "no_order_queue")]);
+    assert_eq!(plan.queues, [("analytics_queue".to_owned(), 1)].into());
+    assert_eq!(plan_to("order_queue").await.queues, [("order_queue".to_owned(), 3)].into());
+}
+
+#[tokio::test]
+async fn an_order_is_not_published_to_a_consumer_that_a_reload_has_made_one_of_other_messages() {
+    let Fixture { ledger, actions, replayer, consumers, shutdown, _directory, .. } = fixture(shop());
+    ledger.store_letter(stored_letter("ord-1", 1)).await.unwrap();
+    let options = ReplayOptions { to: Some("order_queue".to_owned()), ..ReplayOptions::default() };
+    let request = ReplayRequest { selection: LetterSelection::Ids(vec![1]), options, dry_run: false, after: 0 };
+    let replay = actions.start(request, "ada".to_owned()).await.unwrap().replay.id;
+    consumers.send_modify(|consumers| consumers.get_mut("order_queue").unwrap().format = None);
+    // The publisher of the fixture panics.
+    let running = tokio::spawn(Arc::clone(&replayer).run());
+    let ended = loop {
+        let report = actions.replay(replay).await.unwrap();
+        if report.replay.state.has_ended() {
+            break report;
+        }
+        tokio::task::yield_now().await;
+    };
+    assert_eq!(ended.replay.skipped, [("no_order_queue".to_owned(), 1)].into());
+    assert_eq!(detail(&ledger, 1).await.letter.state, LetterState::Open);
+    shutdown.begin();
+    running.await.unwrap().unwrap();
 }
 
 #[tokio::test]

@@ -10,7 +10,8 @@ use crate::ledger::conformance::step_runs::{call, charge, done, failure, granted
 use crate::ledger::conformance::{accept, attempt, finish, order, stored_letter};
 use crate::ledger::{
     ErasedRows, ErasureOptions, ErasureSubject, ErasureTargets, LedgerEntry, LedgerMaintenance, LedgerReader,
-    LedgerWriter, LetterWriter, NewOrder, Recorded, RunClaim, RunKey, RunRecord, RunState, StepAction, StepRun,
+    LedgerWriter, LetterState, LetterWriter, NewOrder, Recorded, RunClaim, RunKey, RunRecord, RunState, StepAction,
+    StepRun,
 };
 
 const ADA: &str = "{\"card\":\"of ada-lovelace\"}";
@@ -216,6 +217,26 @@ async fn letters_with_content(ledger: &SqliteLedger, letters: i64) -> Vec<i64> {
         }
     }
     found
+}
+
+#[tokio::test]
+async fn erasing_a_customer_leaves_its_replayed_dead_letters_counted_as_replayed() {
+    let directory = directory();
+    let ledger = SqliteLedger::open(directory.path()).unwrap();
+    for (order, content) in [("open", 1), ("replayed", 2)] {
+        dead_lettered(&ledger, order, content, "ada-lovelace").await;
+    }
+    other(&directory)
+        .execute("UPDATE stored_dead_letters SET state = 'replayed', closed_at = 9 WHERE id = 2", [])
+        .unwrap();
+    let customer = ErasureSubject::Customer("ada-lovelace".to_owned());
+    assert_eq!(erase(directory.path(), &customer, ErasureOptions::default()).dead_letters, 2);
+    let mut states = Vec::new();
+    for letter in [1, 2] {
+        states.push(ledger.dead_letter(letter).await.unwrap().unwrap().letter.state);
+    }
+    assert_eq!(states, [LetterState::Discarded, LetterState::Replayed]);
+    assert!(letters_with_content(&ledger, 2).await.is_empty());
 }
 
 #[tokio::test]
