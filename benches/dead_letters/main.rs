@@ -158,9 +158,13 @@ fn measure_commands(arguments: &Arguments, directory: &Path, report: &mut Report
             report.add(row);
         }
     }
-    for format in ["ndjson", "csv"] {
+    // CSV has a line more, with the names of the columns.
+    for (format, lines) in [("ndjson", arguments.letters), ("csv", arguments.letters + 1)] {
         let row = Row::measure("export", "command", format, LONG_ROUNDS, || {
-            Ok(commands.run(&["export", "--state=any", &format!("--format={format}")])?.memory)
+            let output = commands.run(&["export", "--state=any", &format!("--format={format}")])?;
+            let written = output.text.iter().filter(|byte| **byte == b'\n').count();
+            let is_whole = written == lines as usize;
+            if is_whole { Ok(output.memory) } else { Err(format!("{format}: {written} lines, not {lines}").into()) }
         })?;
         report.add(row);
     }

@@ -1,4 +1,4 @@
-//! Numbers among a command's arguments. What is wrong is said as to a person: what it must be.
+//! Numbers among a command's arguments. Error texts say what the value must be.
 
 use std::fmt::Display;
 use std::ops::RangeInclusive;

@@ -1,4 +1,4 @@
-//! `orderd erase`: erases personal data of one customer, order or message from the ledger and the event files, while a daemon runs or not.
+//! `orderd erase`: erases personal data of one customer, order, message or dead letter from the ledger and the event files, while a daemon runs or not.
 //!
 //! It never contacts the daemon, and asks the broker only for the number of queued messages. It says what it cannot erase.
 
@@ -84,7 +84,7 @@ struct ErasedFile {
 
 /// Erases the data and prints what was done.
 ///
-/// Returns the exit code: 0, 1 if nothing about the customer, order or message was found or dead letters that are being replayed were left, 70 if a file cannot be rewritten, 70 or 78 if
+/// Returns the exit code: 0, 1 if nothing about what is named was found or dead letters that are being replayed were left, 70 if a file cannot be rewritten, 70 or 78 if
 /// the ledger cannot be used.
 ///
 /// # Errors
@@ -145,7 +145,7 @@ impl Subject {
 }
 
 impl ErasureReport {
-    /// Whether nothing about the customer, order or message was found.
+    /// Whether nothing about what is named was found.
     fn is_empty(&self) -> bool {
         let ErasedRows { dead_letters, replaying_dead_letters, .. } = self.ledger;
         self.orders.is_empty()

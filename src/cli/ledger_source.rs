@@ -315,7 +315,8 @@ fn letter_parameters(filter: &DeadLetterFilter) -> Query {
     } = filter;
     let state = match states.as_slice() {
         [] => "any".to_owned(),
-        states => states.iter().map(|state| state.as_str()).collect::<Vec<_>>().join(","),
+        [state] => state.as_str().to_owned(),
+        states => unreachable!("a command asks for one state or for any, not for {states:?}"),
     };
     let mut parameters = vec![("state", state)];
     let mut add = |name, value: Option<String>| parameters.extend(value.map(|value| (name, value)));

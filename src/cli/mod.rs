@@ -99,13 +99,13 @@ enum CliCommand {
     Report(report::ReportArgs),
     /// Show the history of one order, from the ledger: attempts, failures, delays, events, and where it is now
     Trace(trace::TraceArgs),
-    /// Find out what failed for good, and why, from the ledger, and give it back to its queues
+    /// List, replay, edit, hold and discard dead letters: what failed for good, and why
     DeadLetters(Box<dead_letters::DeadLettersArgs>),
     /// Back up the ledger
     Ledger(ledger::LedgerArgs),
     /// Show who did what with orderd, and verify that nothing was changed or removed
     Journal(journal::JournalArgs),
-    /// Erase one customer's personal data from the ledger and the event files; the daemon may run
+    /// Erase the personal data of one customer, order, message or dead letter from the ledger and the event files; the daemon may run
     Erase(erase::EraseArgs),
     /// Show the notification that an event about an order would cause, and send it to an address for a trial
     Notify(notify::NotifyArgs),

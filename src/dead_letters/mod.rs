@@ -28,8 +28,8 @@ pub use reading::{KnownConsumer, KnownConsumers, MessageCheck};
 pub use reparse::Reparse;
 pub use replay::{
     AccessToQueue, ActionError, ChangedLetters, EditDraft, EditRequest, EditedLetter, LetterActions,
-    LetterActionsHandle, LetterChangeKind, LetterRequest, ListedReplay, NewBody, NotReplayed, NothingFound,
-    QueueAccess, ReplayDeps, ReplayLetters, ReplayPlan, ReplayReport, ReplayRequest, Replayer, RunningReplay,
-    WaitCause, Waiting, read_replay, read_replay_letters, read_replays,
+    LetterActionsHandle, LetterChangeKind, LetterRequest, ListedReplay, MAX_EDITED_BYTES, NewBody, NotReplayed,
+    NothingFound, QueueAccess, ReplayDeps, ReplayLetters, ReplayPlan, ReplayReport, ReplayRequest, Replayer,
+    RunningReplay, WaitCause, Waiting, has_names, read_replay, read_replay_letters, read_replays, unknown_names,
 };
 pub use whole_letter::WholeLetter;

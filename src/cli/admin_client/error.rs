@@ -28,15 +28,15 @@ pub(in crate::cli) enum AdminClientError {
     /// The HTTP client cannot be created.
     #[error("cannot create an HTTP client")]
     Client(#[source] reqwest::Error),
-    /// Nothing answers at the address in the configuration.
+    /// Nothing answers at the address in the configuration. `is_sent`: the connection was lost once there was one.
     #[error(
         "no daemon answers at {address} ({problem}): start it with `{}`, or name another one with --config (now {config:?}) or --address",
         start_command(config)
     )]
-    Unreachable { address: SocketAddr, config: PathBuf, problem: String },
-    /// Nothing answers at the address of `--address`.
+    Unreachable { address: SocketAddr, config: PathBuf, problem: String, is_sent: bool },
+    /// Nothing answers at the address of `--address`. `is_sent`: the connection was lost once there was one.
     #[error("no daemon answers at {address}: {problem}")]
-    UnreachableAddress { address: SocketAddr, problem: String },
+    UnreachableAddress { address: SocketAddr, problem: String, is_sent: bool },
     /// The daemon accepts the connection and does not answer. Since the daemon looks whether its client still waits, a command
     /// that had not begun is not carried out later.
     #[error(
@@ -65,9 +65,9 @@ pub(in crate::cli) enum AdminClientError {
     /// A long answer has ended before its end.
     #[error("the daemon at {address} has not sent all ({problem}): what was written is not complete; try again")]
     CutOff { address: String, problem: String },
-    /// The daemon is too busy, or has not finished the command in time.
+    /// The daemon is too busy, or has not finished the command in time. `is_begun`: it may have begun it.
     #[error("the daemon at {address}: {message}")]
-    Busy { address: SocketAddr, message: String },
+    Busy { address: SocketAddr, message: String, is_begun: bool },
 }
 
 /// How the daemon of a configuration is started on this machine.
@@ -87,6 +87,28 @@ fn remedy(status: StatusCode) -> &'static str {
 }
 
 impl AdminClientError {
+    /// Whether the daemon may have carried out what it was asked for, or a part of it: no answer says that it has not.
+    pub(in crate::cli) fn may_be_done(&self) -> bool {
+        match self {
+            AdminClientError::Unreachable { is_sent, .. } | AdminClientError::UnreachableAddress { is_sent, .. } => {
+                *is_sent
+            }
+            AdminClientError::Busy { is_begun, .. } => *is_begun,
+            // Also an answer that this version does not understand.
+            AdminClientError::NoAnswer { .. }
+            | AdminClientError::CutOff { .. }
+            | AdminClientError::NotOrderd { .. } => true,
+            AdminClientError::Load(_)
+            | AdminClientError::TokenFile { .. }
+            | AdminClientError::NoAddress { .. }
+            | AdminClientError::Client(_)
+            | AdminClientError::Rejected { .. }
+            | AdminClientError::AnotherDaemon { .. }
+            | AdminClientError::Control(_)
+            | AdminClientError::Refused { .. } => false,
+        }
+    }
+
     /// The exit code of a command that fails with this error.
     pub(in crate::cli) fn exit(&self) -> Exit {
         match self {

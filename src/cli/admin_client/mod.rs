@@ -3,6 +3,8 @@
 mod error;
 mod reading;
 mod target;
+#[cfg(test)]
+pub(super) mod test_server;
 
 use std::error::Error;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -27,6 +29,8 @@ use crate::tls;
 
 /// Deadline of a request that only reads.
 const READ_DEADLINE: Duration = Duration::from_secs(15);
+/// Deadline of a request that asks for an action on dead letters. The daemon gives up after 20 s, 10 of which are for the body to arrive.
+const ACTION_DEADLINE: Duration = Duration::from_secs(30);
 /// How long to wait for the answer to a command, beyond the daemon's own deadline.
 const COMMAND_GRACE: Duration = Duration::from_secs(6);
 /// Deadline of a connection attempt.
@@ -151,18 +155,26 @@ impl AdminClient {
         }
         let url = format!("http://{}/api/v1/dead-letters/{path}", self.address);
         let request = match body {
-            None => self.http.get(url),
-            Some(body) => self.http.post(url).header("content-type", COMMAND_CONTENT_TYPE).body(body.to_string()),
+            None => self.http.get(url).timeout(READ_DEADLINE),
+            Some(body) => {
+                let request = self.http.post(url).timeout(ACTION_DEADLINE);
+                request.header("content-type", COMMAND_CONTENT_TYPE).body(body.to_string())
+            }
         };
-        let (code, answer) = self.exchange(request.timeout(READ_DEADLINE)).await?;
+        let (code, answer) = self.exchange(request).await?;
         self.check_accepted(code, &answer)?;
         let message = || serde_json::from_slice::<Value>(&answer).ok()?["message"].as_str().map(str::to_owned);
         match code {
             StatusCode::OK => self.parse(&answer),
-            StatusCode::BAD_REQUEST | StatusCode::NOT_FOUND | StatusCode::CONFLICT => Err(match message() {
-                Some(message) => AdminClientError::Refused { message, is_usage: code == StatusCode::BAD_REQUEST },
-                None => self.not_orderd(code.to_string()),
-            }),
+            StatusCode::BAD_REQUEST | StatusCode::PAYLOAD_TOO_LARGE | StatusCode::NOT_FOUND | StatusCode::CONFLICT => {
+                Err(match message() {
+                    Some(message) => {
+                        let is_usage = matches!(code, StatusCode::BAD_REQUEST | StatusCode::PAYLOAD_TOO_LARGE);
+                        AdminClientError::Refused { message, is_usage }
+                    }
+                    None => self.not_orderd(code.to_string()),
+                })
+            }
             _ => Err(self.busy(code, &answer)),
         }
     }
@@ -170,8 +182,10 @@ impl AdminClient {
     /// The error for an answer that is neither a result nor a [`ControlError`](crate::control::ControlError).
     fn busy(&self, code: StatusCode, body: &[u8]) -> AdminClientError {
         let json: Value = serde_json::from_slice(body).unwrap_or_default();
+        let error = json["error"].as_str().unwrap_or_default();
+        let is_begun = !matches!(error, "not_running" | "body_timeout") && !error.starts_with("too_many_");
         match json["message"].as_str() {
-            Some(message) => AdminClientError::Busy { address: self.address, message: message.to_owned() },
+            Some(message) => AdminClientError::Busy { address: self.address, message: message.to_owned(), is_begun },
             None => self.not_orderd(code.to_string()),
         }
     }
@@ -217,10 +231,10 @@ impl AdminClient {
         if source.is_timeout() && !source.is_connect() {
             return AdminClientError::NoAnswer { address };
         }
-        let problem = innermost(&source);
+        let (problem, is_sent) = (innermost(&source), !source.is_connect());
         match &self.config {
-            Some(config) => AdminClientError::Unreachable { address, config: config.path.clone(), problem },
-            None => AdminClientError::UnreachableAddress { address, problem },
+            Some(config) => AdminClientError::Unreachable { address, config: config.path.clone(), problem, is_sent },
+            None => AdminClientError::UnreachableAddress { address, problem, is_sent },
         }
     }
 
@@ -273,12 +287,58 @@ fn is_same_file(ours: &Path, theirs: &Path) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use super::test_server::Answer;
     use super::*;
 
     #[test]
     fn a_system_error_is_named_without_its_number() {
         assert_eq!(innermost(&std::io::Error::from_raw_os_error(111)), "Connection refused");
         assert_eq!(innermost(&std::io::Error::other("timed out")), "timed out");
+    }
+
+    #[tokio::test]
+    async fn only_an_answer_that_nothing_was_begun_says_that_nothing_was_done() {
+        let asked = async |answer| {
+            let client = AdminClient::new(test_server::serve(vec![answer]).await, None, None).unwrap();
+            let body = serde_json::json!({});
+            client.dead_letters::<Value>("hold", Some(&body)).await.unwrap_err()
+        };
+        let refused = |status, error| Answer::Json(status, format!(r#"{{"error":"{error}","message":"x"}}"#));
+        for (answer, may_be_done) in [
+            (Answer::Lost, true),
+            (Answer::Json(200, "[".to_owned()), true),
+            (refused(503, "answer_timeout"), true),
+            (refused(503, "ledger"), true),
+            (refused(503, "too_many_edits"), false),
+            (refused(503, "not_running"), false),
+            (refused(409, "conflict"), false),
+            (refused(401, "no_token"), false),
+        ] {
+            let error = asked(answer.clone()).await;
+            assert_eq!(error.may_be_done(), may_be_done, "{answer:?}: {error:?}");
+        }
+        // Nothing listens on this port.
+        let client = AdminClient::new("127.0.0.1:1".parse().unwrap(), None, None).unwrap();
+        let error = client.dead_letters::<Value>("hold", Some(&serde_json::json!({}))).await.unwrap_err();
+        assert!(!error.may_be_done(), "{error:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_action_is_waited_for_longer_than_the_daemon_gives_it() {
+        let client = AdminClient::new(test_server::serve(vec![Answer::Silence]).await, None, None).unwrap();
+        let begun = tokio::time::Instant::now();
+        let asked = client.dead_letters::<Value>("hold", Some(&serde_json::json!({}))).await;
+        assert!(matches!(asked, Err(AdminClientError::NoAnswer { .. })));
+        assert!(begun.elapsed() > Duration::from_secs(25), "{:?}", begun.elapsed());
+    }
+
+    #[tokio::test]
+    async fn a_selection_that_is_too_large_is_a_wrong_argument_and_no_absent_daemon() {
+        let answer = r#"{"error":"body_too_large","message":"the body must have at most 262144 bytes"}"#;
+        let answer = Answer::Json(413, answer.to_owned());
+        let client = AdminClient::new(test_server::serve(vec![answer]).await, None, None).unwrap();
+        let refused = client.dead_letters::<Value>("hold", Some(&serde_json::json!({}))).await.unwrap_err();
+        assert_eq!(refused.exit(), crate::cli::Exit::Usage, "{refused:?}");
     }
 
     #[test]

@@ -63,7 +63,9 @@ impl AdminClient {
         path: Path<'_>,
         query: &Query,
     ) -> Result<DocumentLines, AdminClientError> {
-        let mut response = self.send(self.http.get(self.url(path, query))).await?;
+        let late = |_| AdminClientError::NoAnswer { address: self.address };
+        let request = self.send(self.http.get(self.url(path, query)));
+        let mut response = timeout(READ_DEADLINE, request).await.map_err(late)??;
         let code = response.status();
         if code == StatusCode::OK {
             let address = self.address.to_string();
@@ -143,23 +145,14 @@ impl DocumentLines {
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    use tokio::net::TcpListener;
+    use tokio::time::Instant;
 
     use super::*;
+    use crate::cli::admin_client::test_server::{Answer, serve};
 
     /// A client for a server that answers every request with these bytes and closes the connection.
     async fn client(answer: &'static str) -> AdminClient {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        tokio::spawn(async move {
-            while let Ok((mut connection, _)) = listener.accept().await {
-                let mut request = [0; 4096];
-                let _ = connection.read(&mut request).await;
-                let _ = connection.write_all(answer.as_bytes()).await;
-            }
-        });
-        AdminClient::new(address, None, None).unwrap()
+        AdminClient::new(serve(vec![Answer::Raw(answer)]).await, None, None).unwrap()
     }
 
     /// The documents of an answer, until the end or the error.
@@ -193,6 +186,18 @@ mod tests {
             );
             assert_eq!(error.unwrap().exit(), crate::cli::Exit::Unavailable);
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_export_does_not_wait_for_ever_for_a_daemon_that_does_not_answer() {
+        let client = AdminClient::new(serve(vec![Answer::Silence]).await, None, None).unwrap();
+        let begun = Instant::now();
+        let query = Query::new();
+        let read = timeout(10 * READ_DEADLINE, client.read_lines(&["dead-letters", "export"], &query))
+            .await
+            .expect("it has a deadline");
+        assert!(matches!(read, Err(AdminClientError::NoAnswer { .. })));
+        assert_eq!(begun.elapsed().as_secs(), READ_DEADLINE.as_secs());
     }
 
     #[tokio::test]

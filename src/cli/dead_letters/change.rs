@@ -33,8 +33,8 @@ pub(super) struct HoldArgs {
     #[arg(long, value_name = "STATE", value_parser = states_of(LetterChangeKind::Hold))]
     state: Option<LetterState>,
     /// Why, such as the link of a ticket
-    #[arg(long, value_name = "TEXT", value_parser = NonEmptyStringValueParser::new())]
-    note: String,
+    #[arg(long, value_name = "TEXT", value_parser = NonEmptyStringValueParser::new(), required_unless_present = "dry_run")]
+    note: Option<String>,
     #[command(flatten)]
     common: Common,
 }
@@ -44,7 +44,7 @@ pub(super) struct HoldArgs {
 pub(super) struct ReleaseArgs {
     #[command(flatten)]
     selection: Selection,
-    /// Only those in this state [default: held]
+    /// Only those in this state [default: held; with --replay: replaying]
     #[arg(long, value_name = "STATE", value_parser = states_of(LetterChangeKind::Release))]
     state: Option<LetterState>,
     #[command(flatten)]
@@ -121,6 +121,7 @@ pub(super) async fn hold(
 ) -> io::Result<Asked> {
     let HoldArgs { selection, state, note, common } = args;
     let state = *state;
+    let note = note.as_deref().unwrap_or_default();
     change(Change { action: LetterChangeKind::Hold, selection, state, note, question: None, common }, sources, out, err)
         .await
 }
@@ -174,7 +175,7 @@ async fn change(change: Change<'_>, sources: &Sources, out: &mut dyn Write, err:
         Sent::Interrupted => return Ok(Ok(Exit::Interrupted)),
     };
     if common.dry_run || planned.changed == 0 {
-        let state = state.unwrap_or(action.states()[0]);
+        let state = state.unwrap_or_else(|| action.default_state(&request.selection));
         return write_planned((action, state), &planned, common.format, out).map(Ok);
     }
     if question.is_some() || (action == LetterChangeKind::Discard && common.format == Format::Text) {
@@ -214,9 +215,9 @@ async fn change(change: Change<'_>, sources: &Sources, out: &mut dyn Write, err:
 /// What has become of a request.
 enum Sent {
     Answered(ChangedLetters),
-    /// It was said how far it was.
+    /// `err` already says how many were changed.
     Failed(AdminClientError),
-    /// It was said how far it was.
+    /// `err` already says how many were changed.
     Interrupted,
 }
 
@@ -244,9 +245,15 @@ async fn send(
             }
             Some(Err(error)) => {
                 drop(progress);
-                if let Some(done) = all.filter(|_| !request.dry_run) {
-                    let done = counted(done.changed, "dead letter");
-                    writeln!(err, "orderd: {}: {done}; repeat the command for the rest", participle(action))?;
+                let done = all.map(|done| done.changed);
+                match done {
+                    _ if request.dry_run => {}
+                    done if error.may_be_done() => writeln!(err, "orderd: {}", maybe_more(action, done))?,
+                    Some(done) => {
+                        let done = counted(done, "dead letter");
+                        writeln!(err, "orderd: {}: {done}; repeat the command for the rest", participle(action))?;
+                    }
+                    None => {}
                 }
                 return Ok(Sent::Failed(error));
             }
@@ -272,7 +279,8 @@ fn nothing_done(action: LetterChangeKind) -> String {
     format!("nothing was {}", participle(action))
 }
 
-/// How far it is after Ctrl-C: the daemon carries out the last request, or a part of it, before it notices that nobody waits.
+/// How far it is after Ctrl-C, or without an answer: the daemon carries out the last request, or a part of it, before it notices that
+/// nobody waits.
 fn maybe_more(action: LetterChangeKind, done: Option<u64>) -> String {
     let participle = participle(action);
     match done {
@@ -323,33 +331,55 @@ fn write_planned(
 fn write_rest(action: LetterChangeKind, changed: &ChangedLetters, out: &mut dyn Write) -> io::Result<()> {
     let ChangedLetters { unchanged, refused, .. } = changed;
     let state = match action {
-        LetterChangeKind::Hold => "held",
-        LetterChangeKind::Release => "open",
-        LetterChangeKind::Discard => "discarded",
+        // One that is held gets the new note.
+        LetterChangeKind::Hold => None,
+        LetterChangeKind::Release => Some("open"),
+        LetterChangeKind::Discard => Some("discarded"),
     };
-    if *unchanged > 0 {
+    if let Some(state) = state.filter(|_| *unchanged > 0) {
         let was = if *unchanged == 1 { "was" } else { "were" };
         writeln!(out, "  {} {was} already {state}", counted(*unchanged, "dead letter"))?;
     }
-    for (id, state) in refused.iter().take(MAX_SHOWN) {
-        match (state.as_str(), action) {
-            ("missing", _) => writeln!(out, "  there is no dead letter {id}")?,
-            ("replaying", LetterChangeKind::Release) => {
+    for (id, reason) in refused.iter().take(MAX_SHOWN) {
+        match (Refusal::parse(reason), action) {
+            (Refusal::Missing, _) => writeln!(out, "  there is no dead letter {id}")?,
+            (Refusal::State(LetterState::Replaying), LetterChangeKind::Release) => {
                 writeln!(
                     out,
                     "  dead letter {id} is replaying, and its outcome may still come: orderd dead-letters show {id}"
                 )?;
             }
-            ("replaying", LetterChangeKind::Hold | LetterChangeKind::Discard) => writeln!(
+            (Refusal::State(LetterState::Replaying), LetterChangeKind::Hold | LetterChangeKind::Discard) => writeln!(
                 out,
                 "  dead letter {id} is replaying: `orderd dead-letters show {id}` names its replay, `orderd dead-letters replays --stop` stops it"
             )?,
-            (state, _) => writeln!(out, "  dead letter {id} is {}", escaped(state))?,
+            (Refusal::State(state), _) => writeln!(out, "  dead letter {id} is {}", state.as_str())?,
+            (Refusal::Other(reason), _) => writeln!(out, "  dead letter {id} is {}", escaped(reason))?,
         }
     }
     match refused.len().saturating_sub(MAX_SHOWN) {
         0 => Ok(()),
-        more => writeln!(out, "  and {more} more are in a state that does not allow it"),
+        1 => writeln!(out, "  and 1 more was not changed"),
+        more => writeln!(out, "  and {more} more were not changed"),
+    }
+}
+
+/// Why a letter is not changed.
+enum Refusal<'a> {
+    /// There is none with its number.
+    Missing,
+    /// Its state does not allow it.
+    State(LetterState),
+    /// As a daemon of another version says it.
+    Other(&'a str),
+}
+
+impl<'a> Refusal<'a> {
+    fn parse(reason: &'a str) -> Self {
+        match reason {
+            "missing" => Refusal::Missing,
+            state => LetterState::parse(state).map_or(Refusal::Other(state), Refusal::State),
+        }
     }
 }
 
@@ -381,8 +411,79 @@ fn participle(action: LetterChangeKind) -> &'static str {
 mod tests {
     use std::collections::BTreeMap;
 
+    use clap::Parser;
+
     use super::*;
+    use crate::cli::admin_client::test_server::{Answer, serve};
     use crate::dead_letters::NothingFound;
+    use crate::handlers;
+
+    #[derive(Parser)]
+    enum Cli {
+        Hold(HoldArgs),
+        Release(ReleaseArgs),
+    }
+
+    /// How a command to a daemon that answers so ends, and what it writes to standard output and standard error.
+    async fn run(arguments: &[&str], answers: Vec<Answer>) -> (Exit, String, String) {
+        let address = serve(answers).await.to_string();
+        let args = Cli::try_parse_from([&["test"], arguments, &["--address", &address]].concat()).unwrap();
+        let (sources, mut out, mut err) = (handlers::sources(), Vec::new(), Vec::new());
+        let asked = match args {
+            Cli::Hold(args) => hold(&args, &sources, &mut out, &mut err).await.unwrap(),
+            Cli::Release(args) => release(&args, &sources, &mut out, &mut err).await.unwrap(),
+        };
+        let [out, err] = [out, err].map(|bytes| String::from_utf8(bytes).unwrap());
+        (asked.unwrap_or_else(|error| error.exit()), out, err)
+    }
+
+    fn answer(changed: u64, next: Option<i64>) -> Answer {
+        Answer::Json(200, json!(ChangedLetters { changed, next, ..ChangedLetters::default() }).to_string())
+    }
+
+    #[tokio::test]
+    async fn a_change_that_is_not_answered_says_that_some_may_have_been_changed() {
+        let hold = ["hold", "--all", "--note", "x"];
+        let (exit, _, err) = run(&hold, vec![answer(9, None), Answer::Lost]).await;
+        assert!(
+            exit == Exit::Unavailable && err.contains("the daemon may have held some; repeat the command"),
+            "{err}"
+        );
+        let (_, _, err) = run(&hold, vec![answer(9, None), answer(4, Some(4)), Answer::Lost]).await;
+        assert!(err.contains("held: 4 dead letters or more; repeat the command for the rest"), "{err}");
+        let busy = Answer::Json(503, r#"{"error":"too_many_requests","message":"try again later"}"#.to_owned());
+        let (_, _, err) = run(&hold, vec![answer(9, None), answer(4, Some(4)), busy]).await;
+        assert!(err.contains("held: 4 dead letters; repeat the command for the rest"), "{err}");
+        let (_, _, err) = run(&["hold", "--all", "--dry-run"], vec![Answer::Lost]).await;
+        assert!(!err.contains("held"), "it changes nothing: {err}");
+    }
+
+    #[test]
+    fn only_what_changes_something_needs_a_note() {
+        assert!(Cli::try_parse_from(["test", "hold", "7", "--dry-run"]).is_ok());
+        assert!(Cli::try_parse_from(["test", "hold", "7"]).is_err());
+    }
+
+    #[tokio::test]
+    async fn a_release_of_a_replay_names_the_state_that_the_daemon_has_looked_for() {
+        let other_states = BTreeMap::from([(LetterState::Replayed, 3)]);
+        let nothing = Some(NothingFound { other_states, hint: None });
+        let nothing = json!(ChangedLetters { nothing, ..ChangedLetters::default() }).to_string();
+        let nothing = || vec![Answer::Json(200, nothing.clone())];
+        let (exit, text, _) = run(&["release", "--replay", "7"], nothing()).await;
+        assert_eq!(exit, Exit::Nothing);
+        assert!(text.contains("of 3 dead letters that match, none is replaying"), "{text}");
+        let (_, text, _) = run(&["release", "--code", "x"], nothing()).await;
+        assert!(text.contains("none is held"), "{text}");
+    }
+
+    #[test]
+    fn of_many_that_are_not_changed_the_rest_is_not_said_to_be_in_a_state() {
+        let refused = (1..=25).map(|id| (id, "missing".to_owned())).collect();
+        let refused = ChangedLetters { refused, ..ChangedLetters::default() };
+        let (_, text) = shown(LetterChangeKind::Hold, LetterState::Open, &refused);
+        assert!(text.ends_with("  and 5 more were not changed\n"), "{text}");
+    }
 
     fn shown(action: LetterChangeKind, state: LetterState, planned: &ChangedLetters) -> (Exit, String) {
         let mut out = Vec::new();

@@ -1,6 +1,7 @@
 //! `orderd dead-letters edit`: asks the daemon whether the letter can be edited, and for its body, before it opens an editor.
 
-use std::io::{self, Write};
+use std::fs::File;
+use std::io::{self, Read, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -17,7 +18,7 @@ use crate::cli::admin_client::{AdminClientError, DaemonTarget};
 use crate::cli::output::write_json;
 use crate::cli::{Exit, Format};
 use crate::config::Sources;
-use crate::dead_letters::{EditDraft, EditRequest, EditedLetter};
+use crate::dead_letters::{EditDraft, EditRequest, EditedLetter, MAX_EDITED_BYTES};
 use crate::escape::escaped;
 use crate::files::create_new_file;
 use crate::random::random_hex;
@@ -77,7 +78,7 @@ pub(super) async fn run(
         )?;
     }
     let written = match &args.file {
-        Some(file) => match std::fs::read(file) {
+        Some(file) => match read_body(file) {
             Ok(body) => Written { body, file: file.clone(), is_temporary: false },
             Err(error) => {
                 writeln!(err, "orderd: cannot read {file:?}: {error}")?;
@@ -94,7 +95,7 @@ pub(super) async fn run(
             }
             // Ctrl-C in the editor was meant for the editor.
             interrupt = Interrupt::new()?;
-            Written { body: std::fs::read(&file)?, file, is_temporary: true }
+            Written { body: read_body(&file)?, file, is_temporary: true }
         }
     };
     if written.body == before {
@@ -103,6 +104,12 @@ pub(super) async fn run(
         return Ok(Ok(Exit::Refused));
     }
     let revision = args.revision.unwrap_or(draft.revision);
+    if written.body.len() > MAX_EDITED_BYTES {
+        let mib = MAX_EDITED_BYTES >> 20;
+        let kept = if written.is_temporary { written.kept(args.id, revision) } else { String::new() };
+        writeln!(err, "orderd: {:?} has more than {mib} MiB; the dead letter is unchanged{kept}", written.file)?;
+        return Ok(Ok(Exit::Refused));
+    }
     let request = EditRequest {
         dry_run: false,
         revision: Some(revision),
@@ -112,6 +119,13 @@ pub(super) async fn run(
     let request = json!(request);
     let answer = interrupt.unless(client.dead_letters::<EditedLetter>(&path, Some(&request))).await;
     finish(args, revision, answer, &written, out, err)
+}
+
+/// A new body; of one that is too large the beginning, which is too large as well.
+fn read_body(file: &Path) -> io::Result<Vec<u8>> {
+    let mut body = Vec::new();
+    File::open(file)?.take(MAX_EDITED_BYTES as u64 + 1).read_to_end(&mut body)?;
+    Ok(body)
 }
 
 /// What was written.
@@ -148,14 +162,12 @@ fn finish(
     err: &mut dyn Write,
 ) -> io::Result<Asked> {
     let id = args.id;
+    let maybe = || {
+        let kept = written.kept(id, revision);
+        format!("the daemon may have accepted the new body, see `orderd dead-letters show {id}`{kept}")
+    };
     match answer {
-        None => {
-            let text = format!(
-                "the daemon may have accepted the new body, see `orderd dead-letters show {id}`{}",
-                written.kept(id, revision)
-            );
-            interrupted(&text, err).map(Ok)
-        }
+        None => interrupted(&maybe(), err).map(Ok),
         Some(Ok((json, edited))) => {
             written.remove()?;
             match args.format {
@@ -167,7 +179,10 @@ fn finish(
         Some(Err(error)) => {
             let error = refused(error);
             writeln!(err, "orderd: {}", escaped(&chain(&error)))?;
-            writeln!(err, "orderd: the dead letter is unchanged{}", written.kept(id, revision))?;
+            match error.may_be_done() {
+                true => writeln!(err, "orderd: {}", maybe())?,
+                false => writeln!(err, "orderd: the dead letter is unchanged{}", written.kept(id, revision))?,
+            }
             Ok(Ok(error.exit()))
         }
     }
@@ -213,5 +228,62 @@ fn open_editor(file: &Path, err: &mut dyn Write) -> io::Result<Option<Exit>> {
             writeln!(err, "orderd: cannot run the editor {editor:?}: {error}; set VISUAL or EDITOR")?;
             Ok(Some(Exit::Refused))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::cli::admin_client::test_server::{Answer, serve};
+    use crate::handlers;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        edit: EditArgs,
+    }
+
+    /// What an edit of dead letter 7 with this new body says, and its exit code, if the daemon answers so to the new body.
+    async fn edit(body: &[u8], answer: Answer) -> (Exit, String) {
+        let draft =
+            EditDraft { id: 7, revision: 0, body_base64: STANDARD.encode("old"), order_id: None, is_accepted: false };
+        let address = serve(vec![Answer::Json(200, json!(draft).to_string()), answer]).await.to_string();
+        let directory = TempDir::new().unwrap();
+        let file = directory.path().join("body.json");
+        std::fs::write(&file, body).unwrap();
+        let arguments = ["edit", "7", "--address", &address, "--file", file.to_str().unwrap()];
+        let args = Cli::try_parse_from(arguments).unwrap().edit;
+        let (mut out, mut err) = (Vec::new(), Vec::new());
+        let asked = run(&args, &handlers::sources(), &mut out, &mut err).await.unwrap();
+        assert!(out.is_empty());
+        (asked.unwrap(), String::from_utf8(err).unwrap())
+    }
+
+    #[tokio::test]
+    async fn an_edit_without_an_answer_does_not_say_that_the_dead_letter_is_unchanged() {
+        let timed_out = r#"{"error":"answer_timeout","message":"the answer took too long; try again"}"#;
+        for answer in [Answer::Lost, Answer::Json(503, timed_out.to_owned()), Answer::Json(200, "?".to_owned())] {
+            let (exit, text) = edit(b"new", answer.clone()).await;
+            assert_eq!(exit, Exit::Unavailable, "{answer:?}: {text}");
+            let expected =
+                "the daemon may have accepted the new body, see `orderd dead-letters show 7`; what you wrote";
+            assert!(text.contains(expected) && !text.contains("unchanged"), "{answer:?}: {text}");
+        }
+        let refused = r#"{"error":"conflict","message":"quantity: must be at least 1"}"#;
+        let (exit, text) = edit(b"new", Answer::Json(409, refused.to_owned())).await;
+        assert!(exit == Exit::Refused && text.contains("the dead letter is unchanged"), "{text}");
+    }
+
+    #[tokio::test]
+    async fn a_file_that_is_too_large_is_refused_before_it_is_sent() {
+        let too_large = vec![b' '; MAX_EDITED_BYTES + 1];
+        let (exit, text) = edit(&too_large, Answer::Lost).await;
+        assert!(exit == Exit::Refused, "{text}");
+        assert!(text.contains("has more than 16 MiB; the dead letter is unchanged"), "{text}");
+        // Not even as far as memory goes.
+        assert_eq!(read_body(Path::new("/dev/zero")).unwrap().len(), MAX_EDITED_BYTES + 1);
     }
 }

@@ -8,10 +8,11 @@ use jiff::Timestamp;
 use super::Done;
 use super::filters::Filters;
 use super::selection::unusable;
+use super::unknown_names::warn_of_unknown_names;
 use crate::cli::Exit;
 use crate::cli::admin_client::DaemonTarget;
 use crate::cli::csv_cell::csv_cell;
-use crate::cli::ledger_source::LedgerSource;
+use crate::cli::ledger_source::{LedgerSource, SourceError};
 use crate::cli::output::write_json_line;
 use crate::ledger::{DeadLetter, DeadLetterFilter, DeadLetterQuery};
 
@@ -51,28 +52,60 @@ pub(super) async fn run(
         Ok(filter) => filter,
         Err(problem) => return unusable(problem, err).map(Ok),
     };
-    match args.format {
-        ExportFormat::Ndjson => export_whole(filter, source, out).await,
-        ExportFormat::Csv => export_rows(filter, source, out).await,
+    export(args.format, &filter, source, out, err).await
+}
+
+async fn export(
+    format: ExportFormat,
+    filter: &DeadLetterFilter,
+    source: &LedgerSource,
+    out: &mut dyn Write,
+    err: &mut dyn Write,
+) -> io::Result<Done> {
+    let exported = match format {
+        ExportFormat::Ndjson => export_whole(filter, source, out).await?,
+        ExportFormat::Csv => export_rows(filter, source, out).await?,
+    };
+    match exported {
+        Ok(Exported::Some) => Ok(Ok(Exit::Done)),
+        Ok(Exported::Nothing) => warn_of_unknown_names(filter, source, err).await,
+        Err(error) => Ok(Err(error)),
     }
 }
 
-async fn export_whole(filter: DeadLetterFilter, source: &LedgerSource, out: &mut dyn Write) -> io::Result<Done> {
-    let mut letters = match source.export(filter).await {
+/// Whether there was anything to export.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Exported {
+    Nothing,
+    Some,
+}
+
+async fn export_whole(
+    filter: &DeadLetterFilter,
+    source: &LedgerSource,
+    out: &mut dyn Write,
+) -> io::Result<Result<Exported, SourceError>> {
+    let mut letters = match source.export(filter.clone()).await {
         Ok(letters) => letters,
         Err(error) => return Ok(Err(error)),
     };
+    let mut exported = Exported::Nothing;
     loop {
         match letters.next().await {
             Ok(Some(letter)) => write_json_line(&letter, out)?,
-            Ok(None) => return Ok(Ok(Exit::Done)),
+            Ok(None) => return Ok(Ok(exported)),
             Err(error) => return Ok(Err(error)),
         }
+        exported = Exported::Some;
     }
 }
 
-async fn export_rows(filter: DeadLetterFilter, source: &LedgerSource, out: &mut dyn Write) -> io::Result<Done> {
-    let (mut after, mut has_header) = (0, false);
+async fn export_rows(
+    filter: &DeadLetterFilter,
+    source: &LedgerSource,
+    out: &mut dyn Write,
+) -> io::Result<Result<Exported, SourceError>> {
+    let (mut after, mut has_header, mut exported) = (0, false, Exported::Nothing);
     loop {
         let query = DeadLetterQuery { filter: filter.clone(), before: None, after: Some(after), limit: PAGE };
         let page = match source.letters(query).await {
@@ -84,9 +117,12 @@ async fn export_rows(filter: DeadLetterFilter, source: &LedgerSource, out: &mut 
             has_header = true;
         }
         page.letters.iter().try_for_each(|letter| write_row(letter, out))?;
+        if !page.letters.is_empty() {
+            exported = Exported::Some;
+        }
         match page.letters.last().filter(|_| page.more) {
             Some(last) => after = last.id,
-            None => return Ok(Ok(Exit::Done)),
+            None => return Ok(Ok(exported)),
         }
     }
 }
@@ -160,12 +196,55 @@ fn write_row(letter: &DeadLetter, out: &mut dyn Write) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::sync::Arc;
 
-    #[test]
-    fn the_header_has_as_many_cells_as_a_row() {
+    use super::*;
+    use crate::ledger::conformance::stored_letter;
+    use crate::ledger::memory::MemoryLedger;
+    use crate::ledger::{LedgerReader, LetterWriter};
+
+    #[tokio::test]
+    async fn a_row_has_each_cell_below_its_column_and_no_cell_ends_early_or_is_a_formula() {
+        let ledger = MemoryLedger::default();
+        ledger.store_letter(stored_letter("ord-1", 1)).await.unwrap();
+        let mut letter = ledger.dead_letter(1).await.unwrap().unwrap().letter;
+        letter.product = Some("a,b".to_owned());
+        letter.note = Some("=1+1".to_owned());
+        letter.came_back_from = Some(39);
         let mut out = Vec::new();
         write_header(&mut out).unwrap();
-        assert_eq!(String::from_utf8(out).unwrap().split(',').count(), COLUMNS.len());
+        write_row(&letter, &mut out).unwrap();
+        let text = String::from_utf8(out).unwrap();
+        let (header, row) = text.trim_end().split_once('\n').unwrap();
+        assert_eq!(row.matches("\"a,b\"").count(), 1, "{row}");
+        // The only comma within a cell.
+        let row = row.replace("\"a,b\"", "a;b");
+        let cells: Vec<(&str, &str)> = header.split(',').zip(row.split(',')).collect();
+        assert_eq!((header.split(',').count(), row.split(',').count()), (COLUMNS.len(), COLUMNS.len()), "{row}");
+        for cell in
+            [("product", "a;b"), ("note", "'=1+1"), ("came_back_from", "39"), ("id", "1"), ("order_id", "ord-1")]
+        {
+            assert!(cells.contains(&cell), "{cell:?}: {cells:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_export_that_finds_nothing_names_the_code_that_there_is_not_and_those_that_there_are() {
+        let ledger = MemoryLedger::default();
+        ledger.store_letter(stored_letter("ord-1", 1)).await.unwrap();
+        let ledger = Arc::new(ledger);
+        let source = LedgerSource::Ledger { reader: Arc::clone(&ledger) as _, replays: ledger, no_token: false };
+        for (format, lines) in [(ExportFormat::Ndjson, 0), (ExportFormat::Csv, 1)] {
+            let shown = async |code: &str| {
+                let filter = DeadLetterFilter { code: Some(code.to_owned()), ..DeadLetterFilter::default() };
+                let (mut out, mut err) = (Vec::new(), Vec::new());
+                export(format, &filter, &source, &mut out, &mut err).await.unwrap().unwrap();
+                [out, err].map(|bytes| String::from_utf8(bytes).unwrap())
+            };
+            let [out, err] = shown("nope").await;
+            assert!(out.lines().count() == lines && err.contains("has code nope; known: card_expired"), "{out}{err}");
+            let [out, err] = shown("card_expired").await;
+            assert_eq!((out.lines().count(), err.as_str()), (lines + 1, ""));
+        }
     }
 }

@@ -49,7 +49,8 @@ pub(super) struct Matching {
     /// Only those that failed before this time, in the same formats
     #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
     until: Option<PointInTime>,
-    /// Only those that contain this text: in ids, products, codes, the failure's text or the first 2 KiB of the body, in any case
+    /// Only those that contain this text, ignoring case: in ids, products, codes, the failure's text or the beginning of the body, 2,000
+    /// bytes together
     #[arg(long, value_name = "TEXT", value_parser = NonEmptyStringValueParser::new())]
     text: Option<String>,
     /// Only those that failed after at least this many delayed retries

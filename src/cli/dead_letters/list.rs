@@ -1,6 +1,5 @@
 //! `orderd dead-letters list`.
 
-use std::collections::BTreeSet;
 use std::io::{self, Write};
 
 use clap::Args;
@@ -11,17 +10,14 @@ use super::Done;
 use super::filters::Filters;
 use super::list_text;
 use super::selection::unusable;
+use super::unknown_names::warn_of_unknown_names;
 use crate::cli::admin_client::DaemonTarget;
 use crate::cli::argument::{number, within};
 use crate::cli::ledger_source::LedgerSource;
 use crate::cli::output::write_json;
 use crate::cli::text::counted;
 use crate::cli::{Exit, Format};
-use crate::escape::escaped;
-use crate::ledger::{DeadLetter, DeadLetterFilter, DeadLetterGroup, DeadLetterQuery};
-
-/// Groups that are searched for the values that there are.
-const MAX_KNOWN: usize = 10_000;
+use crate::ledger::{DeadLetter, DeadLetterFilter, DeadLetterQuery};
 
 /// Arguments of `orderd dead-letters list`.
 #[derive(Debug, Args)]
@@ -31,7 +27,7 @@ pub(super) struct ListArgs {
     /// Group them by cause: count, oldest and newest, money at stake, and one example
     #[arg(long)]
     group: bool,
-    /// How many to show at most
+    /// How many to show at most, from 1 to 10000
     #[arg(long, value_name = "N", default_value_t = 50, value_parser = within(1..=10_000_u32))]
     limit: u32,
     /// Continue after the dead letter with this number, where the page before ended
@@ -70,7 +66,12 @@ pub(super) async fn run(
             Err(error) => return Ok(Err(error)),
         };
         match args.format {
-            Format::Json => write_json(&groups, out)?,
+            Format::Json => {
+                write_json(&groups, out)?;
+                if groups.messages == 0 {
+                    return warn_of_unknown_names(&filter, source, err).await;
+                }
+            }
             Format::Text if groups.messages > 0 => list_text::write_groups(&groups, now, out)?,
             Format::Text => return nothing_found(&filter, source, out, err).await,
         }
@@ -83,7 +84,12 @@ pub(super) async fn run(
     };
     let next = page.letters.last().map(|letter| letter.id).filter(|_| page.more);
     match args.format {
-        Format::Json => write_json(&Listing { dead_letters: &page.letters, next }, out)?,
+        Format::Json => {
+            write_json(&Listing { dead_letters: &page.letters, next }, out)?;
+            if page.letters.is_empty() && args.before.is_none() {
+                return warn_of_unknown_names(&filter, source, err).await;
+            }
+        }
         Format::Text if !page.letters.is_empty() => {
             list_text::write_letters(&page.letters, (next, filter.replay), now, out)?
         }
@@ -115,7 +121,7 @@ async fn no_more(
     }
 }
 
-/// Says that there is nothing, how many there are in other states, and which values there are if one of the filter is unknown.
+/// Says that there is nothing, how many there are in other states, and which names there are if one of the filter is unknown.
 async fn nothing_found(
     filter: &DeadLetterFilter,
     source: &LedgerSource,
@@ -130,15 +136,6 @@ async fn nothing_found(
             Err(error) => return Ok(Err(error)),
         },
     };
-    // The values of a filter that finds something are known, and all dead letters need not be read for them.
-    let has_names = filter.reason.is_some() || filter.code.is_some() || filter.consumer.is_some();
-    let all = match elsewhere == 0 && has_names {
-        true => match source.groups(DeadLetterFilter::default(), MAX_KNOWN).await {
-            Ok(all) => all.groups,
-            Err(error) => return Ok(Err(error)),
-        },
-        false => Vec::new(),
-    };
     let states: Vec<_> = filter.states.iter().map(|state| state.as_str()).collect();
     let state = if states.is_empty() { String::new() } else { format!("{} ", states.join(" or ")) };
     let others = match elsewhere {
@@ -147,30 +144,8 @@ async fn nothing_found(
         count => format!(" ({count} in other states: --state any)"),
     };
     writeln!(out, "no {state}dead letters{others}")?;
-    let unknown = if elsewhere == 0 { unknown_values(filter, &all) } else { Vec::new() };
-    for (option, wanted, known) in unknown {
-        let known: Vec<_> = known.into_iter().map(escaped).collect();
-        let known = if known.is_empty() { "there are none".to_owned() } else { format!("known: {}", known.join(", ")) };
-        writeln!(err, "orderd: warning: no dead letter in any state has {option} {}; {known}", escaped(wanted))?;
-    }
-    Ok(Ok(Exit::Done))
-}
-
-/// The options with a value that no dead letter has, and the values that there are.
-fn unknown_values<'f>(
-    filter: &'f DeadLetterFilter,
-    groups: &'f [DeadLetterGroup],
-) -> Vec<(&'static str, &'f str, BTreeSet<&'f str>)> {
-    let values = |of: fn(&DeadLetterGroup) -> Option<&str>| groups.iter().filter_map(of).collect::<BTreeSet<_>>();
-    [
-        ("reason", &filter.reason, values(|group| Some(&group.reason))),
-        ("code", &filter.code, values(|group| Some(&group.code))),
-        ("consumer", &filter.consumer, values(|group| group.consumer.as_deref())),
-    ]
-    .into_iter()
-    .filter_map(|(option, wanted, known)| Some((option, wanted.as_deref()?, known)))
-    .filter(|(_, wanted, known)| !known.contains(wanted))
-    .collect()
+    // The names of a filter that finds something are known, and all dead letters need not be read for them.
+    if elsewhere > 0 { Ok(Ok(Exit::Done)) } else { warn_of_unknown_names(filter, source, err).await }
 }
 
 #[cfg(test)]
@@ -180,7 +155,7 @@ mod tests {
     use super::*;
     use crate::ledger::conformance::stored_letter;
     use crate::ledger::memory::MemoryLedger;
-    use crate::ledger::{LetterState, LetterWriter};
+    use crate::ledger::{LetterState, LetterWriter, NewStoredLetter};
 
     #[tokio::test]
     async fn if_nothing_is_found_it_says_what_there_is_instead() {
@@ -208,9 +183,28 @@ mod tests {
         };
         let [out, err] = shown(unknown).await;
         assert_eq!(out, "no dead letters\n");
-        let warnings: Vec<_> = err.lines().collect();
-        assert!(warnings.len() == 2 && warnings[0].contains("has reason nonsense; known: permanent"), "{err}");
-        assert!(warnings[1].contains("has consumer nope; known: order"), "{err}");
+        assert!(
+            err.contains("has reason nonsense; known: permanent") && err.contains("has consumer nope; known: order")
+        );
+        assert!(!err.contains("has code"), "{err}");
+        let no_replay = shown(DeadLetterFilter { states: Vec::new(), replay: Some(7), ..held() }).await;
+        assert_eq!(no_replay, ["no dead letters\n", "orderd: warning: there is no replay 7\n"]);
+    }
+
+    #[tokio::test]
+    async fn of_many_names_that_there_are_only_some_are_listed_as_by_a_daemon() {
+        let ledger = MemoryLedger::default();
+        for n in 1..=40 {
+            let letter = NewStoredLetter { code: format!("code_{n:02}"), ..stored_letter(&format!("ord-{n}"), n) };
+            ledger.store_letter(letter).await.unwrap();
+        }
+        let ledger = Arc::new(ledger);
+        let source = LedgerSource::Ledger { reader: Arc::clone(&ledger) as _, replays: ledger, no_token: false };
+        let filter = DeadLetterFilter { code: Some("nope".to_owned()), ..DeadLetterFilter::default() };
+        let mut err = Vec::new();
+        nothing_found(&filter, &source, &mut Vec::new(), &mut err).await.unwrap().unwrap();
+        let warning = String::from_utf8(err).unwrap();
+        assert!(warning.ends_with("code_29, code_30, …\n"), "{warning}");
     }
 
     #[tokio::test]

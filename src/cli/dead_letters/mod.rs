@@ -1,4 +1,4 @@
-//! `orderd dead-letters`: what failed for good, and why; and what is done with it.
+//! `orderd dead-letters`: shows dead letters and acts on them.
 //!
 //! What only reads asks the daemon, or reads the ledger of this machine if none runs. What changes something is asked of the daemon,
 //! which carries it out.
@@ -10,6 +10,7 @@ mod export;
 mod filters;
 mod follow;
 mod interrupt;
+mod letters_json;
 mod letters_text;
 mod list;
 mod list_text;
@@ -20,6 +21,7 @@ mod replays;
 mod report_text;
 mod selection;
 mod show;
+mod unknown_names;
 
 use std::io::{self, Write};
 
@@ -52,7 +54,7 @@ enum DeadLettersCommand {
     Show(show::ShowArgs),
     /// Write dead letters to standard output, the oldest first: each with its content as one line of JSON, or as a row of CSV
     Export(export::ExportArgs),
-    /// Give dead letters back to the queues they came from, and wait for the outcome
+    /// Publish dead letters again, each to the queue it came from, and wait for the outcome
     ///
     /// One is published first, then ten, then the rest; it stops when too many fail again. Interrupted, the command exits with 130, and a
     /// replay that has begun continues in the daemon. Exits with 1 if any failed again, or was not replayed although it was named; with 3 if there is
@@ -91,7 +93,7 @@ impl DeadLettersArgs {
         }
     }
 
-    /// The daemon that a command asks first that only reads.
+    /// The daemon that a read-only command asks first; `None` for the others.
     fn source(&self) -> Option<&DaemonTarget> {
         match &self.command {
             DeadLettersCommand::List(args) => Some(&args.daemon),
@@ -136,7 +138,9 @@ pub async fn act(
         Ok(exit) => Ok(exit),
         Err(error) => {
             writeln!(err, "orderd: {}", escaped(&chain(&error)))?;
-            if is_dry_run && error.exit() == Exit::Unavailable {
+            let is_without_daemon =
+                error.exit() == Exit::Unavailable || matches!(error, AdminClientError::NoAddress { .. });
+            if is_dry_run && is_without_daemon {
                 let text = "a dry run needs the daemon, because it depends on its consumers and what they wait for";
                 writeln!(
                     err,
@@ -197,3 +201,32 @@ pub async fn read(
 
 /// What a command that reads has done, unless its source could not be read.
 type Done = Result<Exit, SourceError>;
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::handlers;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        args: DeadLettersArgs,
+    }
+
+    #[tokio::test]
+    async fn a_dry_run_names_what_works_without_a_daemon_also_if_the_daemon_has_no_address() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("orderd.toml");
+        std::fs::write(&file, "[admin]\nlisten = \"off\"\n").unwrap();
+        let sources = Sources { file: Some(file), ..handlers::sources() };
+        for (more, has_hint) in [(&["--dry-run"][..], true), (&["--note", "x"], false)] {
+            let args = Cli::try_parse_from([&["test", "hold", "7"], more].concat()).unwrap().args;
+            let mut err = Vec::new();
+            let exit = act(args, &sources, &mut io::sink(), &mut err).await.unwrap();
+            let shown = String::from_utf8(err).unwrap();
+            assert_eq!((exit, shown.contains("list --group` also without one")), (Exit::Config, has_hint), "{shown}");
+        }
+    }
+}

@@ -24,7 +24,7 @@ use crate::ledger::{LetterState, ReplayOptions};
 
 /// After Ctrl-C or a no before the replay.
 const NOTHING_DONE: &str = "nothing was replayed";
-/// After Ctrl-C while the daemon is asked to begin it.
+/// After Ctrl-C while the daemon is asked to begin it, or without its answer.
 const MAYBE_BEGUN: &str = "the daemon may have begun the replay; see `orderd dead-letters replays`";
 
 /// Arguments of `orderd dead-letters replay`.
@@ -122,7 +122,12 @@ pub(super) async fn run(
     let (json, report): (Value, ReplayReport) =
         match interrupt.unless(client.dead_letters("replays", Some(&begun))).await {
             Some(Ok(started)) => started,
-            Some(Err(error)) => return Ok(Err(error)),
+            Some(Err(error)) => {
+                if error.may_be_done() {
+                    writeln!(err, "orderd: {MAYBE_BEGUN}")?;
+                }
+                return Ok(Err(error));
+            }
             None => return interrupted(MAYBE_BEGUN, err).map(Ok),
         };
     let id = report.replay.id;
@@ -168,5 +173,38 @@ async fn plan(
         let text = format!("{} looked at", counted(looked_at, "dead letter"));
         progress.get_or_insert_with(Progress::new).show(&text, err)?;
         all = Some(plan);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use clap::Parser;
+
+    use super::*;
+    use crate::cli::admin_client::test_server::{Answer, serve};
+    use crate::handlers;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        replay: ReplayArgs,
+    }
+
+    #[tokio::test]
+    async fn a_replay_whose_start_is_not_answered_may_have_begun() {
+        let plan = ReplayPlan { queues: BTreeMap::from([("order_queue".to_owned(), 1)]), ..ReplayPlan::default() };
+        let plan = Answer::Json(200, json!(plan).to_string());
+        let refused = Answer::Json(409, r#"{"error":"conflict","message":"16 replays have not ended"}"#.to_owned());
+        for (answer, exit, maybe) in [(Answer::Lost, Exit::Unavailable, true), (refused, Exit::Refused, false)] {
+            let address = serve(vec![plan.clone(), answer]).await.to_string();
+            let args = Cli::try_parse_from(["replay", "7", "--yes", "--address", &address]).unwrap().replay;
+            let mut err = Vec::new();
+            let asked = run(&args, &handlers::sources(), &mut io::sink(), &mut err).await.unwrap();
+            assert_eq!(asked.unwrap_err().exit(), exit);
+            let shown = String::from_utf8(err).unwrap();
+            assert_eq!(shown.contains(MAYBE_BEGUN), maybe, "{shown}");
+        }
     }
 }

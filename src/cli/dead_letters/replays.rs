@@ -7,6 +7,7 @@ use serde_json::json;
 
 use super::follow::{Until, follow};
 use super::interrupt::{Interrupt, interrupted};
+use super::letters_json::LettersJson;
 use super::letters_text::LettersText;
 use super::report_text::{exit, summary, write_report};
 use super::{Asked, ledger_of};
@@ -122,7 +123,7 @@ async fn letters(
     format: Format,
     out: &mut dyn Write,
 ) -> io::Result<Result<(), SourceError>> {
-    let (mut after, mut all, mut text) = (0, Vec::new(), LettersText::default());
+    let (mut after, mut json, mut text) = (0, LettersJson::default(), LettersText::default());
     loop {
         let ReplayLetters { letters, next } = match source.replay_letters(id, after).await {
             Ok(page) => page,
@@ -130,14 +131,14 @@ async fn letters(
         };
         match format {
             Format::Text => text.write(&letters, out)?,
-            Format::Json => all.extend(letters),
+            Format::Json => json.write(&letters, out)?,
         }
         let Some(next) = next else { break };
         after = next;
     }
     match format {
         Format::Text => text.finish(out)?,
-        Format::Json => write_json(&ReplayLetters { letters: all, next: None }, out)?,
+        Format::Json => json.finish(out)?,
     }
     Ok(Ok(()))
 }

@@ -40,14 +40,22 @@ pub(super) fn summary(report: &ReplayReport) -> String {
     // What is published has its outcome later.
     let state = match replay.state {
         ReplayState::Stopped if replay.in_flight() > 0 => "stopped publishing",
-        state => state.as_str(),
+        ReplayState::Selecting
+        | ReplayState::Running
+        | ReplayState::Stopping
+        | ReplayState::Finished
+        | ReplayState::Stopped => replay.state.as_str(),
     };
     let waits = report.waiting.as_ref().map_or_else(String::new, |reason| format!("; waits: {}", escaped(reason)));
     let counts = counts(replay);
-    match (replay.state, counts.is_empty()) {
-        (ReplayState::Selecting, true) => format!("replay {id}: selecting dead letters{waits}"),
-        (_, true) => format!("replay {id} {state}: no dead letters{waits}"),
-        (_, false) => format!("replay {id} {state}: {}{waits}", counts.join(", ")),
+    if !counts.is_empty() {
+        return format!("replay {id} {state}: {}{waits}", counts.join(", "));
+    }
+    match replay.state {
+        ReplayState::Selecting => format!("replay {id}: selecting dead letters{waits}"),
+        ReplayState::Running | ReplayState::Stopping | ReplayState::Finished | ReplayState::Stopped => {
+            format!("replay {id} {state}: no dead letters{waits}")
+        }
     }
 }
 

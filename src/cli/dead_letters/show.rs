@@ -18,7 +18,9 @@ use crate::cli::text::{counted, labelled, round_text, route};
 use crate::cli::{Exit, Format};
 use crate::dead_letters::WholeLetter;
 use crate::escape::escaped;
-use crate::ledger::{LetterDelivery, LetterOrigin, LetterRevision, LetterSource};
+use crate::ledger::{
+    DeadLetter, LetterAttempt, LetterDelivery, LetterOrigin, LetterReplay, LetterRevision, LetterSource, LetterStep,
+};
 use crate::message::names::{ORIGIN_EXCHANGE, ORIGIN_ROUTING_KEY};
 
 /// Arguments of `orderd dead-letters show`.
@@ -65,11 +67,29 @@ pub(super) async fn run(
 }
 
 fn write_text(whole: &WholeLetter, out: &mut dyn Write) -> io::Result<()> {
-    let WholeLetter { letter, product_names, attempts, deliveries, steps, .. } = whole;
-    let mut line = |label: &str, text: Option<&str>| match text {
+    write_cause(&whole.letter, out)?;
+    write_order(whole, out)?;
+    write_edits(whole, out)?;
+    write_table("properties", &whole.properties, out, |value| value)?;
+    write_table("headers", &whole.headers, out, |value| value.get("value").unwrap_or(value))?;
+    write_body(whole, out)?;
+    write_replays(&whole.replays, out)?;
+    write_attempts(&whole.attempts, out)?;
+    write_deliveries(&whole.deliveries, out)?;
+    write_steps(&whole.steps, out)
+}
+
+/// A label and what is known about it.
+fn line(label: &str, text: Option<&str>, out: &mut dyn Write) -> io::Result<()> {
+    match text {
         Some(text) => labelled(label, &escaped(text), out),
         None => Ok(()),
-    };
+    }
+}
+
+/// What failed, where and why.
+fn write_cause(letter: &DeadLetter, out: &mut dyn Write) -> io::Result<()> {
+    let mut line = |label: &str, text: Option<&str>| line(label, text, out);
     line("dead letter", Some(&format!("{} ({})", letter.id, letter.state.as_str())))?;
     line("taken from", Some(&format!("{}, put there by {}", letter.source.as_str(), letter.origin.as_str())))?;
     line("consumer", letter.consumer.as_deref())?;
@@ -88,6 +108,13 @@ fn write_text(whole: &WholeLetter, out: &mut dyn Write) -> io::Result<()> {
         }
         LetterSource::UnroutedQueue => line("collected", Some(&format!("{:.0}", letter.collected_at)))?,
     }
+    Ok(())
+}
+
+/// The order that it is, and where it was published.
+fn write_order(whole: &WholeLetter, out: &mut dyn Write) -> io::Result<()> {
+    let WholeLetter { letter, product_names, .. } = whole;
+    let mut line = |label: &str, text: Option<&str>| line(label, text, out);
     line("identity", letter.identity.as_deref())?;
     line("order", letter.order_id.as_deref())?;
     line("was order", letter.former_order_id.as_deref())?;
@@ -100,7 +127,12 @@ fn write_text(whole: &WholeLetter, out: &mut dyn Write) -> io::Result<()> {
     line(label, Some(&format!("{exchange:?} with routing key {routing_key:?}")))?;
     line("user_id", letter.user_id.as_deref())?;
     line("note", letter.note.as_deref())?;
-    line("came back", letter.came_back_from.map(|id| format!("from dead letter {id}")).as_deref())?;
+    line("came back", letter.came_back_from.map(|id| format!("from dead letter {id}")).as_deref())
+}
+
+/// Its revisions, and which one is shown.
+fn write_edits(whole: &WholeLetter, out: &mut dyn Write) -> io::Result<()> {
+    let mut line = |label: &str, text: Option<&str>| line(label, text, out);
     for LetterRevision { revision, at, by } in &whole.edits {
         let at = at.map_or_else(String::new, |at| format!(", {at:.0}"));
         let by = by.as_deref().map_or_else(String::new, |by| format!(", by {by}"));
@@ -113,9 +145,11 @@ fn write_text(whole: &WholeLetter, out: &mut dyn Write) -> io::Result<()> {
         revision if revision > 0 => Some(format!("revision {revision}; as it came: --revision 0")),
         _ => None,
     };
-    line("shown", shown.as_deref())?;
-    write_table("properties", &whole.properties, out, |value| value)?;
-    write_table("headers", &whole.headers, out, |value| value.get("value").unwrap_or(value))?;
+    line("shown", shown.as_deref())
+}
+
+/// The body, each line indented.
+fn write_body(whole: &WholeLetter, out: &mut dyn Write) -> io::Result<()> {
     let (body, is_decompressed) = body_text(whole);
     let decompressed = if is_decompressed { ", shown decompressed" } else { "" };
     let bytes = counted(body_bytes(whole) as i64, "byte");
@@ -123,13 +157,23 @@ fn write_text(whole: &WholeLetter, out: &mut dyn Write) -> io::Result<()> {
     for line in body.lines() {
         writeln!(out, "  {}", escaped(line))?;
     }
-    if !whole.replays.is_empty() {
+    Ok(())
+}
+
+/// The replays that have taken it.
+fn write_replays(replays: &[LetterReplay], out: &mut dyn Write) -> io::Result<()> {
+    if !replays.is_empty() {
         writeln!(out, "\nreplays")?;
     }
-    for replay in &whole.replays {
+    for replay in replays {
         let outcome = replay_text(replay);
         writeln!(out, "  {:.0}  replay {} by {}: {outcome}", replay.at, replay.replay, escaped(&replay.by))?;
     }
+    Ok(())
+}
+
+/// The attempts of its consumer.
+fn write_attempts(attempts: &[LetterAttempt], out: &mut dyn Write) -> io::Result<()> {
     if !attempts.is_empty() {
         writeln!(out, "\nattempts")?;
     }
@@ -142,6 +186,11 @@ fn write_text(whole: &WholeLetter, out: &mut dyn Write) -> io::Result<()> {
         let text = format!("  {:.0}  {after}{} {}: {}; {then}", attempt.at, attempt.kind, attempt.code, attempt.reason);
         writeln!(out, "{}", escaped(&text))?;
     }
+    Ok(())
+}
+
+/// What servers did not accept of a notification.
+fn write_deliveries(deliveries: &[LetterDelivery], out: &mut dyn Write) -> io::Result<()> {
     if !deliveries.is_empty() {
         writeln!(out, "\nfailed deliveries")?;
     }
@@ -149,6 +198,11 @@ fn write_text(whole: &WholeLetter, out: &mut dyn Write) -> io::Result<()> {
         let route = route(channel, Some(provider), recipient.as_deref());
         writeln!(out, "{}", escaped(&format!("  {at:.0}  {route}: {kind} {code}: {reason}")))?;
     }
+    Ok(())
+}
+
+/// The steps of its consumer.
+fn write_steps(steps: &[LetterStep], out: &mut dyn Write) -> io::Result<()> {
     if !steps.is_empty() {
         writeln!(out, "\nsteps")?;
     }
@@ -234,9 +288,7 @@ mod tests {
     use super::*;
     use crate::ledger::conformance::{at, stored_letter};
     use crate::ledger::memory::MemoryLedger;
-    use crate::ledger::{
-        LedgerReader, LetterAttempt, LetterProgress, LetterReplay, LetterStep, LetterWriter, NewStoredLetter,
-    };
+    use crate::ledger::{LedgerReader, LetterProgress, LetterWriter, NewStoredLetter};
 
     async fn whole(letter: NewStoredLetter) -> WholeLetter {
         let ledger = MemoryLedger::default();

@@ -41,7 +41,7 @@ pub(super) struct ListArgs {
     /// Only actions of this kind
     #[arg(long, value_name = "ACTION", value_parser = actions())]
     action: Option<String>,
-    /// How many to show at most
+    /// How many to show at most, from 1 to 10000
     #[arg(long, value_name = "N", default_value_t = 50, value_parser = within(1..=10_000_u32))]
     limit: u32,
     /// Continue after the entry with this number, where the page before ended
@@ -163,9 +163,7 @@ fn selection(selection: &Value) -> String {
     if let Some(ids) = selection["ids"].as_array() {
         return format!("ids={}", numbers(ids));
     }
-    // An older form has the filter within another one.
-    let filter = selection.get("filter").filter(|filter| filter.get("filter").is_some()).unwrap_or(selection);
-    let conditions = filter["filter"].as_object().into_iter().flatten();
+    let conditions = selection["filter"].as_object().into_iter().flatten();
     let is_given = |value: &Value| !value.is_null() && value.as_array().is_none_or(|states| !states.is_empty());
     let mut shown: Vec<String> = conditions
         .filter(|(_, value)| is_given(value))
@@ -177,7 +175,7 @@ fn selection(selection: &Value) -> String {
     if shown.is_empty() {
         shown.push("all".to_owned());
     }
-    shown.extend(filter.get("up_to").map(|up_to| format!("up_to={up_to}")));
+    shown.extend(selection.get("up_to").map(|up_to| format!("up_to={up_to}")));
     shown.join(", ")
 }
 

@@ -47,6 +47,21 @@ impl LedgerSource {
         self.known(id, read_replay(replays, id, Timestamp::now()).await)
     }
 
+    /// Whether there is a replay with this number.
+    pub async fn has_replay(&self, id: i64) -> Read<bool> {
+        let read = match self {
+            LedgerSource::Daemon(client) => client.dead_letters::<ReplayReport>(&format!("replays/{id}"), None).await,
+            LedgerSource::Ledger { replays, .. } => {
+                return Ok(self.opened(replays.replay(id, Timestamp::now()).await)?.is_some());
+            }
+        };
+        match read {
+            Ok(_) => Ok(true),
+            Err(AdminClientError::Refused { is_usage: false, .. }) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     fn known<T>(&self, id: i64, read: Result<Option<T>, OpenError>) -> Read<T> {
         self.opened(read)?.ok_or_else(|| {
             // As a daemon refuses it.

@@ -29,12 +29,24 @@ pub enum LetterChangeKind {
 }
 
 impl LetterChangeKind {
-    /// The states in which a filter may look for letters. The first one is what it looks for if it names none.
+    /// The states in which a filter may look for letters.
     pub fn states(self) -> &'static [LetterState] {
         match self {
             LetterChangeKind::Hold | LetterChangeKind::Discard => &[LetterState::Open, LetterState::Held],
             // Those whose replay goes on are left as they are.
             LetterChangeKind::Release => &[LetterState::Held, LetterState::Replaying],
+        }
+    }
+
+    /// The state in which a selection looks for letters if it names none.
+    pub fn default_state(self, selection: &LetterSelection) -> LetterState {
+        match (self, selection) {
+            // Those that the replay has left without an outcome.
+            (LetterChangeKind::Release, LetterSelection::Filter { filter, .. }) if filter.replay.is_some() => {
+                LetterState::Replaying
+            }
+            (LetterChangeKind::Hold | LetterChangeKind::Discard, _) => LetterState::Open,
+            (LetterChangeKind::Release, _) => LetterState::Held,
         }
     }
 
@@ -86,14 +98,11 @@ impl LetterActions {
             (true, true) => None,
             (_, _) => Some(action.change(note)?),
         };
-        let mut states = action.states()[..1].to_vec();
+        let mut states = vec![action.default_state(&selection)];
         if let LetterSelection::Filter { filter, .. } = &selection {
             only_states(filter, action.states())?;
             if !filter.states.is_empty() {
                 states.clone_from(&filter.states);
-            } else if action == LetterChangeKind::Release && filter.replay.is_some() {
-                // Those that the replay has left without an outcome.
-                states = vec![LetterState::Replaying];
             }
         }
         let selection = self.bounded(selection).await?;

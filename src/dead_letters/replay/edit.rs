@@ -14,7 +14,7 @@ use crate::ledger::{DeadLetterDetail, LetterOrder, NewOrder};
 use crate::message::{Message, TrustedUsers};
 
 /// The longest body that can be edited, decompressed, in bytes: what a request may contain in Base64.
-pub(super) const MAX_EDITED_BYTES: usize = 16 << 20;
+pub const MAX_EDITED_BYTES: usize = 16 << 20;
 
 /// Why a new body is not accepted.
 #[derive(Debug, thiserror::Error)]

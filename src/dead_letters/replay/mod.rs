@@ -43,9 +43,11 @@ mod waiting;
 
 pub use actions::{ActionError, LetterActions, LetterActionsHandle};
 pub use changes::LetterChangeKind;
+pub use edit::MAX_EDITED_BYTES;
 pub use editing::NewBody;
 pub use executor::{AccessToQueue, ReplayDeps, Replayer, RunningReplay};
 pub(super) use message::stored_delivery;
+pub use plan::{has_names, unknown_names};
 pub use recorded::{read_replay, read_replay_letters, read_replays};
 pub use requests::{
     ChangedLetters, EditDraft, EditRequest, EditedLetter, LetterRequest, ListedReplay, NotReplayed, NothingFound,

@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::super::reading::{KnownConsumer, KnownConsumers, consumer_of};
@@ -151,20 +152,13 @@ impl LetterActions {
                 nothing.other_states.insert(*state, found);
             }
         }
-        if nothing.other_states.is_empty()
-            && (filter.reason.is_some() || filter.consumer.is_some() || filter.code.is_some())
-        {
+        if nothing.other_states.is_empty() && has_names(filter) {
             let stored = ledger.dead_letter_groups(DeadLetterFilter::default()).await?.groups;
-            let names = |name: fn(&DeadLetterGroup) -> Option<&String>| {
-                stored.iter().filter_map(name).cloned().collect::<BTreeSet<String>>()
+            let has_replay = match filter.replay {
+                Some(replay) => ledger.replay(replay, Timestamp::now()).await?.is_some(),
+                None => true,
             };
-            let hints = [
-                unknown("reason", filter.reason.as_ref(), &names(|group| Some(&group.reason))),
-                unknown("code", filter.code.as_ref(), &names(|group| Some(&group.code))),
-                unknown("consumer", filter.consumer.as_ref(), &names(|group| group.consumer.as_ref())),
-            ];
-            let hints: Vec<String> = hints.into_iter().flatten().collect();
-            nothing.hint = (!hints.is_empty()).then(|| hints.join("; "));
+            nothing.hint = unknown_names(filter, &stored, has_replay);
         }
         Ok(nothing)
     }
@@ -236,6 +230,27 @@ pub(super) fn last(selection: &LetterSelection) -> i64 {
         LetterSelection::Ids(ids) => ids.last().copied().unwrap_or(0),
         LetterSelection::Filter { up_to, .. } => *up_to,
     }
+}
+
+/// Whether a filter has a name that may be unknown.
+pub fn has_names(filter: &DeadLetterFilter) -> bool {
+    filter.reason.is_some() || filter.consumer.is_some() || filter.code.is_some() || filter.replay.is_some()
+}
+
+/// The names in a filter that there are not, with those that there are: a sentence. `stored`: all stored letters, in any state;
+/// `has_replay`: whether there is the replay in the filter.
+pub fn unknown_names(filter: &DeadLetterFilter, stored: &[DeadLetterGroup], has_replay: bool) -> Option<String> {
+    let names = |name: fn(&DeadLetterGroup) -> Option<&String>| {
+        stored.iter().filter_map(name).cloned().collect::<BTreeSet<String>>()
+    };
+    let hints = [
+        unknown("reason", filter.reason.as_ref(), &names(|group| Some(&group.reason))),
+        unknown("code", filter.code.as_ref(), &names(|group| Some(&group.code))),
+        unknown("consumer", filter.consumer.as_ref(), &names(|group| group.consumer.as_ref())),
+        filter.replay.filter(|_| !has_replay).map(|replay| format!("there is no replay {replay}")),
+    ];
+    let hints: Vec<String> = hints.into_iter().flatten().collect();
+    (!hints.is_empty()).then(|| hints.join("; "))
 }
 
 fn unknown(what: &str, name: Option<&String>, known: &BTreeSet<String>) -> Option<String> {

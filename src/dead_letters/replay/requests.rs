@@ -108,7 +108,7 @@ pub struct NothingFound {
     /// How many it finds in other states.
     #[schema(value_type = BTreeMap<String, u64>)]
     pub other_states: BTreeMap<LetterState, u64>,
-    /// Names in the filter that no stored letter has, with those that there are: a sentence.
+    /// Names in the filter that no stored letter has, with those that there are, or the replay in it that there is not: a sentence.
     pub hint: Option<String>,
 }
 

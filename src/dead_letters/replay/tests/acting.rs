@@ -191,6 +191,7 @@ async fn a_plan_says_which_letters_are_left_out_and_why_and_a_filter_that_finds_
         ),
         (DeadLetterFilter { reason: Some("permanant".to_owned()), ..FILTER }, "has reason permanant; known: permanent"),
         (DeadLetterFilter { consumer: Some("oder".to_owned()), ..FILTER }, "has consumer oder; known: order"),
+        (DeadLetterFilter { replay: Some(7), ..FILTER }, "there is no replay 7"),
     ] {
         let unknown = plan(&actions, by_filter(filter)).await.unwrap().nothing.unwrap().hint.unwrap();
         assert!(unknown.contains(hint), "{unknown}");
