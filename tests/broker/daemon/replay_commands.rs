@@ -74,7 +74,7 @@ fn what_hold_release_and_discard_would_do_is_shown_and_nothing_is_discarded_with
     let journal = || ledger.number("SELECT count(*) FROM journal");
     let recorded = journal();
 
-    let (code, text) = ask(&env, &orderd, &["hold", "--all", "--note", "SHOP-7", "--dry-run"]);
+    let (code, text) = ask(&env, &orderd, &["hold", "--all", "--dry-run"]);
     assert!(code == 0 && text.starts_with("to hold: 4 dead letters, 4800.00 EUR\n"), "{code}: {text}");
     let (code, text) = ask(&env, &orderd, &["discard", "1", "99", "--dry-run"]);
     assert!(code == 1 && text.contains("to discard: 1 dead letter, 1200.00 EUR\n"), "{code}: {text}");
