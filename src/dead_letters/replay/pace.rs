@@ -184,7 +184,7 @@ impl Pace {
 mod tests {
     use tokio::time::advance;
 
-    use super::super::decide::replay_with;
+    use super::super::tests::deciding::replay as replay_with;
     use super::*;
 
     #[tokio::test(start_paused = true)]

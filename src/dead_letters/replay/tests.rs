@@ -24,6 +24,7 @@ impl Publisher for NoPublisher {
 }
 
 mod acting;
+pub(super) mod deciding;
 mod executing;
 
 /// The parts that act on dead letters.
