@@ -148,11 +148,8 @@ impl Replayer {
             return Ok(None);
         };
         let (mut batch, mut bytes) = (Batch::default(), 0);
+        let marked = &ids[..tries.len()];
         for (letter, tries) in next.into_iter().zip(tries) {
-            // Alone: of several, it is not known which one has ended the process.
-            if tries > 0 && batch.dealt_with > 0 {
-                break;
-            }
             let prepared = if tries >= READ_TRIES { Err(UNREADABLE) } else { self.read(replay, letter.id).await };
             batch.dealt_with += 1;
             match prepared {
@@ -167,12 +164,12 @@ impl Replayer {
                     batch.left_out.push(LeftOutLetter { letter: letter.id, code, is_unpublished: false });
                 }
             }
-            if bytes >= PUBLISH_BYTES || tries > 0 {
+            if bytes >= PUBLISH_BYTES {
                 break;
             }
         }
         // Of those that are about to be published, the ledger knows that they were read.
-        let read = batch.moved.iter().map(|letter| letter.letter).chain(ids[batch.dealt_with..].iter().copied());
+        let read = batch.moved.iter().map(|letter| letter.letter).chain(marked[batch.dealt_with..].iter().copied());
         let read: Vec<i64> = read.collect();
         if !read.is_empty() {
             self.reading(replay.id, read, true).await?;

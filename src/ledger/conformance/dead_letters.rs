@@ -23,7 +23,7 @@ async fn store(ledger: &dyn Ledger, letter: NewStoredLetter) -> StoreAnswer {
 }
 
 /// A message that says neither which message nor which order it is.
-fn without_id(session: &str, redelivered: bool) -> NewStoredLetter {
+pub(super) fn without_id(session: &str, redelivered: bool) -> NewStoredLetter {
     let identification = Identification::Unidentified;
     NewStoredLetter {
         identity: None,

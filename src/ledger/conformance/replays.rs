@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 
+use super::dead_letters::without_id;
 use super::{Ledger, accept, attempt, finish, order, rules_of, stored_letter};
 use crate::ledger::report::{DeadLettered, GroupBy, PointInTime, ReportQuery};
 use crate::ledger::{
@@ -18,6 +19,8 @@ use crate::ledger::{
 rules_of! { sqlite:
     a_letter_that_somebody_else_has_held_since_a_filter_found_it_is_not_discarded,
     of_two_processes_only_the_one_that_has_claimed_a_replay_publishes_and_all_copies_have_one_mark,
+    a_letter_that_was_read_when_processes_ended_is_read_alone_and_those_after_it_do_not_count_as_read,
+    a_letter_that_was_changed_since_a_filter_found_it_is_left_out_with_its_state_and_not_as_a_duplicate,
     a_letter_that_may_be_on_its_way_is_not_opened_and_its_late_outcome_closes_it,
     a_letter_that_the_broker_has_refused_from_the_first_time_on_is_open_again_and_a_late_outcome_closes_it,
     letters_are_counted_where_they_go_once_their_queue_is_another_one,
@@ -150,6 +153,57 @@ async fn of_two_processes_only_the_one_that_has_claimed_a_replay_publishes_and_a
     assert_eq!(change(ledger, reading("b", 13)).await, OperationAnswer::Reading(vec![0]));
     claim(ledger, "c", 30).await;
     assert_eq!(change(ledger, reading("c", 31)).await, OperationAnswer::Reading(vec![1]));
+}
+
+async fn a_letter_that_was_read_when_processes_ended_is_read_alone_and_those_after_it_do_not_count_as_read(
+    ledger: &dyn Ledger,
+) {
+    selected(ledger).await;
+    let read = async |owner: &str, second, letters: &[i64]| {
+        claim(ledger, owner, second).await;
+        let (replay, letters) = (by(owner), letters.to_vec());
+        let reading = LetterOperation::Reading { replay, letters, has_ended: false, at: at(second) };
+        let OperationAnswer::Reading(tries) = change(ledger, reading).await else { panic!("an answer") };
+        tries
+    };
+    assert_eq!(read("a", 0, &[1, 2]).await, [0, 0]);
+    // Each of these ends.
+    assert_eq!(read("b", 20, &[1, 2]).await, [1], "alone");
+    assert_eq!(read("c", 40, &[1, 2]).await, [2]);
+    assert_eq!(read("c", 41, &[2]).await, [1], "only the first process has read both");
+    // The one before it is read without it.
+    assert_eq!(read("d", 60, &[3, 2]).await, [0]);
+    assert_eq!(read("e", 80, &[2]).await, [2]);
+    let end = LetterOperation::Reading { replay: by("e"), letters: vec![2], has_ended: true, at: at(81) };
+    change(ledger, end).await;
+    assert_eq!(read("f", 100, &[2]).await, [2], "this one has not ended");
+}
+
+async fn a_letter_that_was_changed_since_a_filter_found_it_is_left_out_with_its_state_and_not_as_a_duplicate(
+    ledger: &dyn Ledger,
+) {
+    for n in 1..=2 {
+        ledger.store_letter(stored_letter(&format!("ord-{n}"), n)).await.unwrap();
+    }
+    for (redelivered, session) in [(false, "a"), (true, "b")] {
+        ledger.store_letter(without_id(session, redelivered)).await.unwrap();
+    }
+    let to = |id, change| {
+        let (ids, states) = (vec![id], Vec::new());
+        LetterOperation::Letters { ids, change, states, by: "ada".to_owned(), at: at(0) }
+    };
+    change(ledger, to(1, LetterChange::Hold { note: "fraud".to_owned() })).await;
+    change(ledger, to(2, LetterChange::Discard { reason: "test".to_owned() })).await;
+    let selection = LetterSelection::Filter { filter: Box::default(), up_to: 5 };
+    let new = NewReplay { by: "ada".to_owned(), selection, options: ReplayOptions::default(), at: at(0) };
+    change(ledger, LetterOperation::Begin(Box::new(new))).await;
+    claim(ledger, "a", 0).await;
+    let letters = (1..=5).map(|letter| ToSelect { letter, queue: "order_queue".to_owned() }).collect();
+    let select = LetterOperation::Select { replay: by("a"), letters, is_named: false, is_last: true, at: at(0) };
+    assert_eq!(change(ledger, select).await, OperationAnswer::Done(true));
+    let replay = ledger.replay(1, at(0)).await.unwrap().unwrap();
+    let expected = ["discarded", "held", "maybe_duplicate", "missing"].map(|code| (code.to_owned(), 1));
+    assert_eq!((replay.skipped, replay.letters[&LetterProgress::Selected]), (expected.into(), 1));
 }
 
 async fn a_letter_that_may_be_on_its_way_is_not_opened_and_its_late_outcome_closes_it(ledger: &dyn Ledger) {

@@ -129,7 +129,9 @@ pub enum LetterOperation {
         /// When.
         at: Timestamp,
     },
-    /// Letters are about to be read, or were: reading one may end the process.
+    /// Letters are about to be read, or were: reading one may end the process. One that other processes were reading when they ended is read
+    /// alone, since of several it is not known which one has ended them: only the first letter is about to be read, if it is such a one, or
+    /// else those before the first such one.
     Reading {
         /// The replay, and who carries it out.
         replay: ClaimedReplay,
@@ -316,7 +318,8 @@ pub enum OperationAnswer {
     Done(bool),
     /// Whether there is more to do.
     More(bool),
-    /// To [`LetterOperation::Reading`]: how many processes have ended while they were reading each. Empty if the claim has ended.
+    /// To [`LetterOperation::Reading`]: how many processes have ended while they were reading each that is about to be read, the first ones
+    /// of those that were named. Empty if the claim has ended.
     Reading(Vec<u32>),
     /// To [`LetterOperation::BeginPublishing`], in the same order.
     Publishing(Vec<PublishAnswer>),

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 pub(super) use self::ending::{end_stopped, stop};
 use self::ending::{finish, give_back};
-use self::publishing::{begin_publishing, move_to, published, reading, skip};
+use self::publishing::{begin_publishing, begin_reading, end_reading, move_to, published, skip};
 use self::selecting::{begin, claim, select};
 use super::{journal, letter_changes};
 use crate::ledger::journal::{JournalAction, NewJournalEntry};
@@ -40,10 +40,11 @@ pub(super) fn carry_out(connection: &Connection, operation: &LetterOperation) ->
         }
         LetterOperation::Reading { replay, letters, has_ended, at } => {
             let is_claimed = state_of(connection, replay, *at)?.is_some();
-            let reader = Some(&*replay.owner).filter(|_| !has_ended);
-            let tries = letters.iter().filter(|_| is_claimed);
-            let tries = tries.map(|letter| reading(connection, (replay.id, *letter), reader));
-            OperationAnswer::Reading(tries.collect::<rusqlite::Result<_>>()?)
+            OperationAnswer::Reading(match (is_claimed, has_ended) {
+                (false, _) => Vec::new(),
+                (true, false) => begin_reading(connection, replay.id, letters, &replay.owner)?,
+                (true, true) => end_reading(connection, replay.id, letters)?,
+            })
         }
         LetterOperation::BeginPublishing { replay, letters, limit, at } => {
             let state = state_of(connection, replay, *at)?;

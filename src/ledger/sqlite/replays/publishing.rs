@@ -10,20 +10,49 @@ use crate::ledger::sqlite::letter_changes::open_again;
 use crate::ledger::sqlite::order_items::{Compared, SELECT_STORED, compare};
 use crate::ledger::sqlite::trace::timestamp;
 
-/// A process is about to read a letter, or has read it. Returns how many others have ended while they were reading it.
-pub(super) fn reading(
+/// A process is about to read letters. Returns for each how many others have ended while they were reading it. One that others were reading
+/// is read alone; those that are not read yet are left as they are, so that they do not count as read if the process ends.
+pub(super) fn begin_reading(
     connection: &Connection,
-    (replay, letter): (i64, i64),
-    reader: Option<&str>,
-) -> rusqlite::Result<u32> {
-    let tries = connection
-        .prepare_cached(
-            "UPDATE replay_letters SET tries = tries + (reader IS NOT NULL AND ?3 IS NOT NULL AND reader <> ?3), reader = ?3
-             WHERE replay_id = ?1 AND letter_id = ?2 AND state IN ('selected', 'publishing') RETURNING tries",
-        )?
-        .query_row((replay, letter, reader), |row| row.get(0))
-        .optional()?;
-    Ok(tries.unwrap_or(0))
+    replay: i64,
+    letters: &[i64],
+    reader: &str,
+) -> rusqlite::Result<Vec<u32>> {
+    let mut select = connection.prepare_cached(
+        "SELECT tries + (reader IS NOT NULL AND reader <> ?3) FROM replay_letters
+         WHERE replay_id = ?1 AND letter_id = ?2 AND state IN ('selected', 'publishing')",
+    )?;
+    let mut update = connection.prepare_cached(
+        "UPDATE replay_letters SET tries = ?3, reader = ?4
+         WHERE replay_id = ?1 AND letter_id = ?2 AND state IN ('selected', 'publishing')",
+    )?;
+    let mut answer = Vec::with_capacity(letters.len());
+    for letter in letters {
+        let tries: Option<u32> = select.query_row((replay, letter, reader), |row| row.get(0)).optional()?;
+        let tries = tries.unwrap_or(0);
+        if tries > 0 && !answer.is_empty() {
+            break;
+        }
+        update.execute((replay, letter, tries, reader))?;
+        answer.push(tries);
+        if tries > 0 {
+            break;
+        }
+    }
+    Ok(answer)
+}
+
+/// A process has read letters, and it has not ended. Returns for each how many others have.
+pub(super) fn end_reading(connection: &Connection, replay: i64, letters: &[i64]) -> rusqlite::Result<Vec<u32>> {
+    let mut update = connection.prepare_cached(
+        "UPDATE replay_letters SET reader = NULL
+         WHERE replay_id = ?1 AND letter_id = ?2 AND state IN ('selected', 'publishing') RETURNING tries",
+    )?;
+    let tries = letters.iter().map(|letter| {
+        let tries = update.query_row((replay, letter), |row| row.get(0)).optional()?;
+        Ok(tries.unwrap_or(0))
+    });
+    tries.collect()
 }
 
 /// Closes a letter whose order was processed or cancelled meanwhile. Else it is about to be published, if there is room.

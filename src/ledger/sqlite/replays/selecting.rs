@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use super::{note, note_letters};
+use crate::ledger::dead_letters::LetterState;
 use crate::ledger::journal::{JournalAction, content_hash};
 use crate::ledger::replays::{
     BeginAnswer, LetterProgress, LetterSelection, MAX_ACTIVE_REPLAYS, MAX_CAUSES, MAYBE_DUPLICATE, NewReplay, ToSelect,
@@ -124,12 +125,16 @@ fn select_one(
     )?;
     let at = at.as_millisecond();
     let Some((fingerprint, mut cause)) = claimed else {
-        // A filter finds open ones only.
         let state: Option<String> = connection
             .prepare_cached("SELECT state FROM stored_dead_letters WHERE id = ?1")?
             .query_row([id], |row| row.get(0))
             .optional()?;
-        let code = if is_named { state.unwrap_or_else(|| "missing".to_owned()) } else { MAYBE_DUPLICATE.to_owned() };
+        // A filter finds open ones, but somebody may have changed this one since.
+        let code = match state {
+            Some(state) if state == LetterState::Open.as_str() => MAYBE_DUPLICATE.to_owned(),
+            Some(state) => state,
+            None => "missing".to_owned(),
+        };
         insert.execute((replay, id, None::<&str>, LetterProgress::Skipped.as_str(), Some(code), at, "", ""))?;
         return Ok(false);
     };
