@@ -2,7 +2,8 @@
 //!
 //! The letters of one queue that had failed for one cause are a group. Of each group, one letter is published first, then ten. After
 //! that, no more are in flight to a queue than may fail. Both count the letters of all replays that are active, since they share the
-//! service behind the queue. First letters are in flight of as many groups as may fail, in all queues together.
+//! service behind the queue. First letters are in flight of as many groups as may fail, in all queues together. If all of these wait in
+//! queues that nothing is published to, a few more are published to other queues, one at a time.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,6 +15,8 @@ const CANARY: [u64; 2] = [1, 11];
 const MAX_IN_FLIGHT: u64 = 1_000;
 /// As many may fail at least before a replay stops.
 pub(super) const MIN_FAILURES: u64 = 10;
+/// The most groups with letters in flight and no outcome yet, also if nothing is published to the queues of most of them.
+const MAX_UNTRIED: u64 = 2 * MIN_FAILURES;
 
 /// What a running replay does next.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -121,9 +124,26 @@ impl Traffic {
         self.queues.get(queue).is_some_and(|counts| counts.in_flight > counts.half_published)
     }
 
-    /// How many groups have letters in flight, and no outcome yet. Of a canary, that is one letter each.
-    fn untried(&self) -> u64 {
-        self.groups.values().filter(|group| group.is_untried() && group.in_flight > 0).count() as u64
+    /// Whether letters for this queue have no outcome yet.
+    pub fn is_in_flight(&self, queue: &str) -> bool {
+        self.queues.get(queue).is_some_and(|counts| counts.in_flight > 0)
+    }
+
+    /// How many groups have letters in flight to these queues, and no outcome yet. Of a canary, that is one letter each.
+    fn untried(&self, is_counted: impl Fn(&str) -> bool) -> u64 {
+        let untried = self.groups.iter().filter(|(_, group)| group.is_untried() && group.in_flight > 0);
+        untried.filter(|((queue, _), _)| is_counted(queue)).count() as u64
+    }
+
+    /// Of how many more groups the first letters may be in flight. Each queue may have a few failures; however many queues there are, the
+    /// first letters of all groups must not fail in more.
+    fn untried_room(&self, admission: &dyn Fn(&str) -> Admission) -> u64 {
+        let (all, of_admitted) = (self.untried(|_| true), self.untried(|queue| admission(queue) != Admission::None));
+        match MIN_FAILURES.saturating_sub(all) {
+            // Those in queues that nothing is published to may have no outcome for long.
+            0 if of_admitted == 0 && all < MAX_UNTRIED => 1,
+            room => room,
+        }
     }
 
     fn of_group(&self, group: &ReplayGroup) -> Counts {
@@ -185,8 +205,7 @@ fn new_batches<'g>(
         .collect();
     groups.sort_by_key(|(_, room)| *room);
     let mut rooms: BTreeMap<&str, u64> = BTreeMap::new();
-    // Each queue may have a few failures. However many queues there are, the first letters of all groups must not fail in more.
-    let mut of_untried = MIN_FAILURES.saturating_sub(traffic.untried());
+    let mut of_untried = traffic.untried_room(admission);
     let mut batches = Vec::new();
     for (group, room) in groups {
         let counts = traffic.queues.get(&group.queue).copied().unwrap_or_default();

@@ -93,7 +93,13 @@ pub(super) fn waiting_for(replay: &Replay, step: &Decision, (pace, queues): (&Pa
         );
         return Some(Waiting { cause: WaitCause::Outcome, text });
     }
-    let text = || "another replay publishes to the same queue".to_owned();
-    (*step == Decision::Wait && replay.in_flight() == 0)
-        .then(|| Waiting { cause: WaitCause::OtherReplay, text: text() })
+    if *step != Decision::Wait || replay.in_flight() > 0 {
+        return None;
+    }
+    let mut left = replay.groups.iter().filter(|group| group.count(&[Selected]) > 0);
+    let text = match left.any(|group| queues.traffic.is_in_flight(&group.queue)) {
+        true => "another replay publishes to the same queue",
+        false => "other replays wait for the outcomes of their first dead letters, which count for all queues together",
+    };
+    Some(Waiting { cause: WaitCause::OtherReplay, text: text.to_owned() })
 }

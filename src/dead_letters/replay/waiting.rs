@@ -17,7 +17,7 @@ pub enum WaitCause {
     Refused,
     /// The broker has not confirmed what was published.
     Unconfirmed,
-    /// Another replay publishes to the same queue.
+    /// Another replay publishes to the same queue, or waits for as many first outcomes as all replays together may.
     OtherReplay,
     /// No outcome is seen.
     Outcome,

@@ -169,6 +169,33 @@ fn a_queue_that_nothing_is_published_to_does_not_keep_up_the_letters_of_others()
 }
 
 #[test]
+fn causes_that_wait_in_a_closed_queue_do_not_keep_the_letters_of_other_queues_waiting() {
+    let causes: Vec<String> = (0..10).map(|n| format!("http_{n}")).collect();
+    let mut groups: Vec<Group<'_>> =
+        causes.iter().map(|cause| ("orders", &**cause, &[(Selected, 9), (Published, 1)][..])).collect();
+    groups.extend([("carts", "a", &[(Selected, 9)][..]), ("carts", "b", &[(Selected, 9)])]);
+    let decided = |groups: &[Group<'_>], orders: Admission| {
+        let replay = replay_of(groups);
+        let admission = move |queue: &str| if queue == "orders" { orders } else { Admission::All };
+        decide(&replay, &Traffic::of(std::slice::from_ref(&replay)), &admission)
+    };
+    assert_eq!(decided(&groups, Admission::All), Decision::Wait, "all may fail");
+    let one = |cause| Decision::Publish(vec![batch("carts", cause, Selected, 1)]);
+    assert_eq!(decided(&groups, Admission::None), one("a"));
+    let tried = &[(Selected, 8), (Published, 1)];
+    groups[10].2 = tried;
+    assert_eq!(decided(&groups, Admission::None), Decision::Wait, "one at a time");
+    groups[10].2 = &[(Processed, 9)];
+    assert_eq!(decided(&groups, Admission::None), one("b"));
+    // However many queues are closed, not many more may fail once they are open.
+    let queues: Vec<String> = (0..10).map(|n| format!("queue_{n}")).collect();
+    groups.extend(queues.iter().map(|queue| (&**queue, "a", &tried[..])));
+    let replay = replay_of(&groups);
+    let admission = |queue: &str| if queue == "carts" { Admission::All } else { Admission::None };
+    assert_eq!(decide(&replay, &Traffic::of(std::slice::from_ref(&replay)), &admission), Decision::Wait);
+}
+
+#[test]
 fn while_a_service_is_tried_one_letter_is_on_its_way_and_shows_whether_it_is_available() {
     let trial = |replay: &Replay| decide(replay, &Traffic::of(std::slice::from_ref(replay)), &|_| Admission::One);
     assert_eq!(trial(&replay(&[(Selected, 100)])), new(1));
