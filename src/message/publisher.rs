@@ -40,7 +40,7 @@ pub trait Publisher: Send + Sync + 'static {
     ///
     /// # Errors
     /// [`Unpublished`] names what was not accepted; the broker has confirmed the others, so they need not be published again.
-    /// After a permanent error, nothing is known of the others.
+    /// After a permanent error, nothing is known of the others. If some cannot be encoded, all of these are named, and none is published.
     fn publish(&self, publications: Arc<[Publication]>) -> BoxFuture<'static, Result<(), Unpublished>>;
 
     /// Resolves when the broker may accept what it refused before: the topology was declared again, an exchange that was missing

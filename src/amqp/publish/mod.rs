@@ -143,17 +143,20 @@ impl Publisher for ConfirmingPublisher {
 impl ConfirmingPublisher {
     async fn publish_all(&self, all: Arc<[Publication]>) -> Result<(), Unpublished> {
         // All are checked before any is published, so that an error here means that none was.
-        let mut rest = all
-            .iter()
-            .enumerate()
-            .map(|(index, publication)| {
-                let size = check_size(publication).map_err(|error| Unpublished::one(index, error))?;
-                // One that is larger than the limit uses all of it, and so is in flight alone.
-                let bytes = size.min(self.shared.max_bytes as usize);
-                Ok(SizedPublication { all: Arc::clone(&all), index, bytes })
-            })
-            .collect::<Result<Vec<_>, Unpublished>>()?;
-        let mut failures = Vec::new();
+        let (mut rest, mut failures) = (Vec::with_capacity(all.len()), Vec::new());
+        for (index, publication) in all.iter().enumerate() {
+            match check_size(publication) {
+                Ok(size) => {
+                    // One that is larger than the limit uses all of it, and so is in flight alone.
+                    let bytes = size.min(self.shared.max_bytes as usize);
+                    rest.push(SizedPublication { all: Arc::clone(&all), index, bytes });
+                }
+                Err(error) => failures.push((index, error)),
+            }
+        }
+        if !failures.is_empty() {
+            return Err(Unpublished { failures });
+        }
         let mut waiting = None;
         // More than one iteration only if the caller publishes more at a time than the limits allow.
         while !rest.is_empty() {

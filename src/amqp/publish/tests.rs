@@ -44,6 +44,19 @@ async fn what_the_broker_sent_before_it_closed_the_socket_is_received_although_n
 }
 
 #[tokio::test]
+async fn all_publications_that_cannot_be_encoded_are_named_and_none_is_published() {
+    let broker = FakeBroker::new(OPENING).await;
+    let publisher = broker.connector().publisher();
+    let publication = |routing_key: String| Publication { routing_key, ..publication(1)[0].clone() };
+    let too_long = || publication("k".repeat(256));
+    let all = [publication("k".to_owned()), too_long(), publication("k".to_owned()), too_long()];
+    let Err(Unpublished { failures }) = publisher.publish(all.into()).await else { panic!("two are too long") };
+    let invalid = failures.iter().filter(|(_, error)| matches!(error, PublishError::Invalid { .. }));
+    assert_eq!(invalid.map(|(index, _)| *index).collect::<Vec<_>>(), [1, 3]);
+    assert_eq!(publisher.state().unconfirmed, 0);
+}
+
+#[tokio::test]
 async fn what_the_broker_sends_with_the_handshake_is_handled_at_once() {
     let broker = FakeBroker::new(OPENING).await;
     let publisher = broker.connector().publisher();

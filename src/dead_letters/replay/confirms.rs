@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use tracing::error;
 
 use super::executor::{ReplayError, Replayer, claimed};
-use super::pace::{OUTCOME_TIME, Pace};
+use super::pace::{OUTCOME_TIME, Pace, Refusal};
 use super::unanswered::{Answer, HandedLetter};
 use crate::ledger::{LeftOutLetter, LetterOperation};
 use crate::message::PublishError;
@@ -29,26 +29,31 @@ impl Replayer {
     }
 
     async fn record_answer(&self, replay: i64, answer: Answer, pace: &mut Pace) -> Result<(), ReplayError> {
-        let Answer { queue, letters, result } = answer;
+        let Answer { queue, letters, handed_at, result } = answer;
         let failures: BTreeMap<usize, PublishError> =
             result.err().map_or_else(BTreeMap::new, |unpublished| unpublished.failures.into_iter().collect());
+        let mut invalid = Vec::new();
         for (index, error) in &failures {
             match error {
-                PublishError::Closed => return Err(ReplayError::Closed),
-                PublishError::Invalid { .. } => {
-                    // Nothing is known of the others: they are published again.
-                    let HandedLetter { id: letter, is_first: is_unpublished } = letters[*index];
-                    let left_out = LeftOutLetter { letter, code: "cannot_publish", is_unpublished };
-                    return self.leave_out(replay, vec![left_out]).await;
+                PublishError::Closed => {
+                    pace.may_be_published(&letters);
+                    return Err(ReplayError::Closed);
                 }
+                PublishError::Invalid { .. } => invalid.push(letters[*index]),
                 PublishError::Unroutable { .. } | PublishError::Nacked { .. } | PublishError::Refused { .. } => {}
             }
         }
+        if !invalid.is_empty() {
+            let left_out = pace.left_out(&invalid, "cannot_publish");
+            // Nothing is known of the others: they are published again.
+            pace.may_be_published(&letters);
+            return self.leave_out(replay, left_out).await;
+        }
         let refused: Vec<HandedLetter> = failures.keys().map(|index| letters[*index]).collect();
-        let accepted = letters.iter().filter(|letter| !refused.contains(letter));
-        let accepted: Vec<i64> = accepted.map(|letter| letter.id).collect();
+        let accepted: Vec<HandedLetter> = letters.into_iter().filter(|letter| !refused.contains(letter)).collect();
         if !accepted.is_empty() {
-            pace.accepted(&queue);
+            pace.accepted(&queue, &accepted);
+            let accepted = accepted.iter().map(|letter| letter.id).collect();
             let at = Timestamp::now();
             let due = at.saturating_add(OUTCOME_TIME).unwrap_or(Timestamp::MAX);
             self.change(LetterOperation::Published { replay: claimed(replay), letters: accepted, at, due }).await?;
@@ -56,14 +61,14 @@ impl Replayer {
         let Some(error) = failures.values().next() else { return Ok(()) };
         // A queue that is full may have room again.
         let lasts = failures.values().any(|error| !matches!(error, PublishError::Nacked { .. }));
-        match pace.refused(&queue, error.to_string(), lasts, &refused) {
-            None => Ok(()),
-            Some(left_out) => {
-                self.leave_out(replay, left_out).await?;
-                error!(replay, queue, %error, "a replay stops: the broker does not accept its dead letters");
-                self.stop_for(replay, "refused", Some(error.to_string())).await
-            }
+        let refusal = Refusal { queue: &queue, error: error.to_string(), lasts, handed_at, letters: &refused };
+        let Some(left_out) = pace.refused(refusal) else { return Ok(()) };
+        self.leave_out(replay, left_out).await?;
+        // The letters of each cause are refused for themselves, and the replay stops once.
+        if self.stop_for(replay, "refused", Some(error.to_string())).await? {
+            error!(replay, queue, %error, "a replay stops: the broker does not accept its dead letters");
         }
+        Ok(())
     }
 
     /// These letters are not published, or their outcome is unknown.

@@ -278,8 +278,9 @@ impl Replayer {
                     Decision::Publish(batches) => self.publish_groups(replay, batches, pace, queues).await?,
                     Decision::Wait => {}
                     Decision::Stop => {
-                        warn!(replay = id, "a replay stops: too many of its dead letters have failed again");
-                        self.stop_for(id, "too_many_failed", None).await?;
+                        if self.stop_for(id, "too_many_failed", None).await? {
+                            warn!(replay = id, "a replay stops: too many of its dead letters have failed again");
+                        }
                     }
                     Decision::Finish => self.finish(id).await?,
                 }
@@ -290,16 +291,17 @@ impl Replayer {
         Ok(())
     }
 
-    /// Stops a replay that cannot be continued.
+    /// Stops a replay that cannot be continued. Whether it did not stop before.
     pub(super) async fn stop_for(
         &self,
         replay: i64,
         reason: &'static str,
         detail: Option<String>,
-    ) -> Result<(), ReplayError> {
-        self.change(LetterOperation::Stop { replay, by: None, reason, detail, at: Timestamp::now() }).await?;
+    ) -> Result<bool, ReplayError> {
+        let stop = LetterOperation::Stop { replay, by: None, reason, detail, at: Timestamp::now() };
+        let answer = self.change(stop).await?;
         self.wake();
-        Ok(())
+        Ok(answer == OperationAnswer::Done(true))
     }
 
     /// Gives back what was not published. What may have been is published again, so that it has an outcome.

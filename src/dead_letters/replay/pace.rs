@@ -112,9 +112,20 @@ struct RefusedQueue {
     /// The broker's text.
     error: String,
     attempts: u32,
+    /// Nothing is handed over before.
     not_before: Instant,
-    /// Letters that were refused each time, from the first time on.
-    unpublished: BTreeSet<i64>,
+}
+
+/// The broker has refused letters for a queue.
+pub(super) struct Refusal<'a> {
+    pub queue: &'a str,
+    /// The broker's text.
+    pub error: String,
+    /// Whether the reason lasts until a person removes it.
+    pub lasts: bool,
+    /// When the letters were handed over.
+    pub handed_at: Instant,
+    pub letters: &'a [HandedLetter],
 }
 
 /// The pace of one replay.
@@ -128,6 +139,8 @@ pub(super) struct Pace {
     /// Whether the consumers may have changed since the queues of its letters were looked up.
     pub may_have_other_queues: bool,
     refused: BTreeMap<String, RefusedQueue>,
+    /// Letters that the broker has refused each time, from the first time on: they were certainly not published.
+    unpublished: BTreeSet<i64>,
 }
 
 impl Pace {
@@ -140,37 +153,46 @@ impl Pace {
             unanswered: UnansweredLetters::default(),
             may_have_other_queues: true,
             refused: BTreeMap::new(),
+            unpublished: BTreeSet::new(),
         }
     }
 
-    /// The broker has accepted a letter for a queue.
-    pub fn accepted(&mut self, queue: &str) {
+    /// The broker has accepted these letters for a queue.
+    pub fn accepted(&mut self, queue: &str, letters: &[HandedLetter]) {
         self.refused.remove(queue);
+        self.may_be_published(letters);
     }
 
-    /// The broker has refused letters for a queue. If it has done so too often, for a reason that lasts: what is to become of them.
-    pub fn refused(
-        &mut self,
-        queue: &str,
-        error: String,
-        lasts: bool,
-        letters: &[HandedLetter],
-    ) -> Option<Vec<LeftOutLetter>> {
-        let now = Instant::now();
-        let (attempts, before) =
-            self.refused.remove(queue).map_or_else(Default::default, |known| (known.attempts, known.unpublished));
-        let attempts = attempts.saturating_add(1);
-        let is_unpublished = |letter: &HandedLetter| letter.is_first || before.contains(&letter.id);
-        let unpublished: BTreeSet<i64> =
-            letters.iter().filter(|letter| is_unpublished(letter)).map(|letter| letter.id).collect();
-        let not_before = now + REFUSED_BACKOFF.wait(attempts - 1, 1.0);
+    /// It is not known whether the broker has accepted these letters.
+    pub fn may_be_published(&mut self, letters: &[HandedLetter]) {
+        for letter in letters {
+            self.unpublished.remove(&letter.id);
+        }
+    }
+
+    /// The broker has refused letters. If it has done so too often, for a reason that lasts: what is to become of them.
+    pub fn refused(&mut self, refusal: Refusal<'_>) -> Option<Vec<LeftOutLetter>> {
+        let Refusal { queue, error, lasts, handed_at, letters } = refusal;
+        let first = || RefusedQueue { error: String::new(), attempts: 0, not_before: handed_at };
+        let known = self.refused.entry(queue.to_owned()).or_insert_with(first);
+        known.error = error;
+        // The letters of each cause are refused for themselves. What was handed over before the first of these refusals is no other attempt.
+        if known.not_before <= handed_at {
+            known.not_before = Instant::now() + REFUSED_BACKOFF.wait(known.attempts, 1.0);
+            known.attempts = known.attempts.saturating_add(1);
+        }
+        let is_too_often = lasts && known.attempts >= MAX_REFUSALS;
+        self.unpublished.extend(letters.iter().filter(|letter| letter.is_first).map(|letter| letter.id));
+        is_too_often.then(|| self.left_out(letters, "refused"))
+    }
+
+    /// These letters, which the broker has not accepted now, are not published again.
+    pub fn left_out(&self, letters: &[HandedLetter], code: &'static str) -> Vec<LeftOutLetter> {
         let left_out = letters.iter().map(|letter| {
-            let is_unpublished = unpublished.contains(&letter.id);
-            LeftOutLetter { letter: letter.id, code: "refused", is_unpublished }
+            let is_unpublished = letter.is_first || self.unpublished.contains(&letter.id);
+            LeftOutLetter { letter: letter.id, code, is_unpublished }
         });
-        let left_out = (lasts && attempts >= MAX_REFUSALS).then(|| left_out.collect());
-        self.refused.insert(queue.to_owned(), RefusedQueue { error, attempts, not_before, unpublished });
-        left_out
+        left_out.collect()
     }
 
     /// What the broker said, while nothing is to be published to a queue.
@@ -208,37 +230,81 @@ mod tests {
     const FIRST: HandedLetter = HandedLetter { id: 1, is_first: true };
     const AGAIN: HandedLetter = HandedLetter { id: 2, is_first: false };
 
+    /// What is handed over now is refused at once.
+    fn refused(pace: &mut Pace, (error, lasts): (&str, bool), letters: &[HandedLetter]) -> Option<Vec<LeftOutLetter>> {
+        let (error, handed_at) = (error.to_owned(), Instant::now());
+        pace.refused(Refusal { queue: "carts", error, lasts, handed_at, letters })
+    }
+
+    async fn wait(pace: &Pace) {
+        while pace.refusal("carts").is_some() {
+            advance(TICK).await;
+        }
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_queue_that_is_refused_waits_ever_longer_until_it_is_accepted_or_too_often_refused() {
         let mut pace = Pace::new();
         let mut waits = Vec::new();
         for attempt in 1..=MAX_REFUSALS {
             let refused_at = Instant::now();
-            let is_too_often = pace.refused("carts", "403".to_owned(), true, &[FIRST]).is_some();
+            let is_too_often = refused(&mut pace, ("403", true), &[FIRST]).is_some();
             assert_eq!(is_too_often, attempt == MAX_REFUSALS);
             assert_eq!((pace.refusal("carts"), pace.refusal("orders")), (Some("403"), None));
-            while pace.refusal("carts").is_some() {
-                advance(TICK).await;
-            }
+            wait(&pace).await;
             waits.push(refused_at.elapsed().as_secs());
         }
         assert_eq!(waits, [1, 2, 4, 8, 16]);
-        assert_eq!(pace.refused("carts", "full".to_owned(), false, &[FIRST]), None, "it may have room again");
-        pace.accepted("carts");
+        assert_eq!(refused(&mut pace, ("full", false), &[FIRST]), None, "it may have room again");
+        pace.accepted("carts", &[]);
         assert!(pace.refusal("carts").is_none());
-        assert_eq!(pace.refused("carts", "403".to_owned(), true, &[FIRST]), None);
+        assert_eq!(refused(&mut pace, ("403", true), &[FIRST]), None);
     }
 
-    #[test]
-    fn of_letters_that_are_refused_too_often_those_are_open_again_that_were_never_accepted() {
+    fn left_out(letter: i64, is_unpublished: bool) -> LeftOutLetter {
+        LeftOutLetter { letter, code: "refused", is_unpublished }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn of_letters_that_are_refused_too_often_those_are_open_again_that_were_never_accepted() {
         let mut pace = Pace::new();
         for attempt in 1..=MAX_REFUSALS {
             // Only at the first attempt it is its first one. What a former process had handed over may be on its way.
             let first = HandedLetter { is_first: attempt == 1, ..FIRST };
-            let refused = pace.refused("carts", "403".to_owned(), true, &[first, AGAIN]);
-            let left_out = |letter, is_unpublished| LeftOutLetter { letter, code: "refused", is_unpublished };
-            let expected = vec![left_out(1, true), left_out(2, false)];
-            assert_eq!(refused, (attempt == MAX_REFUSALS).then_some(expected));
+            let is_left_out = refused(&mut pace, ("403", true), &[first, AGAIN]);
+            assert_eq!(is_left_out, (attempt == MAX_REFUSALS).then(|| vec![left_out(1, true), left_out(2, false)]));
+            wait(&pace).await;
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn letters_of_many_causes_that_are_handed_over_together_and_refused_are_one_attempt() {
+        let mut pace = Pace::new();
+        for attempt in 1..=MAX_REFUSALS {
+            let handed_at = Instant::now();
+            for id in 1..=6 {
+                // The broker's answers to those of one attempt need not come at once.
+                advance(Duration::from_secs(1)).await;
+                let (error, letters) = ("403".to_owned(), [HandedLetter { id, is_first: attempt == 1 }]);
+                let refusal = Refusal { queue: "carts", error, lasts: true, handed_at, letters: &letters };
+                let expected = (attempt == MAX_REFUSALS).then(|| vec![left_out(id, true)]);
+                assert_eq!(pace.refused(refusal), expected, "attempt {attempt} with {id}");
+            }
+            wait(&pace).await;
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_letter_that_was_refused_and_then_perhaps_published_is_not_open_again() {
+        let mut pace = Pace::new();
+        let again = HandedLetter { is_first: false, ..FIRST };
+        let ways: [fn(&mut Pace, &[HandedLetter]); 2] =
+            [Pace::may_be_published, |pace, letters| pace.accepted("carts", letters)];
+        for may_be_published in ways {
+            refused(&mut pace, ("403", true), &[FIRST]);
+            assert_eq!(pace.left_out(&[again], "refused"), [left_out(1, true)]);
+            may_be_published(&mut pace, &[again]);
+            assert_eq!(pace.left_out(&[again], "refused"), [left_out(1, false)]);
         }
     }
 

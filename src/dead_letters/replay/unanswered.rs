@@ -27,6 +27,8 @@ pub(super) struct HandedLetter {
 pub(super) struct Answer {
     pub queue: String,
     pub letters: Vec<HandedLetter>,
+    /// When they were handed over.
+    pub handed_at: Instant,
     pub result: Result<(), Unpublished>,
 }
 
@@ -59,7 +61,7 @@ impl UnansweredLetters {
             self.queues.entry(queue.to_owned()).or_insert(UnansweredQueue { batches: 0, since, shown_since });
         of_queue.batches += 1;
         let queue = queue.to_owned();
-        self.answers.push(async move { Answer { queue, letters, result: publishing.await } }.boxed());
+        self.answers.push(async move { Answer { queue, letters, handed_at: since, result: publishing.await } }.boxed());
     }
 
     /// Whether the broker has not answered letters of this queue yet.

@@ -18,8 +18,8 @@ use crate::formats::Format;
 use crate::ledger::conformance::{finish, stored_letter};
 use crate::ledger::sqlite::SqliteLedger;
 use crate::ledger::{
-    LedgerReader, LedgerWriter, LetterOperation, LetterOperationWriter, LetterProgress, LetterSelection, LetterState,
-    LetterWriter, NewStoredLetter, OperationAnswer, Replay, ReplayOptions, ReplayState,
+    ClaimedReplay, LedgerReader, LedgerWriter, LetterOperation, LetterOperationWriter, LetterProgress, LetterSelection,
+    LetterState, LetterWriter, NewStoredLetter, OperationAnswer, Replay, ReplayOptions, ReplayState, ToSelect,
 };
 use crate::message::{Publication, PublishError, Publisher, Unpublished};
 
@@ -29,6 +29,8 @@ enum Broker {
     Confirms,
     NeverAnswers,
     Refuses,
+    /// AMQP cannot carry them.
+    CannotCarry,
 }
 
 /// Answers by queue.
@@ -66,6 +68,13 @@ impl Publisher for FakePublisher {
                 Err(Unpublished { failures: (0..publications.len()).map(refused).collect() })
             }
             .boxed(),
+            Broker::CannotCarry => async move {
+                let problem = "its headers take too many bytes".to_owned();
+                let invalid =
+                    |index| (index, PublishError::Invalid { exchange: exchange.clone(), problem: problem.clone() });
+                Err(Unpublished { failures: (0..publications.len()).map(invalid).collect() })
+            }
+            .boxed(),
         }
     }
 }
@@ -81,8 +90,12 @@ fn letter(n: u8, queue: &str) -> NewStoredLetter {
 }
 
 async fn start(actions: &LetterActions, letters: impl Iterator<Item = i64>) -> i64 {
+    start_with(actions, letters, ReplayOptions::default()).await
+}
+
+async fn start_with(actions: &LetterActions, letters: impl Iterator<Item = i64>, options: ReplayOptions) -> i64 {
     let selection = LetterSelection::Ids(letters.collect());
-    let request = ReplayRequest { selection, options: ReplayOptions::default(), dry_run: false, after: 0 };
+    let request = ReplayRequest { selection, options, dry_run: false, after: 0 };
     actions.start(request, "ada".to_owned()).await.unwrap().replay.id
 }
 
@@ -239,4 +252,108 @@ async fn letters_that_the_broker_never_accepts_are_open_again_once_their_replay_
     assert_eq!(states(&ledger, 3).await, [LetterState::Open, LetterState::Open, LetterState::Replaying]);
     assert_eq!(replay.skipped, BTreeMap::from([("refused".to_owned(), 1)]));
     assert_eq!(replay.count(LetterProgress::Unknown), 0);
+}
+
+#[tokio::test]
+async fn letters_of_many_causes_that_the_broker_never_accepts_are_refused_five_times_and_all_are_open_again() {
+    const LETTERS: u8 = 6;
+    let publisher = FakePublisher::new(&[("orders", Broker::Refuses)]);
+    let Fixture { ledger, replayer, actions, _directory, .. } =
+        fixture_with(consumers(&[("orders", "order")]), Arc::<FakePublisher>::clone(&publisher), always_open());
+    for n in 1..=LETTERS {
+        let letter = NewStoredLetter { code: format!("http_{n}"), ..letter(n, "orders") };
+        ledger.store_letter(letter).await.unwrap();
+    }
+    let (id, mut memory) = (start(&actions, 1..=LETTERS.into()).await, Memory::default());
+    let mut published = Vec::new();
+    for _ in 0..10 {
+        tick(&replayer, &mut memory, 2).await;
+        published.push(publisher.published().len());
+        later(Duration::from_secs(4)).await;
+    }
+    let rounds = [1, 2, 3, 4].map(|round| round * usize::from(LETTERS));
+    assert_eq!(published[..4], [rounds[0], rounds[1], rounds[2], rounds[3]], "after waits of 1, 2 and 4 s");
+    assert_eq!(published[9], 5 * usize::from(LETTERS));
+    let replay = replay(&actions, id).await;
+    assert_eq!((replay.state, replay.end_reason.as_deref()), (ReplayState::Stopped, Some("refused")));
+    assert_eq!(states(&ledger, LETTERS.into()).await, [LetterState::Open; LETTERS as usize]);
+    assert_eq!(replay.skipped, BTreeMap::from([("refused".to_owned(), LETTERS.into())]));
+}
+
+#[tokio::test]
+async fn of_many_letters_that_amqp_cannot_carry_all_are_open_again() {
+    let publisher = FakePublisher::new(&[("orders", Broker::CannotCarry)]);
+    let Fixture { ledger, replayer, actions, _directory, .. } =
+        fixture_with(consumers(&[("orders", "order")]), publisher, always_open());
+    for n in 1..=3 {
+        ledger.store_letter(letter(n, "orders")).await.unwrap();
+    }
+    let options = ReplayOptions { canary: false, ..ReplayOptions::default() };
+    let (id, mut memory) = (start_with(&actions, 1..=3, options).await, Memory::default());
+    tick(&replayer, &mut memory, 5).await;
+    let replay = replay(&actions, id).await;
+    assert_eq!(replay.skipped, BTreeMap::from([("cannot_publish".to_owned(), 3)]));
+    assert_eq!(replay.state, ReplayState::Finished);
+    assert_eq!(states(&ledger, 3).await, [LetterState::Open; 3]);
+}
+
+#[tokio::test]
+async fn a_letter_that_ends_its_readers_does_not_make_those_after_it_unreadable() {
+    let publisher = FakePublisher::new(&[("orders", Broker::Confirms)]);
+    let Fixture { ledger, replayer, actions, _directory, .. } =
+        fixture_with(consumers(&[("orders", "order")]), Arc::<FakePublisher>::clone(&publisher), always_open());
+    for n in 1..=4 {
+        ledger.store_letter(letter(n, "orders")).await.unwrap();
+    }
+    let options = ReplayOptions { canary: false, ..ReplayOptions::default() };
+    let (id, mut memory) = (start_with(&actions, 1..=4, options).await, Memory::default());
+    // Two former processes have ended at the first one.
+    for (owner, seconds_ago, tries) in [("first", 60, vec![0; 4]), ("second", 30, vec![1])] {
+        let at = Timestamp::now() - Duration::from_secs(seconds_ago);
+        let carry_out = async |operation| ledger.carry_out(operation).await.unwrap();
+        let claim = LetterOperation::Claim { replay: id, owner: owner.to_owned(), at, until: at + LEASE };
+        assert_eq!(carry_out(claim).await, OperationAnswer::Done(true));
+        let replay = || ClaimedReplay { id, owner: owner.to_owned() };
+        let letters = (1..=4).map(|letter| ToSelect { letter, queue: "orders".to_owned() }).collect();
+        carry_out(LetterOperation::Select { replay: replay(), letters, is_named: true, is_last: true, at }).await;
+        let reading = LetterOperation::Reading { replay: replay(), letters: (1..=4).collect(), has_ended: false, at };
+        assert_eq!(carry_out(reading).await, OperationAnswer::Reading(tries));
+    }
+    tick(&replayer, &mut memory, 5).await;
+    let replay = replay(&actions, id).await;
+    assert_eq!(replay.skipped, BTreeMap::from([("unreadable".to_owned(), 1)]));
+    assert_eq!(publisher.published().len(), 3);
+}
+
+#[tokio::test]
+async fn a_replay_that_waits_for_the_first_outcomes_in_another_queue_says_so_and_goes_on_once_that_queue_is_paused() {
+    let publisher = FakePublisher::new(&[("orders", Broker::Confirms), ("carts", Broker::Confirms)]);
+    let is_paused = Arc::new(Mutex::new(false));
+    let access: AccessToQueue = {
+        let is_paused = Arc::clone(&is_paused);
+        Arc::new(move |queue| match queue == "orders" && *is_paused.lock().unwrap() {
+            true => QueueAccess::Closed(Waiting { cause: WaitCause::Paused, text: "paused".to_owned() }),
+            false => QueueAccess::Open,
+        })
+    };
+    let known = consumers(&[("orders", "order"), ("carts", "cart")]);
+    let Fixture { ledger, replayer, actions, _directory, .. } =
+        fixture_with(known, Arc::<FakePublisher>::clone(&publisher), access);
+    for n in 1..=10 {
+        let letter = NewStoredLetter { code: format!("http_{n}"), ..letter(n, "orders") };
+        ledger.store_letter(letter).await.unwrap();
+    }
+    ledger.store_letter(letter(11, "carts")).await.unwrap();
+    let mut memory = Memory::default();
+    start(&actions, 1..=10).await;
+    tick(&replayer, &mut memory, 3).await;
+    start(&actions, 11..=11).await;
+    tick(&replayer, &mut memory, 3).await;
+    assert_eq!(publisher.published(), ["orders"; 10]);
+    let waiting = replayer.running().borrow()[1].waiting.clone().unwrap();
+    assert_eq!(waiting.cause, WaitCause::OtherReplay);
+    assert!(!waiting.text.contains("same queue"), "{waiting:?}");
+    *is_paused.lock().unwrap() = true;
+    tick(&replayer, &mut memory, 1).await;
+    assert_eq!(publisher.published()[10..], ["carts"]);
 }
