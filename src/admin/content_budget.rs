@@ -10,7 +10,8 @@ use tokio::time::timeout;
 
 /// All bodies together: one of the largest that are stored, or several smaller ones.
 const MAX_BYTES: u64 = 64 << 20;
-/// Smaller bodies do not count, so that slow clients that receive large ones keep no others out. The number of answers is limited.
+/// Smaller bodies do not count, so that slow clients that receive large ones keep no others out. Their number is limited by that of
+/// the connections (128).
 const SMALL_BYTES: u64 = 1 << 20;
 /// In bytes.
 const UNIT: u64 = 1 << 10;
@@ -34,12 +35,16 @@ impl Default for ContentBudget {
 impl ContentBudget {
     /// Waits until there is room for a body. `None`: there is none for now.
     pub async fn hold(&self, bytes: u64) -> Option<HeldBudget> {
+        timeout(WAIT, self.wait(bytes)).await.ok()
+    }
+
+    /// The same, however long it takes: an answer that has begun cannot become another one. Its connection limits the time.
+    pub async fn wait(&self, bytes: u64) -> HeldBudget {
         if bytes <= SMALL_BYTES {
-            return Some(HeldBudget(None));
+            return HeldBudget(None);
         }
-        let permits = Arc::clone(&self.0).acquire_many_owned(units(bytes));
-        let held = timeout(WAIT, permits).await.ok()?;
-        Some(HeldBudget(Some(held.expect("this semaphore is never closed"))))
+        let held = Arc::clone(&self.0).acquire_many_owned(units(bytes)).await;
+        HeldBudget(Some(held.expect("this semaphore is never closed")))
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! It does not depend on what is requested. When it ends, for whatever reason, the daemon keeps running.
 
+use std::future::pending;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -55,10 +56,8 @@ const BACKLOG: u32 = 1_024;
 const MAX_HEAD: usize = 8 * 1024;
 /// Maximum number of header fields of a request.
 const MAX_HEADERS: usize = 64;
-/// How long a connection stays open at most: longer than a command may take.
+/// How long a connection stays open at most, unless an answer is being sent in parts: longer than a command may take.
 const CONNECTION_LIFETIME: Duration = Duration::from_secs(120);
-/// How much longer it stays open while an answer is sent in parts.
-const LONG_ANSWER_LIFETIME: Duration = Duration::from_secs(3_600);
 /// How long the last answer may take once a connection is being closed.
 const LAST_ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 /// The pause at the limit before another connection is looked for that can be evicted.
@@ -275,11 +274,11 @@ async fn stalled(state: &Progress) {
     }
 }
 
-/// How long a connection stays open at most.
+/// How long a connection stays open at most. An answer in parts takes as long as it takes: [`stalled`] limits each of them.
 async fn lifetime(state: &Progress) {
     sleep(CONNECTION_LIFETIME).await;
     if matches!(state.get(), Phase::Part(_)) {
-        sleep(LONG_ANSWER_LIFETIME).await;
+        pending::<()>().await;
     }
 }
 

@@ -1,4 +1,4 @@
-//! JSON answers of many megabytes: written in parts while they are sent, so that they take little memory besides the value itself.
+//! Answers of many megabytes: JSON that is written in parts while it is sent, so that it takes little memory besides the values themselves.
 //!
 //! It never decides what is answered.
 
@@ -7,7 +7,7 @@ use std::io::{self, Write};
 use axum::body::{Body, Bytes};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use futures_util::stream::{StreamExt, unfold};
+use futures_util::stream::{Stream, StreamExt, unfold};
 use serde::Serialize;
 use tokio::sync::mpsc::{Sender, channel};
 use tokio::task::spawn_blocking;
@@ -28,25 +28,44 @@ pub(super) fn streamed_json<T: Serialize>(
     held: impl Send + 'static,
     progress: Option<Progress>,
 ) -> Response {
-    let (parts, receiver) = channel(WAITING_PARTS);
-    // It waits for a slow client as long as the connection does.
-    spawn_blocking(move || {
+    let parts = written_parts(move |writer| {
         let value = make();
+        let written = serde_json::to_writer(writer, &value).map_err(io::Error::from);
+        drop((value, held));
+        written
+    });
+    answer_in_parts("application/json", parts, progress)
+}
+
+/// What `write` writes, in parts. It runs on a thread of its own, and waits there for a slow client as long as the connection does. If the
+/// client is gone, its next write fails.
+pub(super) fn written_parts(
+    write: impl FnOnce(&mut PartWriter) -> io::Result<()> + Send + 'static,
+) -> impl Stream<Item = io::Result<Bytes>> + Send {
+    let (parts, receiver) = channel(WAITING_PARTS);
+    spawn_blocking(move || {
         let mut writer = PartWriter { part: Vec::with_capacity(PART), parts };
         // An error means that the client is gone.
-        let _ = serde_json::to_writer(&mut writer, &value).map_err(io::Error::from).and_then(|()| writer.finish());
-        drop((value, held));
+        let _ = write(&mut writer).and_then(|()| writer.finish());
     });
-    let sent = unfold(Some(receiver), |receiver| async {
+    unfold(Some(receiver), |receiver| async {
         let mut receiver = receiver?;
         Some(match receiver.recv().await {
             Some(Part::More(bytes)) => (Ok(bytes), Some(receiver)),
             Some(Part::Last(bytes)) => (Ok(bytes), None),
             None => (Err(io::Error::other("the answer was not written to its end")), None),
         })
-    });
-    let sent = sent.inspect(move |_| progress.iter().for_each(Progress::advanced));
-    (StatusCode::OK, content_type("application/json"), Body::from_stream(sent)).into_response()
+    })
+}
+
+/// Answers 200 with these parts.
+pub(super) fn answer_in_parts(
+    kind: &'static str,
+    parts: impl Stream<Item = io::Result<Bytes>> + Send + 'static,
+    progress: Option<Progress>,
+) -> Response {
+    let sent = parts.inspect(move |_| progress.iter().for_each(Progress::advanced));
+    (StatusCode::OK, content_type(kind), Body::from_stream(sent)).into_response()
 }
 
 /// A part of an answer. One that has no last part is not complete.
@@ -57,7 +76,7 @@ enum Part {
 }
 
 /// Collects what is written, and hands on each part of it.
-struct PartWriter {
+pub(super) struct PartWriter {
     part: Vec<u8>,
     parts: Sender<Part>,
 }
@@ -70,7 +89,8 @@ impl PartWriter {
             Err(error) if error.error_len().is_none() => error.valid_up_to(),
             Err(error) => return Err(io::Error::new(io::ErrorKind::InvalidData, error)),
         };
-        let rest = self.part.split_off(whole);
+        let mut rest = Vec::with_capacity(PART);
+        rest.extend(self.part.drain(whole..));
         let text = String::from_utf8(std::mem::replace(&mut self.part, rest));
         let text = text.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
         Ok(Bytes::from(json_escaped(&text)))

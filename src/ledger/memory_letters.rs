@@ -105,11 +105,12 @@ impl MemoryLetters {
         let whole: Vec<_> = letters
             .iter()
             .filter_map(|letter| self.detail(letter.id))
-            .take_while(|detail| {
-                let fits = bytes < budget;
+            .enumerate()
+            .take_while(|(before, detail)| {
                 bytes += detail.content.body.len();
-                fits
+                *before == 0 || bytes <= budget
             })
+            .map(|(_, detail)| detail)
             .collect();
         WholeDeadLetters { more: more || whole.len() < count, letters: whole }
     }

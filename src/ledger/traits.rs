@@ -141,8 +141,8 @@ pub trait LedgerReader: Send + Sync + 'static {
     /// The ledger cannot be read.
     fn dead_letters(&self, query: DeadLetterQuery) -> BoxFuture<'static, Result<DeadLetterPage, OpenError>>;
 
-    /// One page of the stored dead letters with everything that is recorded about them. It ends early once their bodies have this
-    /// many bytes.
+    /// One page of the stored dead letters with everything that is recorded about them. It ends before a body with which all of them
+    /// would have more than this many bytes; the first one may have more.
     ///
     /// # Errors
     /// The ledger cannot be read.

@@ -147,7 +147,18 @@ enum ActingError {
     #[response(status = 415)]
     ContentType(ApiError),
     /// The daemon is starting, the ledger cannot record or has no room left for this, too many requests are being answered, or
-    /// the answer takes too long: `not_running`, `ledger`, `disk_space`, `too_many_requests`, `too_many_edits`, `answer_timeout`.
+    /// the answer takes too long: `not_running`, `ledger`, `disk_space`, `too_many_requests`, `answer_timeout`.
+    #[response(status = 503)]
+    Unavailable(ApiError),
+}
+
+/// One more error of edits.
+#[derive(IntoResponses)]
+#[expect(dead_code, reason = "only its description is used")]
+enum EditError {
+    /// The daemon is starting, the ledger cannot record or has no room left for this, too many requests are being answered, two
+    /// other edits are in progress, or the answer takes too long: `not_running`, `ledger`, `disk_space`, `too_many_requests`,
+    /// `too_many_edits`, `answer_timeout`.
     #[response(status = 503)]
     Unavailable(ApiError),
 }
@@ -311,7 +322,7 @@ async fn change(actions: LetterActionsHandle, actor: Actor, request: Request, ac
     path = "/api/v1/dead-letters/{id}/edit",
     params(("id" = i64, Path, description = "Its number")),
     request_body = EditRequest,
-    responses((status = 200, description = "The new revision, or with `dry_run` the body to edit", body = EditAnswer), AnyError, ActingError, RequestBodyError, MissingError, ConflictError)
+    responses((status = 200, description = "The new revision, or with `dry_run` the body to edit", body = EditAnswer), AnyError, ActingError, EditError, RequestBodyError, MissingError, ConflictError)
 )]
 async fn edit(
     State(actions): State<LetterActionsHandle>,

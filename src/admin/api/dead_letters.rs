@@ -1,36 +1,37 @@
 //! `GET /api/v1/dead-letters…`: the store of dead letters, by pages, groups, one by one, and as a whole.
 //!
-//! An export is read page by page while it is sent, so it takes little memory however many dead letters there are.
+//! An export is read page by page while it is sent, so it takes little memory however many dead letters there are, and however large.
 
+use std::future::ready;
+use std::io::{self, Write};
 use std::sync::Arc;
 
-use axum::body::{Body, Bytes};
 use axum::extract::{Request, State};
 use axum::http::StatusCode;
-use axum::response::{IntoResponse, Response};
-use futures_util::stream::{StreamExt, iter, unfold};
+use axum::response::Response;
+use futures_util::stream::{StreamExt, once, unfold};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use utoipa::openapi::RefOr;
+use utoipa::openapi::path::{Parameter, ParameterIn};
 use utoipa::openapi::schema::{ObjectBuilder, Schema, Type};
-use utoipa::{IntoParams, ToSchema};
+use utoipa::{IntoParams, IntoResponses, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::document::{AnyError, ApiError, ReadError};
 use super::query::{Parameters, PathParameter, QueryError, limit_up_to, page_limit, unreadable};
-use crate::admin::content_budget::ContentBudget;
+use crate::admin::content_budget::{ContentBudget, HeldBudget};
 use crate::admin::progress::Progress;
-use crate::admin::response::{content_type, error_response, json_response};
-use crate::admin::streamed_json::streamed_json;
+use crate::admin::response::{error_response, json_response};
+use crate::admin::streamed_json::{PartWriter, answer_in_parts, streamed_json, written_parts};
 use crate::dead_letters::WholeLetter;
 use crate::domain::ExactSum;
-use crate::escape::json_escaped;
 use crate::ledger::report::PointInTime;
 use crate::ledger::{
-    DeadLetter, DeadLetterFilter, DeadLetterGroups, DeadLetterQuery, LedgerReader, LetterSource, LetterState,
-    OpenError, WholeDeadLetters,
+    DeadLetter, DeadLetterDetail, DeadLetterFilter, DeadLetterGroups, DeadLetterQuery, LedgerReader, LetterSource,
+    LetterState, OpenError,
 };
 
 /// Most groups in an answer: as many as the ledger keeps apart.
@@ -39,16 +40,18 @@ const MAX_GROUPS: usize = 10_000;
 const MAX_EXPORTS: usize = 2;
 /// Dead letters of an export that are read at a time.
 const EXPORT_PAGE: usize = 500;
-/// The bytes that their bodies take at most, and those of one more.
+/// The bytes that their bodies take at most. A larger one is read alone.
 const MAX_EXPORT_BYTES: usize = 4 << 20;
-/// The largest part of an export that is sent at once; a client has some seconds to receive each.
-const MAX_PART: usize = 64 << 10;
+/// The parameters that only a list has.
+const NOT_OF_GROUPS: &[&str] = &["before", "after"];
+/// And those that an export does not have.
+const NOT_OF_EXPORTS: &[&str] = &["before", "after", "limit"];
 
 #[derive(Clone)]
 struct LetterApi {
     ledger: Arc<dyn LedgerReader>,
     exports: Arc<Semaphore>,
-    /// Limits the bodies of single letters that are being sent.
+    /// Limits the bodies that are being sent.
     budget: ContentBudget,
 }
 
@@ -94,7 +97,8 @@ struct LetterParameters {
     /// Only those that failed before this time
     #[param(value_type = Option<String>)]
     until: Option<PointInTime>,
-    /// Only those that contain this text
+    /// Only those that contain this text, in any case: in ids, products, codes, the failure's text and the beginning of the body, 2,000
+    /// bytes together
     text: Option<String>,
     /// Only those that failed after at least this many delayed retries
     min_retries: Option<u32>,
@@ -107,11 +111,11 @@ struct LetterParameters {
     routing_key: Option<String>,
     /// Only letters of this replay; `state` is `any` then by default
     replay: Option<i64>,
-    /// Only those with a lower number: `next` of the page before. Only for a list
+    /// Only those with a lower number: `next` of the page before
     before: Option<i64>,
-    /// Only those with a higher number, the oldest first: `next` of the page before. Only for a list; 0 begins with the first
+    /// Only those with a higher number, the oldest first: `next` of the page before. 0 begins with the first
     after: Option<i64>,
-    /// How many at most, 50 by default: up to 1000 dead letters, or 10000 groups. Not for an export
+    /// How many at most, 50 by default: up to 1000 dead letters, or 10000 groups
     #[param(minimum = 1, maximum = 10_000)]
     limit: Option<usize>,
 }
@@ -121,7 +125,40 @@ fn state_schema() -> impl Into<RefOr<Schema>> {
     ObjectBuilder::new().schema_type(Type::String).enum_values(Some(states))
 }
 
+/// The parameters of groups.
+struct GroupParameters;
+
+impl IntoParams for GroupParameters {
+    fn into_params(place: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
+        without(LetterParameters::into_params(place), NOT_OF_GROUPS)
+    }
+}
+
+/// The parameters of an export.
+struct ExportParameters;
+
+impl IntoParams for ExportParameters {
+    fn into_params(place: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
+        without(LetterParameters::into_params(place), NOT_OF_EXPORTS)
+    }
+}
+
+fn without(mut parameters: Vec<Parameter>, names: &[&str]) -> Vec<Parameter> {
+    parameters.retain(|parameter| !names.contains(&&*parameter.name));
+    parameters
+}
+
 impl LetterParameters {
+    /// Refuses parameters that this request does not have.
+    fn refuse(&self, names: &[&str]) -> Result<(), QueryError> {
+        let given =
+            [("before", self.before.is_some()), ("after", self.after.is_some()), ("limit", self.limit.is_some())];
+        match given.iter().find(|(name, is_given)| *is_given && names.contains(name)) {
+            Some((name, _)) => Err(QueryError(format!("{name}: this request does not have this parameter"))),
+            None => Ok(()),
+        }
+    }
+
     fn filter(&self, now: Timestamp) -> Result<DeadLetterFilter, QueryError> {
         let default = if self.replay.is_some() { "any" } else { LetterState::Open.as_str() };
         let state = self.state.as_deref().unwrap_or(default);
@@ -192,13 +229,14 @@ async fn list(
 #[utoipa::path(
     get,
     path = "/api/v1/dead-letters/groups",
-    params(LetterParameters),
+    params(GroupParameters),
     responses((status = 200, description = "The groups, the largest first", body = DeadLetterGroups), AnyError, ReadError)
 )]
 async fn groups(
     State(api): State<LetterApi>,
     Parameters(parameters): Parameters<LetterParameters>,
 ) -> Result<Response, QueryError> {
+    parameters.refuse(NOT_OF_GROUPS)?;
     let filter = parameters.filter(Timestamp::now())?;
     let limit = limit_up_to(parameters.limit, MAX_GROUPS)?;
     Ok(match api.ledger.dead_letter_groups(filter).await {
@@ -219,6 +257,16 @@ struct RevisionParameters {
     revision: Option<i64>,
 }
 
+/// One more error of what sends a dead letter.
+#[derive(IntoResponses)]
+#[expect(dead_code, reason = "only its description is used")]
+enum LargeAnswerError {
+    /// Too many requests are being answered, other large dead letters are being sent, or the answer takes too long:
+    /// `too_many_requests`, `too_many_large_answers`, `answer_timeout`.
+    #[response(status = 503)]
+    Unavailable(ApiError),
+}
+
 /// One dead letter: body, headers, and each attempt and step
 #[utoipa::path(
     get,
@@ -228,7 +276,8 @@ struct RevisionParameters {
         (status = 200, description = "The dead letter", body = WholeLetter),
         (status = 404, body = ApiError, description = "There is none with this number, or no such revision: `unknown_dead_letter`"),
         AnyError,
-        ReadError
+        ReadError,
+        LargeAnswerError
     )
 )]
 async fn show(
@@ -246,10 +295,7 @@ async fn show(
         Ok(None) => return unknown(),
         Err(error) => return unreadable(&error),
     };
-    let Some(held) = api.budget.hold(bytes).await else {
-        let message = "other large dead letters are being sent; try again later";
-        return error_response(StatusCode::SERVICE_UNAVAILABLE, "too_many_large_answers", message);
-    };
+    let Some(held) = api.budget.hold(bytes).await else { return no_room() };
     // The budget is held until the letter is read, even if the request was dropped.
     let read = tokio::spawn(async move { (api.ledger.dead_letter_revision(id, revision).await, held) });
     let progress = request.extensions().get::<Progress>().cloned();
@@ -261,13 +307,19 @@ async fn show(
     }
 }
 
+fn no_room() -> Response {
+    let message = "other large dead letters are being sent; try again later";
+    error_response(StatusCode::SERVICE_UNAVAILABLE, "too_many_large_answers", message)
+}
+
 /// Whole dead letters, the oldest first, one JSON object per line
 ///
-/// If the ledger cannot be read any more while they are sent, the connection is closed before the end of the answer.
+/// If the ledger cannot be read any more while they are sent, or other large dead letters leave no room for one of a megabyte or more within a
+/// minute, the connection is closed before the end of the answer.
 #[utoipa::path(
     get,
     path = "/api/v1/dead-letters/export",
-    params(LetterParameters),
+    params(ExportParameters),
     responses(
         (status = 200, description = "The dead letters", body = WholeLetter, content_type = "application/x-ndjson"),
         AnyError,
@@ -275,8 +327,8 @@ async fn show(
         (
             status = 503,
             body = ApiError,
-            description = "Two exports are being sent, too many requests are being answered, or the answer takes too long to begin: \
-                `too_many_exports`, `too_many_requests`, `answer_timeout`"
+            description = "Two exports are being sent, too many requests are being answered, other large dead letters are being sent, or the \
+                answer takes too long to begin: `too_many_exports`, `too_many_requests`, `too_many_large_answers`, `answer_timeout`"
         )
     )
 )]
@@ -285,61 +337,91 @@ async fn export(
     Parameters(parameters): Parameters<LetterParameters>,
     request: Request,
 ) -> Result<Response, QueryError> {
+    parameters.refuse(NOT_OF_EXPORTS)?;
     let filter = parameters.filter(Timestamp::now())?;
     let Ok(permit) = api.exports.try_acquire_owned() else {
         let message = format!("{MAX_EXPORTS} exports are in progress; try again later");
         return Ok(error_response(StatusCode::SERVICE_UNAVAILABLE, "too_many_exports", &message));
     };
-    let mut export = Export { ledger: api.ledger, filter, after: Some(0), _permit: permit };
+    let mut export = Export { ledger: api.ledger, budget: api.budget.clone(), filter, after: Some(0), _permit: permit };
     // An error at the beginning is one that the client can read.
-    let first = match export.next_page().await {
-        Ok(first) => first,
+    let first = match export.next_bytes().await {
+        Ok(None) => ExportPage::default(),
+        Ok(Some(bytes)) => {
+            let Some(held) = api.budget.hold(bytes).await else { return Ok(no_room()) };
+            match export.read_page(held).await {
+                Ok(first) => first,
+                Err(error) => return Ok(unreadable(&error)),
+            }
+        }
         Err(error) => return Ok(unreadable(&error)),
     };
     let rest = unfold(export, |mut export| async {
         export.after?;
         Some((export.next_page().await, export))
     });
-    let progress = request.extensions().get::<Progress>().cloned();
-    let parts = iter([Ok(first)]).chain(rest).flat_map(|page| match page {
-        Ok(page) => iter(parts(page).into_iter().map(Ok).collect::<Vec<_>>()),
-        Err(error) => iter(vec![Err(error)]),
+    let parts = once(ready(Ok(first))).chain(rest).flat_map(|page| match page {
+        Ok(page) => written_parts(move |writer| page.write(writer)).left_stream(),
+        Err(error) => once(ready(Err(io::Error::other(error)))).right_stream(),
     });
-    let parts = parts.inspect(move |_| progress.iter().for_each(Progress::advanced));
-    Ok((StatusCode::OK, content_type("application/x-ndjson"), Body::from_stream(parts)).into_response())
-}
-
-/// A page in parts that a slow client can receive.
-fn parts(mut page: Bytes) -> Vec<Bytes> {
-    let mut parts = Vec::with_capacity(page.len() / MAX_PART + 1);
-    while !page.is_empty() {
-        parts.push(page.split_to(MAX_PART.min(page.len())));
-    }
-    parts
+    let progress = request.extensions().get::<Progress>().cloned();
+    Ok(answer_in_parts("application/x-ndjson", parts, progress))
 }
 
 /// An export that is being sent.
 struct Export {
     ledger: Arc<dyn LedgerReader>,
+    budget: ContentBudget,
     filter: DeadLetterFilter,
     /// The number after which the next page begins; `None` after the last page.
     after: Option<i64>,
     _permit: OwnedSemaphorePermit,
 }
 
-impl Export {
-    /// The lines of the next page.
-    async fn next_page(&mut self) -> Result<Bytes, OpenError> {
-        let query =
-            DeadLetterQuery { filter: self.filter.clone(), before: None, after: self.after, limit: EXPORT_PAGE };
-        let WholeDeadLetters { letters, more } = self.ledger.whole_dead_letters(query, MAX_EXPORT_BYTES).await?;
-        self.after = letters.last().map(|detail| detail.letter.id).filter(|_| more);
-        let mut lines = String::new();
-        for detail in letters {
-            let line = serde_json::to_string(&WholeLetter::from(detail));
-            lines.push_str(&json_escaped(&line.expect("a dead letter is text, numbers and maps with text keys")));
-            lines.push('\n');
+/// A page of an export.
+#[derive(Default)]
+struct ExportPage {
+    letters: Vec<DeadLetterDetail>,
+    /// Held until all of it is written.
+    held: Option<HeldBudget>,
+}
+
+impl ExportPage {
+    /// Writes its lines. A letter that is written is dropped.
+    fn write(self, writer: &mut PartWriter) -> io::Result<()> {
+        for detail in self.letters {
+            serde_json::to_writer(&mut *writer, &WholeLetter::from(detail))?;
+            writer.write_all(b"\n")?;
         }
-        Ok(Bytes::from(lines))
+        drop(self.held);
+        Ok(())
+    }
+}
+
+impl Export {
+    fn query(&self, limit: usize) -> DeadLetterQuery {
+        DeadLetterQuery { filter: self.filter.clone(), before: None, after: self.after, limit }
+    }
+
+    /// How many bytes the body has with which the next page begins. `None`: there are no more.
+    async fn next_bytes(&mut self) -> Result<Option<u64>, OpenError> {
+        let next = self.ledger.dead_letters(self.query(1)).await?.letters.pop();
+        // The page need not search for it again.
+        self.after = next.as_ref().map(|letter| letter.id - 1);
+        Ok(next.map(|letter| letter.bytes))
+    }
+
+    /// Reads the next page. `held` is for the body with which it begins.
+    async fn read_page(&mut self, held: HeldBudget) -> Result<ExportPage, OpenError> {
+        let page = self.ledger.whole_dead_letters(self.query(EXPORT_PAGE), MAX_EXPORT_BYTES).await?;
+        self.after = page.letters.last().map(|detail| detail.letter.id).filter(|_| page.more);
+        Ok(ExportPage { letters: page.letters, held: Some(held) })
+    }
+
+    /// The next page, once there is room for it.
+    async fn next_page(&mut self) -> Result<ExportPage, OpenError> {
+        let Some(bytes) = self.next_bytes().await? else { return Ok(ExportPage::default()) };
+        let held = self.budget.wait(bytes).await;
+        self.read_page(held).await
     }
 }

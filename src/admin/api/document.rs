@@ -67,8 +67,7 @@ pub(in crate::admin) enum AnyError {
     /// The request is for another host: `foreign_host`.
     #[response(status = 421)]
     Misdirected(ApiError),
-    /// Too many requests are being answered, or too large ones, or the answer takes too long: `too_many_requests`,
-    /// `too_many_exports`, `too_many_large_answers`, `too_many_edits`, `answer_timeout`.
+    /// Too many requests are being answered, or the answer takes too long: `too_many_requests`, `answer_timeout`.
     #[response(status = 503)]
     Unavailable(ApiError),
 }

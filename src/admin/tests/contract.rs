@@ -13,12 +13,15 @@ use futures_util::stream::pending;
 use hyper::service::Service;
 use serde_json::{Value, json};
 
-use super::{OPERATOR, Server, VIEWER, actions, operations, problems, server_of, server_with, strict};
+use super::{OPERATOR, Server, VIEWER, actions, existing, operations, problems, server_of, server_with, strict};
 use crate::admin::api::commands::VALID_UNTIL;
 use crate::dead_letters::{LetterActionsHandle, ReplayRequest};
 use crate::ledger::sqlite::SqliteReader;
 use crate::ledger::{DeadLetterFilter, LedgerMaintenance, LetterSelection, LetterState, ReplayOptions};
 
+const GROUPS: &str = "/api/v1/dead-letters/groups";
+const EXPORT: &str = "/api/v1/dead-letters/export";
+const LETTER: &str = "/api/v1/dead-letters/{id}";
 const REPLAYS: &str = "/api/v1/dead-letters/replays";
 const LETTERS: &str = "/api/v1/dead-letters/replays/{id}/letters";
 const STOP: &str = "/api/v1/dead-letters/replays/{id}/stop";
@@ -50,6 +53,12 @@ impl Contract {
         if (status, code) != expected {
             let text = String::from_utf8_lossy(&body).into_owned();
             self.problems.push(format!("{operation:?}: {status} {text}, not {expected:?}"));
+        }
+        let described =
+            &self.document["paths"][operation.1][operation.0.to_lowercase()]["responses"][status.to_string()];
+        let described = described["description"].as_str().unwrap_or_default();
+        if !code.is_empty() && !described.contains(&format!("`{code}`")) {
+            self.problems.push(format!("{operation:?}: {status} is {code}, which its description lacks: {described}"));
         }
         self.problems.extend(problems(&self.document, operation, status, &body));
         self.seen.insert((operation.0.to_owned(), operation.1.to_owned(), status));
@@ -88,11 +97,6 @@ fn with(mut request: Request, header: axum::http::HeaderName, value: Option<&str
 
 fn never() -> Body {
     Body::from_stream(pending::<Result<Bytes, std::io::Error>>())
-}
-
-/// With a consumer, an order or a number in place of its parameter.
-fn existing(path: &str) -> String {
-    super::existing(path)
 }
 
 /// What the access of any request needs, and what any body must not be.
@@ -216,7 +220,7 @@ async fn each_status_of_each_operation_is_answered_as_the_document_says() {
         }
     }
     for (path, missing, code) in [
-        ("/api/v1/dead-letters/{id}", "/api/v1/dead-letters/99", "unknown_dead_letter"),
+        (LETTER, "/api/v1/dead-letters/99", "unknown_dead_letter"),
         ("/api/v1/orders/{id}", "/api/v1/orders/nobody", "unknown_order"),
     ] {
         contract.expect(&server, ("GET", path), request("GET", missing, Body::empty()), (404, code)).await;
@@ -417,12 +421,17 @@ async fn a_query_is_accepted_if_it_is_valid_by_the_document_or_it_is_listed_here
             (list, "limit=1001", only_handlers_know("groups can have a higher limit")),
             (list, "since=yesterday", only_handlers_know("a time has many forms")),
             (list, "before=1&after=1", only_handlers_know("one excludes the other")),
-            ("/api/v1/dead-letters/groups", "limit=10000", VALID),
-            ("/api/v1/dead-letters/groups", "limit=10001", INVALID),
-            ("/api/v1/dead-letters/export", "state=any&text=Laptop", VALID),
-            ("/api/v1/dead-letters/export", "state=lost", INVALID),
-            ("/api/v1/dead-letters/{id}", "revision=0", VALID),
-            ("/api/v1/dead-letters/{id}", "revision=x", INVALID),
+            (GROUPS, "limit=10000", VALID),
+            (GROUPS, "limit=10001", INVALID),
+            (GROUPS, "before=3", INVALID),
+            (GROUPS, "after=3", INVALID),
+            (EXPORT, "state=any&text=Laptop", VALID),
+            (EXPORT, "state=lost", INVALID),
+            (EXPORT, "limit=5", INVALID),
+            (EXPORT, "before=3", INVALID),
+            (EXPORT, "after=3", INVALID),
+            (LETTER, "revision=0", VALID),
+            (LETTER, "revision=x", INVALID),
             (LETTERS, "progress=processed&after=0&limit=1000", VALID),
             (LETTERS, "progress=lost", INVALID),
             (LETTERS, "limit=1001", INVALID),
@@ -446,6 +455,24 @@ async fn a_query_is_accepted_if_it_is_valid_by_the_document_or_it_is_listed_here
         assert_eq!(problems.is_empty(), expected != INVALID, "{path} {query} {expected:?} {problems:?}");
     }
     ledger.close().await;
+}
+
+#[tokio::test]
+async fn no_operation_has_the_code_of_a_limit_of_others() {
+    let directory = tempfile::tempdir().unwrap();
+    let document = server_with(directory.path(), LetterActionsHandle::default()).await.document().await;
+    for (code, expected) in [
+        ("too_many_exports", &[("GET", EXPORT)][..]),
+        ("too_many_large_answers", &[("GET", EXPORT), ("GET", LETTER)]),
+        ("too_many_edits", &[("POST", EDIT)]),
+    ] {
+        let named = operations(&document).into_iter().filter(|(method, path)| {
+            let busy = &document["paths"][path][method.to_lowercase()]["responses"]["503"]["description"];
+            busy.as_str().unwrap().contains(&format!("`{code}`"))
+        });
+        let named: BTreeSet<_> = named.collect();
+        assert_eq!(named, expected.iter().map(|(method, path)| ((*method).to_owned(), (*path).to_owned())).collect());
+    }
 }
 
 #[test]

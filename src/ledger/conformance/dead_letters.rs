@@ -159,6 +159,9 @@ async fn pages_follow_each_other_in_both_directions(ledger: &dyn Ledger) {
     assert_eq!(whole(5, 1 << 20).await, (vec![1, 2, 3, 4, 5], false));
     assert_eq!(whole(2, 1 << 20).await, (vec![1, 2], true));
     assert_eq!(whole(5, 1).await, (vec![1], true), "its body is larger than that");
+    let bytes = stored_letter("ord", 1).body.len();
+    assert_eq!(whole(5, 2 * bytes).await, (vec![1, 2], true));
+    assert_eq!(whole(5, 3 * bytes - 1).await, (vec![1, 2], true), "with the third one, it would be too much");
 }
 
 async fn the_cause_of_unrouted_messages_is_their_routing_key(ledger: &dyn Ledger) {

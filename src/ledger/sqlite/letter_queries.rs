@@ -43,7 +43,7 @@ pub(super) fn page(directory: &Path, query: &DeadLetterQuery) -> Result<DeadLett
     read(directory, |connection| read_page(&*connection.unchecked_transaction()?, query))
 }
 
-/// One content after the other, until they have `budget` bytes.
+/// One content after the other, as long as they have at most `budget` bytes; the first one however large it is.
 pub(super) fn whole_page(
     directory: &Path,
     query: &DeadLetterQuery,
@@ -55,13 +55,12 @@ pub(super) fn whole_page(
         let DeadLetterPage { letters, more } = read_page(&snapshot, query)?;
         let (count, mut whole, mut bytes) = (letters.len(), Vec::new(), 0);
         for letter in letters {
-            let content = read_content(&snapshot, letter.id, None)?.ok_or(rusqlite::Error::QueryReturnedNoRows)?;
-            let detail = read_detail(&snapshot, letter, content)?;
-            bytes += detail.content.body.len();
-            whole.push(detail);
-            if bytes >= budget {
+            bytes += letter.bytes;
+            if bytes > budget as u64 && !whole.is_empty() {
                 break;
             }
+            let content = read_content(&snapshot, letter.id, None)?.ok_or(rusqlite::Error::QueryReturnedNoRows)?;
+            whole.push(read_detail(&snapshot, letter, content)?);
         }
         Ok(WholeDeadLetters { more: more || whole.len() < count, letters: whole })
     })

@@ -1,4 +1,4 @@
-//! Large dead letters over HTTP: a slow client receives all of one, and many requests at a time take bounded memory.
+//! Large dead letters over HTTP: a slow client receives all of one, and many requests and exports at a time take bounded memory.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -19,11 +19,21 @@ const MAX_MIB: u64 = 300;
 const SEND_TIMEOUT: Duration = Duration::from_secs(10);
 
 fn request(orderd: &OrderdProcess, id: u64) -> TcpStream {
+    get(orderd, &id.to_string())
+}
+
+fn get(orderd: &OrderdProcess, path: &str) -> TcpStream {
     let address = orderd.admin_address();
     let mut stream = TcpStream::connect(address).unwrap();
     let head = format!("Host: {address}\r\n{}", orderd.command_token());
-    write!(stream, "GET /api/v1/dead-letters/{id} HTTP/1.1\r\n{head}\r\n").unwrap();
+    write!(stream, "GET /api/v1/dead-letters/{path} HTTP/1.1\r\n{head}\r\n").unwrap();
     stream
+}
+
+fn whole_answer(mut stream: TcpStream) -> (u16, Vec<u8>) {
+    let mut received = Vec::new();
+    stream.read_to_end(&mut received).unwrap();
+    answer(&received)
 }
 
 /// Status and body of an answer, whose chunks are put together.
@@ -99,6 +109,9 @@ fn a_slow_client_receives_all_of_a_large_dead_letter_and_many_requests_at_a_time
         .collect();
     let sent = statuses.iter().filter(|status| *status == "200").count();
     assert!(sent == 5, "{sent} of them fit into the limit: {statuses:?}");
+    let (status, refused) = whole_answer(get(&orderd, "export"));
+    let refused = String::from_utf8_lossy(&refused).into_owned();
+    assert!(status == 503 && refused.contains("too_many_large_answers"), "{status} {refused:.200}");
     let peak = orderd.peak_memory_mib();
     assert!(peak < MAX_MIB, "{peak} MiB");
     drop(begun);
@@ -111,4 +124,30 @@ fn a_slow_client_receives_all_of_a_large_dead_letter_and_many_requests_at_a_time
     let output = shown.args(["--address", &orderd.admin_address().to_string()]).output().unwrap();
     let letter: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(letter["body"].as_str().unwrap().len(), BODY);
+}
+
+#[test]
+fn exports_of_large_dead_letters_take_bounded_memory() {
+    let node = Node::shared();
+    let env = TestEnv::new(&node).set("dead_letters.collect", "true").set("log.level", "info");
+    let orderd = env.start();
+    let (mut raw, ledger) = (env.raw(), env.ledger());
+    // Each byte of the last one is six in JSON.
+    for (body, byte) in [(10, b'x'), (BODY, b'x'), (10, b'y'), (BODY, 1)] {
+        raw.publish("dead_letter_queue", &persistent(), &vec![byte; body]);
+        let stored = ledger.number("SELECT count(*) FROM stored_dead_letters");
+        wait_until("it is stored", || ledger.number("SELECT count(*) FROM stored_dead_letters") > stored);
+    }
+    let exports = [get(&orderd, "export"), get(&orderd, "export")].map(|stream| thread::spawn(|| whole_answer(stream)));
+    for export in exports {
+        let (status, lines) = export.join().unwrap();
+        let lengths: Vec<_> = lines
+            .split(|byte| *byte == b'\n')
+            .filter(|line| !line.is_empty())
+            .map(|line| serde_json::from_slice::<Value>(line).unwrap()["body"].as_str().unwrap().len())
+            .collect();
+        assert_eq!((status, lengths), (200, vec![10, BODY, 10, BODY]));
+    }
+    let peak = orderd.peak_memory_mib();
+    assert!(peak < MAX_MIB, "{peak} MiB");
 }
