@@ -37,13 +37,15 @@ pub(in crate::cli) enum AdminClientError {
     /// Nothing answers at the address of `--address`. `is_sent`: the connection was lost once there was one.
     #[error("no daemon answers at {address}: {problem}")]
     UnreachableAddress { address: SocketAddr, problem: String, is_sent: bool },
-    /// The daemon accepts the connection and does not answer. Since the daemon looks whether its client still waits, a command
-    /// that had not begun is not carried out later.
+    /// The daemon accepts the connection and does not answer. What was asked for may still be done.
+    #[error("the daemon at {address} does not answer in time: it is stopped or overloaded")]
+    NoAnswer { address: SocketAddr },
+    /// The same, of a command. Since the daemon looks whether its client still waits, one that had not begun is not carried out later.
     #[error(
         "the daemon at {address} does not answer in time: it is stopped or overloaded; a command that it has not begun by now \
          is not carried out later, see `orderd status`"
     )]
-    NoAnswer { address: SocketAddr },
+    NoAnswerToCommand { address: SocketAddr },
     /// The daemon rejects the request, as for a wrong token.
     #[error("the daemon at {address} rejects the request ({status}): {message}{}", remedy(*status))]
     Rejected { address: SocketAddr, status: StatusCode, message: String },
@@ -96,6 +98,7 @@ impl AdminClientError {
             AdminClientError::Busy { is_begun, .. } => *is_begun,
             // Also an answer that this version does not understand.
             AdminClientError::NoAnswer { .. }
+            | AdminClientError::NoAnswerToCommand { .. }
             | AdminClientError::CutOff { .. }
             | AdminClientError::NotOrderd { .. } => true,
             AdminClientError::Load(_)
@@ -121,6 +124,7 @@ impl AdminClientError {
             AdminClientError::Unreachable { .. }
             | AdminClientError::UnreachableAddress { .. }
             | AdminClientError::NoAnswer { .. }
+            | AdminClientError::NoAnswerToCommand { .. }
             | AdminClientError::NotOrderd { .. }
             | AdminClientError::AnotherDaemon { .. }
             | AdminClientError::CutOff { .. }

@@ -130,7 +130,10 @@ impl AdminClient {
         let request = self.http.post(format!("http://{}{path}", self.address)).timeout(time + COMMAND_GRACE);
         let valid_until = Timestamp::now() + time;
         let request = request.header("content-type", COMMAND_CONTENT_TYPE).header(VALID_UNTIL, valid_until.to_string());
-        let (code, body) = self.exchange(request).await?;
+        let (code, body) = self.exchange(request).await.map_err(|error| match error {
+            AdminClientError::NoAnswer { address } => AdminClientError::NoAnswerToCommand { address },
+            error => error,
+        })?;
         self.check_accepted(code, &body)?;
         match code {
             StatusCode::OK => self.parse(&body),
@@ -339,6 +342,39 @@ mod tests {
         let client = AdminClient::new(test_server::serve(vec![answer]).await, None, None).unwrap();
         let refused = client.dead_letters::<Value>("hold", Some(&serde_json::json!({}))).await.unwrap_err();
         assert_eq!(refused.exit(), crate::cli::Exit::Usage, "{refused:?}");
+    }
+
+    /// Dead letters may be changed although nobody waits for the answer.
+    #[tokio::test]
+    async fn only_a_command_that_is_not_answered_is_said_not_to_be_carried_out_later() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = AdminClient::new(listener.local_addr().unwrap(), None, None).unwrap();
+        let error = |is_command: bool| {
+            let (client, listener) = (&client, &listener);
+            async move {
+                let asked = async {
+                    let body = serde_json::json!({});
+                    if is_command {
+                        client.command::<Value>("/api/v1/reload", Duration::ZERO).await
+                    } else {
+                        client.dead_letters::<Value>("hold", Some(&body)).await
+                    }
+                };
+                let accepted = async {
+                    let accepted = listener.accept().await.unwrap();
+                    tokio::time::pause();
+                    accepted
+                };
+                let (answer, _connection) = tokio::join!(asked, accepted);
+                tokio::time::resume();
+                answer.unwrap_err()
+            }
+        };
+        let (command, action) = (error(true).await, error(false).await);
+        assert!(matches!(command, AdminClientError::NoAnswerToCommand { .. }), "{command}");
+        assert!(matches!(action, AdminClientError::NoAnswer { .. }), "{action}");
+        let promises = |error: AdminClientError| error.to_string().contains("not carried out later");
+        assert_eq!((promises(command), promises(action)), (true, false));
     }
 
     #[test]

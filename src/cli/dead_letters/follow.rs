@@ -117,6 +117,7 @@ impl AdminClientError {
             AdminClientError::Unreachable { .. }
             | AdminClientError::UnreachableAddress { .. }
             | AdminClientError::NoAnswer { .. }
+            | AdminClientError::NoAnswerToCommand { .. }
             | AdminClientError::CutOff { .. }
             | AdminClientError::Busy { .. } => true,
             AdminClientError::Load(_)
