@@ -225,7 +225,7 @@ impl ChangedLetters {
                 return;
             }
             ChangeAnswer::Missing => "missing",
-            ChangeAnswer::OtherOrder | ChangeAnswer::Outdated => "edited",
+            ChangeAnswer::OtherOrder | ChangeAnswer::Outdated => unreachable!("only edits have these answers"),
             ChangeAnswer::Refused(state) => state.as_str(),
         };
         self.refused.insert(id, reason.to_owned());
