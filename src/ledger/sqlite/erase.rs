@@ -191,14 +191,11 @@ fn erase_in(
             break;
         }
     }
-    let FoundLetters { erasable, replaying } = letters;
     if options.dry_run {
-        erased.dead_letters = erasable.len();
+        (erased.dead_letters, erased.replaying_dead_letters) = (letters.erasable.len(), letters.replaying.len());
     } else {
-        let (letters, journal) = erase_letters::erase(&mut connection, &erasable, actor)?;
-        (erased.dead_letters, erased.journal) = (letters, journal.or(erased.journal));
+        erase_found(&mut connection, letters, options, actor, &mut erased)?;
     }
-    erased.replaying_dead_letters = replaying.len();
     erased.unattributed_dead_letters = erase_letters::count_unattributed(&connection, targets.customer.is_some())?;
     if !options.dry_run {
         // The write-ahead log contains pages from before, also from before a command that was killed.
@@ -206,6 +203,28 @@ fn erase_in(
         erased.copies_remain = busy != 0;
     }
     Ok(erased)
+}
+
+/// Erases the letters that were found. A replay may have selected some of them since.
+fn erase_found(
+    connection: &mut Connection,
+    FoundLetters { erasable, mut replaying }: FoundLetters,
+    options: ErasureOptions,
+    actor: &str,
+    erased: &mut ErasedRows,
+) -> rusqlite::Result<()> {
+    let letters = erase_letters::erase(connection, &erasable, actor)?;
+    replaying.extend(letters.replaying);
+    (erased.dead_letters, erased.replaying_dead_letters) = (letters.erased, replaying.len());
+    erased.journal = letters.journal.or(erased.journal);
+    if erased.journal.is_none() {
+        let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let entry = journal_entry(&[], options, &ErasedRows::default(), actor);
+        erased.journal = Some(journal::append(&transaction, &entry)?);
+        transaction.commit()?;
+        journal::log_committed();
+    }
+    Ok(())
 }
 
 /// The ids of orders and the identities of messages are not erased; the id of the customer is, and must not be in the journal.
@@ -327,11 +346,11 @@ fn unfinished(RunKey { scope, identity }: &RunKey, state: RunState) -> Unfinishe
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ledger::conformance::fixtures::{accept, attempt, dead_letter, finish, order};
+    use crate::ledger::conformance::fixtures::{accept, attempt, dead_letter, finish, order, stored_letter};
     use crate::ledger::sqlite::SqliteLedger;
     use crate::ledger::{
         FailedDelivery, JournalEntry, JournalQuery, LedgerEntry, LedgerMaintenance, LedgerReader, LedgerWriter,
-        NewNotification, NewOrder, NotificationDelivery, OtherOrder, Recorded,
+        LetterWriter, NewNotification, NewOrder, NotificationDelivery, OtherOrder, Recorded,
     };
 
     async fn entries(ledger: &SqliteLedger) -> Vec<JournalEntry> {
@@ -387,6 +406,25 @@ mod tests {
         let file = std::fs::read(path.join(FILE_NAME)).unwrap();
         assert!(!file.windows(12).any(|bytes| bytes == b"ada-lovelace"));
         assert!(targets(path, &ErasureSubject::Order("ord-7".to_owned())).unwrap().is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_dead_letter_that_a_replay_selects_while_it_is_about_to_be_erased_is_left_and_that_is_said_and_recorded()
+    {
+        let directory = tempfile::tempdir().unwrap();
+        let ledger = SqliteLedger::open(directory.path()).unwrap();
+        ledger.store_letter(stored_letter("ord-1", 1)).await.unwrap();
+        let mut connection = Connection::open(directory.path().join(FILE_NAME)).unwrap();
+        let mut found = FoundLetters::default();
+        found.add(&connection, Subject::Letter(1), None).unwrap();
+        connection.execute("UPDATE stored_dead_letters SET state = 'replaying'", []).unwrap();
+        let mut erased = ErasedRows::default();
+        erase_found(&mut connection, found, ErasureOptions::default(), "local", &mut erased).unwrap();
+        assert_eq!((erased.dead_letters, erased.replaying_dead_letters), (0, 1));
+        let [entry] = &entries(&ledger).await[..] else { panic!("it was asked for") };
+        assert_eq!(erased.journal.map(|head| head.seq), Some(entry.seq));
+        assert!(!ledger.dead_letter(1).await.unwrap().unwrap().content.body.is_empty());
+        ledger.close().await;
     }
 
     #[tokio::test]

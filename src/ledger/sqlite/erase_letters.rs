@@ -84,21 +84,43 @@ pub(super) fn count_unattributed(connection: &Connection, of_customers: bool) ->
     connection.query_row(sql, [], |row| row.get::<_, i64>(0)).map(|count| usize::try_from(count).unwrap_or(0))
 }
 
-/// Erases them in small transactions, and returns how many had a content. Each transaction has an entry of `actor` in the journal, the last
-/// of which is returned too.
-pub(super) fn erase(
-    connection: &mut Connection,
-    ids: &BTreeSet<i64>,
-    actor: &str,
-) -> rusqlite::Result<(usize, Option<JournalHead>)> {
-    let (mut erased, mut head, mut left) = (0, None, ids.iter().peekable());
+/// What became of letters that could be erased when they were found.
+#[derive(Debug, Default)]
+pub(super) struct ErasedLetters {
+    /// How many had a content, and have none any more.
+    pub erased: usize,
+    /// Those that a replay has selected since.
+    pub replaying: BTreeSet<i64>,
+    /// The last entry in the journal; `None` if nothing was erased.
+    pub journal: Option<JournalHead>,
+}
+
+/// Whether a letter was erased.
+enum LetterErasure {
+    /// Its content had so many bytes.
+    Erased(i64),
+    /// It is erased already, or removed.
+    Nothing,
+    /// It is being published again.
+    Replaying,
+}
+
+/// Erases them in small transactions. Each has an entry of `actor` in the journal.
+pub(super) fn erase(connection: &mut Connection, ids: &BTreeSet<i64>, actor: &str) -> rusqlite::Result<ErasedLetters> {
+    let (mut all, mut left) = (ErasedLetters::default(), ids.iter().peekable());
     while left.peek().is_some() {
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let (mut bytes, mut batch) = (0, Vec::new());
         for id in left.by_ref().take(BATCH_LETTERS) {
-            if let Some(content) = erase_one(&transaction, *id)? {
-                batch.push(*id);
-                bytes += content;
+            match erase_one(&transaction, *id)? {
+                LetterErasure::Erased(content) => {
+                    batch.push(*id);
+                    bytes += content;
+                }
+                LetterErasure::Nothing => {}
+                LetterErasure::Replaying => {
+                    all.replaying.insert(*id);
+                }
             }
             if bytes >= BATCH_BYTES {
                 break;
@@ -107,26 +129,25 @@ pub(super) fn erase(
         if !batch.is_empty() {
             let (subject, result) = (json!({ "dead_letters": batch }), json!({ "dead_letters": batch.len() }));
             let entry = NewJournalEntry::new(Timestamp::now(), actor, JournalAction::Erase, &subject, &result);
-            head = Some(journal::append(&transaction, &entry)?);
+            all.journal = Some(journal::append(&transaction, &entry)?);
         }
         transaction.commit()?;
         journal::log_committed();
-        erased += batch.len();
+        all.erased += batch.len();
     }
-    Ok((erased, head))
+    Ok(all)
 }
 
-/// Which order it was, and why it failed, are still known. Returns how many bytes its content had; `None` if it is erased already,
-/// or being published again.
-fn erase_one(connection: &Connection, id: i64) -> rusqlite::Result<Option<i64>> {
+/// Which order it was, and why it failed, are still known.
+fn erase_one(connection: &Connection, id: i64) -> rusqlite::Result<LetterErasure> {
     let sql = format!(
         "SELECT {CONTENT_BYTES}, state = 'replaying' FROM stored_dead_letters WHERE id = ?1 AND erased_at IS NULL"
     );
     let read = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, row.get(1)?));
     let found: Option<(i64, bool)> = connection.prepare_cached(&sql)?.query_row([id], read).optional()?;
-    let Some((bytes, is_replaying)) = found else { return Ok(None) };
+    let Some((bytes, is_replaying)) = found else { return Ok(LetterErasure::Nothing) };
     if is_replaying && !is_abandoned(connection, id, Timestamp::now())? {
-        return Ok(None);
+        return Ok(LetterErasure::Replaying);
     }
     let mut content = connection.prepare_cached(
         "UPDATE stored_contents SET properties = '{}', headers = '{}', body = x'' WHERE letter_id = ?1 AND revision = 0",
@@ -144,5 +165,5 @@ fn erase_one(connection: &Connection, id: i64) -> rusqlite::Result<Option<i64>> 
     )?;
     let discarded = LetterState::Discarded.as_str();
     letter.execute((id, ERASED, discarded, Timestamp::now().as_millisecond()))?;
-    Ok(Some(bytes))
+    Ok(LetterErasure::Erased(bytes))
 }
