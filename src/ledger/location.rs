@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicBool;
 use super::backup::{BackupError, BackupProgress, BackupSummary};
 use super::erase::{ErasedRows, ErasureOptions, ErasureSubject, ErasureTargets};
 use super::error::OpenError;
-use super::replays::{Replay, ReplayReader};
+use super::replays::{HalfPublished, RecordedStop, ReplayReader};
 use super::sqlite::{self, SqliteLedger, SqliteReader};
 use super::traits::{Ledger, LedgerReader};
 
@@ -87,11 +87,16 @@ impl LedgerLocation {
     ///
     /// # Errors
     /// The ledger cannot be written. Repeating it is safe.
-    pub async fn stop_replay(&self, id: i64, actor: &str) -> Result<Option<Replay>, OpenError> {
+    pub async fn stop_replay(
+        &self,
+        id: i64,
+        actor: &str,
+        half_published: HalfPublished,
+    ) -> Result<Option<RecordedStop>, OpenError> {
         match self {
             LedgerLocation::Directory(directory) => {
                 let (directory, actor) = (directory.clone(), actor.to_owned());
-                blocking(move || sqlite::stop_replay(&directory, id, &actor)).await
+                blocking(move || sqlite::stop_replay(&directory, id, &actor, half_published)).await
             }
         }
     }

@@ -77,11 +77,11 @@ pub use journal::{
 pub use location::LedgerLocation;
 pub use replay_outcome::ReplayOutcome;
 pub use replays::{
-    BeginAnswer, ChangeAnswer, ClaimedReplay, LeftOutLetter, LetterChange, LetterEdit, LetterOperation,
+    BeginAnswer, ChangeAnswer, ClaimedReplay, HalfPublished, LeftOutLetter, LetterChange, LetterEdit, LetterOperation,
     LetterOperationWriter, LetterProgress, LetterSelection, MAX_ACTIVE_REPLAYS, MAX_SELECTED_IDS, MAYBE_DUPLICATE,
-    NewReplay, OperationAnswer, PublishAnswer, Replay, ReplayCandidate, ReplayGroup, ReplayLetter, ReplayOptions,
-    ReplayReader, ReplayState, SelectionByFilter, SelectionByIds, SelectionFields, SelectionSchema, ToPublish,
-    ToSelect,
+    NewReplay, OperationAnswer, PublishAnswer, RecordedStop, Replay, ReplayCandidate, ReplayGroup, ReplayLetter,
+    ReplayOptions, ReplayReader, ReplayState, SelectionByFilter, SelectionByIds, SelectionFields, SelectionSchema,
+    ToPublish, ToSelect,
 };
 pub use retention::Pruned;
 pub use state::{LedgerState, Outage, OutageCause};

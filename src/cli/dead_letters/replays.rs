@@ -3,6 +3,8 @@
 use std::io::{self, Write};
 
 use clap::Args;
+use jiff::Timestamp;
+use serde::Serialize;
 use serde_json::json;
 
 use super::follow::{Until, follow};
@@ -22,6 +24,7 @@ use crate::cli::{Exit, Format};
 use crate::config::Sources;
 use crate::dead_letters::{ListedReplay, ReplayLetters, ReplayReport};
 use crate::escape::escaped;
+use crate::ledger::{HalfPublished, JournalHead, LedgerLocation, RecordedStop, ReplayState};
 
 /// Arguments of `orderd dead-letters replays`.
 #[derive(Debug, Args)]
@@ -49,9 +52,11 @@ pub(super) async fn run(
     err: &mut dyn Write,
 ) -> io::Result<Asked> {
     if let Some(id) = args.stop {
+        // Before the daemon is asked: it may stop the replay, and answer too late.
+        let in_ledger = StopInLedger::prepare(args, id, sources).await;
         return match args.daemon.client(sources, err)? {
-            Ok(client) => stop(args, &client, id, sources, out, err).await,
-            Err(error @ AdminClientError::NoAddress { .. }) => stop_in_ledger(args, error, sources, out, err).await,
+            Ok(client) => stop(args, &client, id, in_ledger, out, err).await,
+            Err(error @ AdminClientError::NoAddress { .. }) => stop_in_ledger(args, error, in_ledger, out, err).await,
             Err(error) => Ok(Err(error)),
         };
     }
@@ -147,7 +152,7 @@ async fn stop(
     args: &ReplaysArgs,
     client: &AdminClient,
     id: i64,
-    sources: &Sources,
+    in_ledger: Option<StopInLedger>,
     out: &mut dyn Write,
     err: &mut dyn Write,
 ) -> io::Result<Asked> {
@@ -159,34 +164,66 @@ async fn stop(
     };
     match answer {
         Ok(_) => follow(client, id, Until::Stopped, args.format, &mut interrupt, out, err).await,
-        // Not with --address: the daemon may use another ledger.
         Err(error @ (AdminClientError::Unreachable { .. } | AdminClientError::NoAnswer { .. })) => {
-            stop_in_ledger(args, error, sources, out, err).await
+            stop_in_ledger(args, error, in_ledger, out, err).await
         }
         Err(error) => Ok(Err(error)),
     }
+}
+
+/// What is stopped in the ledger of this machine, if no daemon answers.
+struct StopInLedger {
+    id: i64,
+    location: LedgerLocation,
+    half_published: HalfPublished,
+}
+
+impl StopInLedger {
+    /// `None` if there is no ledger, and with `--address`: that daemon may use another one.
+    async fn prepare(args: &ReplaysArgs, id: i64, sources: &Sources) -> Option<Self> {
+        let location = ledger_of(sources).filter(|_| !args.daemon.has_address())?;
+        // Only a person who stops it a second time gives up what may be on its way.
+        let half_published = match location.replay_reader().replay(id, Timestamp::now()).await {
+            Ok(Some(replay)) if replay.state == ReplayState::Stopping => HalfPublished::GiveUp,
+            Ok(_) | Err(_) => HalfPublished::Keep,
+        };
+        Some(StopInLedger { id, location, half_published })
+    }
+}
+
+/// A replay that was stopped in the ledger, as it is printed.
+#[derive(Serialize)]
+struct StopReport {
+    #[serde(flatten)]
+    report: ReplayReport,
+    /// The last entry in the journal about it; null if nothing was changed.
+    journal: Option<JournalHead>,
 }
 
 /// Without a daemon that answers, as when reading a dead letter ends it each time, the replay is stopped in the ledger of this machine.
 async fn stop_in_ledger(
     args: &ReplaysArgs,
     error: AdminClientError,
-    sources: &Sources,
+    in_ledger: Option<StopInLedger>,
     out: &mut dyn Write,
     err: &mut dyn Write,
 ) -> io::Result<Asked> {
-    let Some((id, location)) = args.stop.zip(ledger_of(sources)).filter(|_| !args.daemon.has_address()) else {
-        return Ok(Err(error));
-    };
+    let Some(StopInLedger { id, location, half_published }) = in_ledger else { return Ok(Err(error)) };
     writeln!(err, "orderd: {}; stopping replay {id} in the ledger", escaped(&chain(&error)))?;
-    match location.stop_replay(id, &local_actor()).await {
-        Ok(Some(replay)) => {
+    match location.stop_replay(id, &local_actor(), half_published).await {
+        Ok(Some(RecordedStop { replay, journal })) => {
             let report = ReplayReport { replay, waiting: None, failed_again: Vec::new(), not_replayed: Vec::new() };
+            let stopped = StopReport { report, journal };
             match args.format {
-                Format::Text => write_report(&report, out)?,
-                Format::Json => write_json(&report, out)?,
+                Format::Text => {
+                    write_report(&stopped.report, out)?;
+                    if let Some(JournalHead { seq, hash }) = journal {
+                        writeln!(out, "  journal: entry {seq}, {hash}")?;
+                    }
+                }
+                Format::Json => write_json(&stopped, out)?,
             }
-            Ok(Ok(if report.replay.state.has_ended() { Exit::Done } else { Exit::Refused }))
+            Ok(Ok(if stopped.report.replay.state.has_ended() { Exit::Done } else { Exit::Refused }))
         }
         Ok(None) => {
             writeln!(err, "orderd: there is no replay {id}")?;
@@ -196,5 +233,61 @@ async fn stop_in_ledger(
             writeln!(err, "orderd: cannot use the ledger: {}", chain(&error))?;
             Ok(Ok(ledger_exit(&error)))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+    use tokio::io::AsyncReadExt;
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::ledger::conformance::replays::{publish, selected};
+    use crate::ledger::sqlite::SqliteLedger;
+    use crate::ledger::{JournalQuery, LedgerMaintenance, LedgerReader, LetterProgress, PublishAnswer, ReplayReader};
+
+    #[derive(Parser)]
+    struct Command {
+        #[command(flatten)]
+        args: ReplaysArgs,
+    }
+
+    #[tokio::test]
+    async fn a_daemon_that_stops_a_replay_and_does_not_answer_leaves_no_second_stop_and_the_journals_last_entry_is_printed()
+     {
+        let directory = tempfile::tempdir().unwrap();
+        let ledger = SqliteLedger::open(directory.path()).unwrap();
+        selected(&ledger).await;
+        assert!(matches!(publish(&ledger, "a", 1, 1).await, PublishAnswer::Publish { .. }));
+        let daemon = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let config = directory.path().join("orderd.toml");
+        let text =
+            format!("ledger.directory = {:?}\nadmin.listen = \"{}\"\n", directory.path(), daemon.local_addr().unwrap());
+        std::fs::write(&config, text).unwrap();
+        let sources = Sources { file: Some(config), handlers: crate::handlers::REGISTRY, ..Sources::default() };
+        let args = Command::parse_from(["replays", "--stop", "1"]).args;
+        let location = LedgerLocation::Directory(directory.path().to_owned());
+        let answer = tokio::spawn(async move {
+            let (mut connection, _) = daemon.accept().await.unwrap();
+            let mut request = [0; 64];
+            assert!(connection.read(&mut request).await.unwrap() > 0);
+            location.stop_replay(1, "local/ada", HalfPublished::Keep).await.unwrap();
+        });
+        let (mut out, mut err) = (Vec::new(), Vec::new());
+        let exit = run(&args, &sources, &mut out, &mut err).await.unwrap();
+        answer.await.unwrap();
+        assert!(matches!(exit, Ok(Exit::Refused)), "it is still stopping: {}", String::from_utf8_lossy(&err));
+        let letters = async || ledger.replay(1, Timestamp::now()).await.unwrap().unwrap().letters;
+        assert_eq!(letters().await.get(&LetterProgress::Publishing), Some(&1));
+        // The second one of a person.
+        let exit = run(&args, &sources, &mut out, &mut err).await.unwrap();
+        assert!(matches!(exit, Ok(Exit::Done)), "{}", String::from_utf8_lossy(&err));
+        assert_eq!(letters().await.get(&LetterProgress::Unknown), Some(&1));
+        let last =
+            ledger.journal(JournalQuery { limit: 1, ..JournalQuery::default() }).await.unwrap().entries.remove(0);
+        let printed = String::from_utf8(out).unwrap();
+        assert!(printed.ends_with(&format!("journal: entry {}, {}\n", last.seq, last.hash)), "{printed}");
+        ledger.close().await;
     }
 }

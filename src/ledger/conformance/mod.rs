@@ -9,7 +9,7 @@ pub(in crate::ledger) mod fixtures;
 mod journal;
 mod maintenance;
 mod recording;
-pub(in crate::ledger) mod replays;
+pub(crate) mod replays;
 pub(super) mod reports;
 mod run_claims;
 pub(in crate::ledger) mod step_runs;

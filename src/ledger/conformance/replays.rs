@@ -55,7 +55,7 @@ pub(in crate::ledger) async fn change(ledger: &dyn Ledger, change: LetterOperati
 }
 
 /// Three letters, of which process `a` replays two.
-pub(in crate::ledger) async fn selected(ledger: &dyn Ledger) {
+pub(crate) async fn selected(ledger: &dyn Ledger) {
     selected_with_reason(ledger, "permanent").await;
 }
 
@@ -88,7 +88,7 @@ async fn claim(ledger: &dyn Ledger, owner: &str, second: i64) -> OperationAnswer
     change(ledger, LetterOperation::Claim { replay: 1, owner, at: at(second), until: at(second + 10) }).await
 }
 
-pub(in crate::ledger) async fn publish(ledger: &dyn Ledger, owner: &str, letter: i64, second: i64) -> PublishAnswer {
+pub(crate) async fn publish(ledger: &dyn Ledger, owner: &str, letter: i64, second: i64) -> PublishAnswer {
     let letters = vec![ToPublish { letter, order: None }];
     let begin = LetterOperation::BeginPublishing { replay: by(owner), letters, limit: 1, at: at(second) };
     let OperationAnswer::Publishing(mut answers) = change(ledger, begin).await else { panic!("an answer for each") };
@@ -289,8 +289,12 @@ async fn a_stopped_replay_gives_back_what_it_has_not_published_and_keeps_the_res
     assert!(matches!(publish(ledger, "a", 1, 3).await, PublishAnswer::Publish { .. }));
     change(ledger, LetterOperation::GiveBack { replay: by("a"), limit: 10, at: at(3) }).await;
     assert_eq!(state(ledger, 2).await, LetterState::Open);
-    // Nobody takes it, and the operator gives it up.
+    // Nobody takes it, and an operator, who need not be the one who has started it, gives it up.
     assert_eq!(change(ledger, stop()).await, OperationAnswer::Done(true));
+    let page = ledger.journal(JournalQuery { limit: 1, ..JournalQuery::default() }).await.unwrap();
+    let JournalEntry { actor, subject, result, .. } = &page.entries[0];
+    let recorded = (actor.as_str(), subject.to_string(), result.to_string());
+    assert_eq!(recorded, ("bob", r#"{"ids":[1],"replay":1}"#.to_owned(), r#"{"unknown":1}"#.to_owned()));
     assert_eq!(
         change(ledger, LetterOperation::Finish { replay: by("a"), at: at(4) }).await,
         OperationAnswer::Done(true)

@@ -21,6 +21,7 @@ use utoipa::ToSchema;
 
 use super::dead_letters::{Counted, DeadLetterFilter, LetterState, named};
 use super::error::{LedgerError, OpenError};
+use super::journal::JournalHead;
 
 pub use super::dead_letters::LetterProgress;
 pub use operation::{
@@ -269,6 +270,24 @@ impl Replay {
         let without = LetterProgress::IN_FLIGHT.iter().map(|progress| self.count(*progress)).sum::<u64>();
         without.saturating_sub(self.overdue)
     }
+}
+
+/// What becomes of letters that may be on their way, if their replay is stopped in the ledger and was stopping before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HalfPublished {
+    /// They are given up: their outcome is unknown until it is seen.
+    GiveUp,
+    /// A daemon publishes them to the end.
+    Keep,
+}
+
+/// A replay that was stopped in the ledger.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RecordedStop {
+    /// The replay.
+    pub replay: Replay,
+    /// The last entry in the journal about it; `None` if nothing was changed.
+    pub journal: Option<JournalHead>,
 }
 
 /// A letter of a replay.

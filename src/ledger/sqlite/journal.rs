@@ -50,11 +50,13 @@ thread_local! {
     static APPENDED: RefCell<Vec<JournalHead>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Logs what is committed now. The log shows later that the journal was not written anew.
-pub(super) fn log_committed() {
-    for JournalHead { seq, hash } in APPENDED.take() {
+/// Logs what is committed now, and returns the last entry of it. The log shows later that the journal was not written anew.
+pub(super) fn log_committed() -> Option<JournalHead> {
+    let committed = APPENDED.take();
+    for JournalHead { seq, hash } in &committed {
         tracing::info!(seq, %hash, "recorded in the journal");
     }
+    committed.last().copied()
 }
 
 /// What was appended is rolled back.

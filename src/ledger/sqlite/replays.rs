@@ -11,8 +11,8 @@ use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension};
 use serde_json::{Value, json};
 
-pub(super) use self::ending::{end_stopped, stop};
-use self::ending::{finish, give_back};
+pub(super) use self::ending::{begin_stopping, end_stopped, give_up_half_published};
+use self::ending::{finish, give_back, stop};
 use self::publishing::{begin_publishing, begin_reading, end_reading, move_to, published, skip};
 use self::selecting::{begin, claim, select};
 use super::{journal, letter_changes};

@@ -8,9 +8,10 @@ use std::time::Duration;
 use jiff::Timestamp;
 use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 
-use super::{FILE_NAME, open, replay_queries, replays};
+use super::{FILE_NAME, journal, open, replay_queries, replays};
 use crate::ledger::error::OpenError;
-use crate::ledger::replays::Replay;
+use crate::ledger::journal::JournalHead;
+use crate::ledger::replays::{HalfPublished, RecordedStop};
 
 /// How long to wait for a lock. A daemon holds it for one commit.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -18,28 +19,50 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 const BATCH: usize = 100;
 
 /// Stops a replay, and gives back what it has not published. `None` if there is none with this number.
-pub(in crate::ledger) fn stop_replay(directory: &Path, id: i64, actor: &str) -> Result<Option<Replay>, OpenError> {
+pub(in crate::ledger) fn stop_replay(
+    directory: &Path,
+    id: i64,
+    actor: &str,
+    half_published: HalfPublished,
+) -> Result<Option<RecordedStop>, OpenError> {
     if replay_queries::replay(directory, id, Timestamp::now())?.is_none() {
         return Ok(None);
     }
-    stop(directory, id, actor).map_err(|error| open::error(directory, error))?;
-    replay_queries::replay(directory, id, Timestamp::now())
+    let stopped = stop(directory, id, actor, half_published);
+    let journal = stopped.map_err(|error| open::error(directory, error))?;
+    let replay = replay_queries::replay(directory, id, Timestamp::now())?;
+    Ok(replay.map(|replay| RecordedStop { replay, journal }))
 }
 
-fn stop(directory: &Path, id: i64, actor: &str) -> rusqlite::Result<()> {
+/// The last entry in the journal, if anything was changed.
+fn stop(
+    directory: &Path,
+    id: i64,
+    actor: &str,
+    half_published: HalfPublished,
+) -> rusqlite::Result<Option<JournalHead>> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let mut connection = Connection::open_with_flags(directory.join(FILE_NAME), flags)?;
     connection.busy_timeout(BUSY_TIMEOUT)?;
     connection.pragma_update(None, "synchronous", "full")?;
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    replays::stop(&transaction, id, Some(actor), ("requested", None), Timestamp::now())?;
+    let now = Timestamp::now();
+    let is_first = replays::begin_stopping(&transaction, id, Some(actor), ("requested", None), now)?;
+    match half_published {
+        HalfPublished::GiveUp if !is_first => {
+            replays::give_up_half_published(&transaction, id, actor, now).map(drop)?
+        }
+        HalfPublished::GiveUp | HalfPublished::Keep => {}
+    }
     transaction.commit()?;
+    let mut journal = journal::log_committed();
     loop {
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let has_more = replays::end_stopped(&transaction, id, BATCH, Timestamp::now())?;
         transaction.commit()?;
+        journal = journal::log_committed().or(journal);
         if !has_more {
-            return Ok(());
+            return Ok(journal);
         }
     }
 }

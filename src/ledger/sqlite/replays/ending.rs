@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, params};
 use serde_json::{Value, json};
 
-use super::{note, note_letters, set_progress};
+use super::{note, set_progress};
 use crate::ledger::journal::JournalAction;
 use crate::ledger::replays::{LetterProgress, ReplayState};
 use crate::ledger::sqlite::letter_changes::open_again;
@@ -12,7 +12,20 @@ use crate::ledger::sqlite::letter_changes::open_again;
 /// The most letters of one state whose numbers the journal has at the end of a replay.
 const MAX_NOTED_LETTERS: usize = 1_000;
 
-pub(in crate::ledger::sqlite) fn stop(
+/// Stops a replay; one that a person stops again gives up what it cannot publish. Whether anything was changed.
+pub(super) fn stop(
+    connection: &Connection,
+    replay: i64,
+    by: Option<&str>,
+    reason: (&str, Option<&str>),
+    at: Timestamp,
+) -> rusqlite::Result<bool> {
+    Ok(begin_stopping(connection, replay, by, reason, at)?
+        || by.map_or(Ok(false), |by| give_up_half_published(connection, replay, by, at))?)
+}
+
+/// Whether the replay was neither stopping nor over. `by`: `None` if it stops by itself.
+pub(in crate::ledger::sqlite) fn begin_stopping(
     connection: &Connection,
     replay: i64,
     by: Option<&str>,
@@ -24,9 +37,7 @@ pub(in crate::ledger::sqlite) fn stop(
          WHERE id = ?1 AND state IN ('selecting', 'running') RETURNING actor",
     )?;
     let actor: Option<String> = update.query_row((replay, reason, detail, by), |row| row.get(0)).optional()?;
-    let Some(actor) = actor else {
-        return if by.is_some() { give_up_half_published(connection, replay, at) } else { Ok(false) };
-    };
+    let Some(actor) = actor else { return Ok(false) };
     let result = json!({"state": "stopping", "reason": reason});
     let by = by.unwrap_or(&actor);
     note(connection, (by, at), JournalAction::Replay, (&json!({"replay": replay}), &result))?;
@@ -34,15 +45,24 @@ pub(in crate::ledger::sqlite) fn stop(
 }
 
 /// A person stops a replay again that is stopping, and cannot publish what may be on its way already.
-fn give_up_half_published(connection: &Connection, replay: i64, at: Timestamp) -> rusqlite::Result<bool> {
+pub(in crate::ledger::sqlite) fn give_up_half_published(
+    connection: &Connection,
+    replay: i64,
+    by: &str,
+    at: Timestamp,
+) -> rusqlite::Result<bool> {
     let mut update = connection.prepare_cached(
         "UPDATE replay_letters SET state = 'unknown', changed_at = ?2 WHERE replay_id = ?1 AND state = 'publishing'
          AND EXISTS (SELECT 1 FROM replays WHERE id = ?1 AND state = 'stopping') RETURNING letter_id",
     )?;
     let given_up = update.query_map((replay, at.as_millisecond()), |row| row.get(0))?;
     let given_up: Vec<i64> = given_up.collect::<rusqlite::Result<_>>()?;
-    note_letters(connection, (replay, at), JournalAction::Replay, (&given_up, "unknown"))?;
-    Ok(!given_up.is_empty())
+    if given_up.is_empty() {
+        return Ok(false);
+    }
+    let (subject, result) = (json!({"replay": replay, "ids": given_up}), json!({"unknown": given_up.len()}));
+    note(connection, (by, at), JournalAction::Replay, (&subject, &result))?;
+    Ok(true)
 }
 
 pub(super) fn give_back(connection: &Connection, replay: i64, limit: usize, at: Timestamp) -> rusqlite::Result<bool> {
