@@ -15,6 +15,7 @@ rules! {
     an_order_whose_steps_are_called_is_not_accepted_without_them,
     only_the_queue_whose_consumer_has_called_the_steps_of_an_order_continues_them,
     the_mark_of_a_replay_which_all_its_copies_keep_counts_once,
+    a_replay_after_the_clock_was_set_back_begins_anew_what_was_undone,
     an_order_has_failed_once_the_message_that_called_its_steps_is_dead_lettered,
 }
 
@@ -153,6 +154,34 @@ async fn the_mark_of_a_replay_which_all_its_copies_keep_counts_once(ledger: &dyn
         let run = granted(ledger, RunClaim { purpose, ..work(&key, "a", 3, None) }).await;
         assert_eq!((run.round, run.state), (round, state), "{mark}");
         recorded(ledger, undone(run.fence, 4)).await;
+    }
+}
+
+async fn a_replay_after_the_clock_was_set_back_begins_anew_what_was_undone(ledger: &dyn Ledger) {
+    const DAY: i64 = 86_400_000;
+    for (id, first_mark) in [("o-12", None), ("o-13", Some(DAY))] {
+        let key = key(id);
+        let undone = |fence, millis| RunRecord {
+            state: Some(RunState::Undone),
+            dead_lettered: true,
+            ..record_of(&key, fence, millis)
+        };
+        let replayed = |mark: Option<i64>, millis| {
+            let replayed_at = mark.map(at);
+            let purpose =
+                ClaimPurpose::Work { message: message(), is_new: false, replayed_at, takes_over: false, first: None };
+            RunClaim { purpose, ..work(&key, "a", millis, None) }
+        };
+        granted(ledger, RunClaim { at: at(DAY), ..work(&key, "a", DAY, Some(charge())) }).await;
+        let run = granted(ledger, replayed(first_mark, DAY + 1)).await;
+        recorded(ledger, undone(run.fence, DAY + 2)).await;
+        // The clock was set back by a day. A mark is later than the one before.
+        let mark = Some(first_mark.map_or(3, |mark| mark + 1_000));
+        let run = granted(ledger, replayed(mark, 3)).await;
+        assert_eq!((run.round, run.state), (2, RunState::Running), "{id}");
+        recorded(ledger, undone(run.fence, 4)).await;
+        let run = granted(ledger, replayed(mark, 5)).await;
+        assert_eq!((run.round, run.state), (2, RunState::Undone), "a mark counts once: {id}");
     }
 }
 

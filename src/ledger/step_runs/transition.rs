@@ -18,7 +18,7 @@ const MAX_LEASE: SignedDuration = SignedDuration::from_mins(20);
 /// How long a worker that is stopped may take to record the result of its last call.
 const RESULT_TIME: SignedDuration = SignedDuration::from_secs(5);
 
-/// How far the clock may be ahead with which a replay was marked.
+/// How far the clock may be ahead with which a replay was marked. What is later was recorded before the clock was set back.
 const MAX_SKEW: SignedDuration = SignedDuration::from_mins(1);
 
 /// A run as it is stored, without its steps.
@@ -151,7 +151,7 @@ pub(in crate::ledger) fn claim(stored: Option<&StoredRun>, claim: &RunClaim, ord
         }
         ClaimPurpose::Work { message, .. } => {
             (run.queue, run.message) = (Arc::clone(&message.queue), message.hash);
-            run.replayed_at = run.replayed_at.max(replay_mark(claim));
+            run.replayed_at = run.replayed_at.max(replay_mark(claim, stored.replayed_at));
             if is_replayed {
                 replay(&mut run, claim.at);
             }
@@ -178,9 +178,11 @@ impl StoredRun {
     /// Whether the message that claims it was dead-lettered, and has come back since. A replay is marked in whole seconds.
     fn is_replayed(&self, claim: &RunClaim) -> bool {
         let ClaimPurpose::Work { is_new, .. } = claim.purpose else { return false };
-        let mark = replay_mark(claim).filter(|at| self.replayed_at.is_none_or(|earlier| *at > earlier));
+        let mark =
+            replay_mark(claim, self.replayed_at).filter(|at| self.replayed_at.is_none_or(|earlier| *at > earlier));
         self.dead_lettered_at.is_some_and(|dead_lettered_at| {
-            is_new || mark.is_some_and(|at| dead_lettered_at.as_second() <= at.as_second())
+            let is_passed = |mark: Timestamp| dead_lettered_at.as_second() <= mark.as_second();
+            is_new || mark.is_some_and(|mark| is_passed(mark) || dead_lettered_at > latest_now(claim))
         })
     }
 
@@ -191,11 +193,17 @@ impl StoredRun {
     }
 }
 
-/// When the message that claims a run was replayed, if it says so and that time may be true.
-fn replay_mark(claim: &RunClaim) -> Option<Timestamp> {
+/// When the message that claims a run was replayed, if it says so and that time may be true. Each mark of a message is later than the
+/// `earlier` one, which may have been made before the clock was set back.
+fn replay_mark(claim: &RunClaim, earlier: Option<Timestamp>) -> Option<Timestamp> {
     let ClaimPurpose::Work { replayed_at, .. } = claim.purpose else { return None };
-    let latest = claim.at.saturating_add(MAX_SKEW).unwrap_or(Timestamp::MAX);
-    replayed_at.filter(|at| *at <= latest)
+    let latest = latest_now(claim);
+    replayed_at.filter(|at| *at <= latest || earlier.is_some_and(|earlier| earlier > latest))
+}
+
+/// The latest time that another clock may show now.
+fn latest_now(claim: &RunClaim) -> Timestamp {
+    claim.at.saturating_add(MAX_SKEW).unwrap_or(Timestamp::MAX)
 }
 
 fn begin(claim: &RunClaim, message: &RunMessage) -> StoredRun {
@@ -211,7 +219,7 @@ fn begin(claim: &RunClaim, message: &RunMessage) -> StoredRun {
         started_at: claim.at,
         finished_at: None,
         dead_lettered_at: None,
-        replayed_at: replay_mark(claim),
+        replayed_at: replay_mark(claim, None),
         erasure: None,
     }
 }
