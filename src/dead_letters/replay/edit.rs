@@ -12,6 +12,7 @@ use super::message::{provenance, stored_delivery};
 use crate::domain::{BodyError, body_text, encoded_body};
 use crate::ledger::{DeadLetterDetail, LetterOrder, NewOrder};
 use crate::message::{Message, TrustedUsers};
+use crate::recovery::ClaimedRun;
 
 /// The longest body that can be edited, decompressed, in bytes: what a request may contain in Base64.
 pub const MAX_EDITED_BYTES: usize = 16 << 20;
@@ -42,6 +43,8 @@ pub(super) struct Edited {
     pub whole: Option<Box<NewOrder>>,
     /// The queue that a replay would publish it to; `None`: one must be named.
     pub queue: Option<String>,
+    /// The order whose steps were called for the letter, and are not undone: its replays are about that order, whatever the body says.
+    pub order_of_steps: Option<String>,
 }
 
 /// Reads a new body as the letter's consumer does.
@@ -61,6 +64,8 @@ pub(super) fn edited(
         return Err(EditError::TooLarge);
     }
     let provenance = provenance(&letter, &delivery, users);
+    let claimed = ClaimedRun::read(&delivery, provenance).filter(|claimed| claimed.key.scope.is_empty());
+    let order_of_steps = claimed.map(|claimed| claimed.key.identity);
     let was_order = is_order(letter.order_id.as_deref(), letter.identity.as_deref());
     let reading = LetterReading::new(consumers, letter.origin_queue.as_deref(), letter.consumer.as_deref());
     reading.check(&delivery, provenance, was_order, max_body)?;
@@ -84,7 +89,7 @@ pub(super) fn edited(
     let queue = consumer_of(consumers, letter.origin_queue.as_deref(), letter.consumer.as_deref());
     let queue = queue.map(|(queue, _)| queue.clone());
     drop(text);
-    Ok(Edited { body: delivery.message.body, properties, order, identity, search, whole, queue })
+    Ok(Edited { body: delivery.message.body, properties, order, identity, search, whole, queue, order_of_steps })
 }
 
 /// The body as it is edited: without its compression. What cannot be decompressed is shown as it is.

@@ -88,6 +88,15 @@ impl LetterActions {
         let edited: Edited = reading.map_err(|died| unreadable(&died))?.map_err(|error| refused(&error))?;
         let (order_id, queue) = (edited.order.id.clone(), edited.queue);
         let former_order_id = former.filter(|former| order_id.as_ref() != Some(former));
+        if let Some(order) = edited.order_of_steps.filter(|_| former_order_id.is_some())
+            && order_id.as_ref() != Some(&order)
+        {
+            return Err(ActionError::Conflict(format!(
+                "the steps of order {order:?} were called for dead letter {id} and are still to be undone, so its replays are about that \
+                 order, whatever id the body has: replay it with its id first, and once the steps are undone, edit the dead letter that \
+                 comes back; or undo them by hand, discard it, and publish the new order"
+            )));
+        }
         if let Some(former) = former_order_id.as_ref().filter(|_| !change_order_id) {
             let now = order_id.as_ref().map_or_else(|| "none".to_owned(), |id| format!("{id:?}"));
             return Err(ActionError::Conflict(format!(

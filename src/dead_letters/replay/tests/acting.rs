@@ -24,6 +24,7 @@ use crate::ledger::{
     DeadLetterDetail, DeadLetterFilter, JournalQuery, LedgerEntry, LedgerReader, LedgerWriter, LetterOrder,
     LetterSelection, LetterSource, LetterState, LetterWriter, NewOrder, NewStoredLetter, ReplayOptions,
 };
+use crate::message::names;
 
 const FILTER: DeadLetterFilter = DeadLetterFilter {
     states: Vec::new(),
@@ -392,6 +393,24 @@ async fn an_accepted_order_is_edited_only_where_the_ledger_does_not_compare_it()
     actions.edit(1, new_body(0, body("ord-1", "Unicorn", "ada@example.org")), "ada".to_owned()).await.unwrap();
     let outdated = actions.edit(1, new_body(0, body("ord-1", "Unicorn", "x@example.org")), "ada".to_owned()).await;
     assert!(matches!(outdated, Err(ActionError::Conflict(_))), "{outdated:?}");
+}
+
+#[tokio::test]
+async fn an_order_whose_steps_are_still_to_be_undone_keeps_its_id_since_its_replays_would_not_take_another() {
+    let Fixture { ledger, actions, _directory, .. } = fixture(shop());
+    let run = format!("1/{}//ord-1", "00".repeat(32));
+    let typed = |text: &str| json!({"type": "string", "value": text});
+    let headers = json!({names::FAILURE_KIND: typed("permanent"), names::RUN: typed(&run)}).to_string();
+    let properties = json!({"user_id": "orderd"}).to_string();
+    let reason = "undo_failed".to_owned();
+    let letter = NewStoredLetter { reason, headers, properties, ..stored_letter("ord-1", 1) };
+    ledger.store_letter(letter).await.unwrap();
+    for change_order_id in [false, true] {
+        let other = NewBody { change_order_id, ..new_body(0, body("ord-2", "Laptop", "ada@example.com")) };
+        let refused = actions.edit(1, other, "ada".to_owned()).await;
+        assert!(matches!(&refused, Err(ActionError::Conflict(text)) if text.contains("\"ord-1\"")), "{refused:?}");
+    }
+    actions.edit(1, new_body(0, body("ord-1", "Laptop", "ada@example.org")), "ada".to_owned()).await.unwrap();
 }
 
 #[tokio::test]
