@@ -7,6 +7,7 @@ mod cancellation;
 mod dead_letters;
 pub(in crate::ledger) mod fixtures;
 mod journal;
+mod late_outcomes;
 mod maintenance;
 mod recording;
 pub(crate) mod replays;

@@ -50,7 +50,7 @@ fn by(owner: &str) -> ClaimedReplay {
     ClaimedReplay { id: 1, owner: owner.to_owned() }
 }
 
-pub(in crate::ledger) async fn change(ledger: &dyn Ledger, change: LetterOperation) -> OperationAnswer {
+pub(super) async fn change(ledger: &dyn Ledger, change: LetterOperation) -> OperationAnswer {
     ledger.carry_out(change).await.unwrap()
 }
 
@@ -59,7 +59,7 @@ pub(crate) async fn selected(ledger: &dyn Ledger) {
     selected_with_reason(ledger, "permanent").await;
 }
 
-async fn selected_with_reason(ledger: &dyn Ledger, reason: &str) {
+pub(super) async fn selected_with_reason(ledger: &dyn Ledger, reason: &str) {
     for n in 1..=3 {
         let letter = NewStoredLetter { reason: reason.to_owned(), ..stored_letter(&format!("ord-{n}"), n) };
         ledger.store_letter(letter).await.unwrap();
@@ -79,8 +79,13 @@ fn select(letters: &[i64]) -> LetterOperation {
     LetterOperation::Select { replay: by("a"), letters, is_named: true, is_last: true, at: at(0) }
 }
 
-fn skip(letter: i64, code: &'static str, is_unpublished: bool) -> LetterOperation {
+pub(super) fn skip(letter: i64, code: &'static str, is_unpublished: bool) -> LetterOperation {
     LetterOperation::Skip { replay: by("a"), letters: vec![LeftOutLetter { letter, code, is_unpublished }], at: at(2) }
+}
+
+pub(super) fn release(letter: i64, second: i64) -> LetterOperation {
+    let (ids, change, by) = (vec![letter], LetterChange::Release, "ada".to_owned());
+    LetterOperation::Letters { ids, change, states: Vec::new(), by, at: at(second) }
 }
 
 async fn claim(ledger: &dyn Ledger, owner: &str, second: i64) -> OperationAnswer {
@@ -99,11 +104,11 @@ pub(in crate::ledger) async fn state(ledger: &dyn Ledger, letter: i64) -> Letter
     ledger.dead_letter(letter).await.unwrap().unwrap().letter.state
 }
 
-async fn count(ledger: &dyn Ledger, progress: LetterProgress) -> u64 {
+pub(super) async fn count(ledger: &dyn Ledger, progress: LetterProgress) -> u64 {
     ledger.replay(1, at(0)).await.unwrap().unwrap().count(progress)
 }
 
-async fn outcome(ledger: &dyn Ledger, key: &str, outcome: ReplayOutcome) -> Recorded {
+pub(super) async fn outcome(ledger: &dyn Ledger, key: &str, outcome: ReplayOutcome) -> Recorded {
     ledger.record(LedgerEntry::ReplayOutcome { key: key.to_owned(), outcome, code: None, at: at(50) }).await.unwrap()
 }
 
@@ -300,14 +305,7 @@ async fn a_stopped_replay_gives_back_what_it_has_not_published_and_keeps_the_res
         OperationAnswer::Done(true)
     );
     assert_eq!(ledger.replay(1, at(5)).await.unwrap().unwrap().state, ReplayState::Stopped);
-    let release = LetterOperation::Letters {
-        ids: vec![1],
-        change: LetterChange::Release,
-        states: Vec::new(),
-        by: "ada".to_owned(),
-        at: at(6),
-    };
-    assert_eq!(change(ledger, release).await, OperationAnswer::Letters(vec![ChangeAnswer::Changed]));
+    assert_eq!(change(ledger, release(1, 6)).await, OperationAnswer::Letters(vec![ChangeAnswer::Changed]));
     // It comes back twice after all: once it is stored, the second one is its duplicate.
     let again = |content| NewStoredLetter { replay_key: Some(key.clone()), ..stored_letter("ord-1", content) };
     assert_eq!(ledger.store_letter(again(11)).await.unwrap(), StoreAnswer::Stored(4));
@@ -524,13 +522,9 @@ async fn a_letter_without_an_outcome_is_released_or_erased_only_once_none_is_exp
     change(ledger, LetterOperation::Stop { replay: 1, by: by_person, reason, detail: None, at: at(3) }).await;
     change(ledger, LetterOperation::GiveBack { replay: by("a"), limit: 10, at: at(3) }).await;
     change(ledger, LetterOperation::Finish { replay: by("a"), at: at(4) }).await;
-    let release = |second| {
-        let change = LetterChange::Release;
-        LetterOperation::Letters { ids: vec![1], change, states: Vec::new(), by: "ada".to_owned(), at: at(second) }
-    };
     let refused = ChangeAnswer::Refused(LetterState::Replaying);
-    assert_eq!(change(ledger, release(50)).await, OperationAnswer::Letters(vec![refused]), "it may be on its way");
-    assert_eq!(change(ledger, release(101)).await, OperationAnswer::Letters(vec![ChangeAnswer::Changed]));
+    assert_eq!(change(ledger, release(1, 50)).await, OperationAnswer::Letters(vec![refused]), "it may be on its way");
+    assert_eq!(change(ledger, release(1, 101)).await, OperationAnswer::Letters(vec![ChangeAnswer::Changed]));
     assert_eq!(state(ledger, 1).await, LetterState::Open);
 }
 

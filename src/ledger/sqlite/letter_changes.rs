@@ -88,11 +88,22 @@ pub(super) fn is_abandoned(connection: &Connection, id: i64, now: Timestamp) -> 
         .exists((id, now.as_millisecond()))
 }
 
-/// A letter that was not published is open again.
-pub(super) fn open_again(connection: &Connection, id: i64) -> rusqlite::Result<()> {
+/// SQL: whether a letter has another content than the one that `replayed`, a row of `replay_letters`, has published.
+pub(super) const EDITED_SINCE: &str = "EXISTS (SELECT 1 FROM stored_contents
+     WHERE stored_contents.letter_id = replayed.letter_id AND stored_contents.revision > replayed.revision)";
+
+/// A letter that was not published is open again, unless an earlier replay of its content has brought an outcome meanwhile.
+pub(super) fn open_again(connection: &Connection, id: i64, at: Timestamp) -> rusqlite::Result<()> {
+    let has_outcome = format!(
+        "EXISTS (SELECT 1 FROM replay_letters AS replayed
+                 WHERE replayed.letter_id = stored_dead_letters.id AND replayed.ended_at IS NOT NULL AND NOT {EDITED_SINCE})"
+    );
     connection
-        .prepare_cached("UPDATE stored_dead_letters SET state = 'open' WHERE id = ?1 AND state = 'replaying'")?
-        .execute([id])
+        .prepare_cached(&format!(
+            "UPDATE stored_dead_letters SET state = iif({has_outcome}, 'replayed', 'open'), closed_at = iif({has_outcome}, ?2, NULL)
+             WHERE id = ?1 AND state = 'replaying'"
+        ))?
+        .execute((id, at.as_millisecond()))
         .map(drop)
 }
 

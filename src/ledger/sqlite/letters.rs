@@ -9,7 +9,7 @@ use super::letter_changes::describe;
 use super::replay_outcomes;
 use super::step_texts::securely;
 use crate::ledger::dead_letters::{
-    EndedParsing, Identification, LetterOrigin, LetterState, NewStoredLetter, StoreAnswer,
+    EndedParsing, Identification, LetterOrigin, LetterSource, LetterState, NewStoredLetter, StoreAnswer,
 };
 
 /// How far the record of a dead-lettering and the broker's time of it, in whole seconds of its own clock, may be apart.
@@ -25,7 +25,9 @@ pub(super) fn store(connection: &Connection, letter: &NewStoredLetter) -> rusqli
         return Ok(StoreAnswer::Duplicate(id));
     }
     let recorded = recorded_failure(connection, letter)?;
-    let by_orderd = letter.origin == LetterOrigin::Orderd || recorded.is_some();
+    // orderd has not decided on a copy that reached no consumer.
+    let by_orderd =
+        letter.source == LetterSource::DeadLetterQueue && (letter.origin == LetterOrigin::Orderd || recorded.is_some());
     let id = insert(connection, letter, recorded)?;
     let mut content = connection.prepare_cached(
         "INSERT INTO stored_contents (letter_id, revision, properties, headers, body) VALUES (?1, 0, ?2, ?3, ?4)",

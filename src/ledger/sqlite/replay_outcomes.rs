@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension};
 use serde_json::json;
 
+use super::letter_changes::EDITED_SINCE;
 use super::record_error::recorded;
 use super::replays;
 use crate::ledger::entry::Recorded;
@@ -33,11 +34,12 @@ pub(super) fn record(
         ReplayOutcome::Undone => (LetterProgress::Undone, None),
         ReplayOutcome::FailedAgain => (LetterProgress::FailedAgain, None),
     };
+    let ended_at = if due.is_none() { Some(end(connection, key, at)?) } else { None };
     let mut update = connection.prepare_cached(
-        "UPDATE replay_letters SET state = ?2, code = coalesce(?3, code), due_at = ?4, changed_at = ?5, ended_at = iif(?4 IS NULL, ?5, NULL)
+        "UPDATE replay_letters SET state = ?2, code = coalesce(?3, code), due_at = ?4, changed_at = ?5, ended_at = ?6
          WHERE key = ?1 AND state IN ('publishing', 'published', 'retrying', 'unknown', 'skipped')",
     )?;
-    let rows = update.execute((key, progress.as_str(), code, due, at.as_millisecond()))?;
+    let rows = update.execute((key, progress.as_str(), code, due, at.as_millisecond(), ended_at))?;
     if rows == 1 && progress != LetterProgress::Retrying {
         close(connection, key, at)?;
         note_late(connection, key, progress, at)?;
@@ -45,6 +47,18 @@ pub(super) fn record(
     let is_known =
         rows == 1 || connection.prepare_cached("SELECT 1 FROM replay_letters WHERE key = ?1")?.exists([key])?;
     Ok(if is_known { recorded(rows) } else { Recorded::UnknownReplay })
+}
+
+/// The time of an outcome. It is the latest of its replay also after the clock was set back: a replay stops if too many of the latest
+/// outcomes are failures.
+fn end(connection: &Connection, key: &str, at: Timestamp) -> rusqlite::Result<i64> {
+    let mut select = connection.prepare_cached(
+        "SELECT max(ended_at) FROM replay_letters
+         WHERE replay_id = (SELECT replay_id FROM replay_letters WHERE key = ?1) AND ended_at IS NOT NULL",
+    )?;
+    let latest: Option<i64> = select.query_row([key], |row| row.get(0))?;
+    let at = at.as_millisecond();
+    Ok(latest.filter(|latest| *latest > at).map_or(at, |latest| latest + 1))
 }
 
 /// An outcome after the end of the replay, which the journal has as unknown, or not at all.
@@ -60,15 +74,16 @@ fn note_late(connection: &Connection, key: &str, progress: LetterProgress, at: T
     replays::note(connection, (&actor, at), JournalAction::Replay, (&subject, &result))
 }
 
-/// The letter is not needed any more, unless another replay has claimed it since.
+/// The letter is not needed any more, unless it was edited since, or another replay has claimed it.
 fn close(connection: &Connection, key: &str, at: Timestamp) -> rusqlite::Result<()> {
-    let mut update = connection.prepare_cached(
-        "UPDATE stored_dead_letters SET state = 'replayed', closed_at = ?2
-         WHERE id = (SELECT letter_id FROM replay_letters WHERE key = ?1) AND state IN ('open', 'held', 'replaying')
+    let mut update = connection.prepare_cached(&format!(
+        "UPDATE stored_dead_letters SET state = 'replayed', closed_at = ?2 FROM replay_letters AS replayed
+         WHERE replayed.key = ?1 AND stored_dead_letters.id = replayed.letter_id
+           AND stored_dead_letters.state IN ('open', 'held', 'replaying') AND NOT {EDITED_SINCE}
            AND NOT EXISTS (SELECT 1 FROM replay_letters AS later
-                           WHERE later.letter_id = stored_dead_letters.id AND later.key IS NOT NULL AND later.state NOT IN ('returned', 'skipped')
-                             AND later.replay_id > (SELECT replay_id FROM replay_letters WHERE key = ?1))",
-    )?;
+                           WHERE later.letter_id = replayed.letter_id AND later.key IS NOT NULL
+                             AND later.state NOT IN ('returned', 'skipped') AND later.replay_id > replayed.replay_id)"
+    ))?;
     update.execute((key, at.as_millisecond())).map(drop)
 }
 
@@ -83,10 +98,9 @@ pub(super) fn came_back(
 ) -> rusqlite::Result<()> {
     let is_undone = connection
         .prepare_cached(
-            "UPDATE replay_letters SET came_back_as = ?2, code = (SELECT code FROM stored_dead_letters WHERE id = ?2)
-             WHERE key = ?1
-             RETURNING (SELECT reason FROM stored_dead_letters WHERE id = letter_id) = ?3
-                       AND (SELECT reason FROM stored_dead_letters WHERE id = ?2) <> ?3",
+            "SELECT (SELECT reason FROM stored_dead_letters WHERE id = letter_id) = ?3
+                    AND (SELECT reason FROM stored_dead_letters WHERE id = ?2) <> ?3
+             FROM replay_letters WHERE key = ?1",
         )?
         .query_row((key, id, UNDO_FAILED), |row| row.get::<_, bool>(0))
         .optional()?;
@@ -97,5 +111,13 @@ pub(super) fn came_back(
         Some(true) if by_orderd => ReplayOutcome::Undone,
         Some(_) => ReplayOutcome::FailedAgain,
     };
-    record(connection, key, &outcome, None, at).map(drop)
+    record(connection, key, &outcome, None, at)?;
+    // After the outcome: replay_counts has a letter that was skipped under its code before.
+    connection
+        .prepare_cached(
+            "UPDATE replay_letters SET came_back_as = ?2, code = (SELECT code FROM stored_dead_letters WHERE id = ?2)
+             WHERE key = ?1",
+        )?
+        .execute((key, id))
+        .map(drop)
 }

@@ -296,6 +296,7 @@ pub(super) const VERSION_4: &str = "
         reader       TEXT,              -- the process that is reading the letter
         tries        INTEGER NOT NULL DEFAULT 0,  -- how many processes have ended while they were reading it
         marked_at    INTEGER,           -- the time of its mark, the same in all copies
+        revision     INTEGER,           -- of its content in them
         due_at       INTEGER,           -- until when an outcome is expected
         changed_at   INTEGER NOT NULL,
         ended_at     INTEGER,           -- when it had its outcome

@@ -72,7 +72,7 @@ pub(super) fn give_back(connection: &Connection, replay: i64, limit: usize, at: 
     let ids: Vec<i64> = ids.collect::<rusqlite::Result<_>>()?;
     for id in &ids {
         if set_progress(connection, (replay, *id), LetterProgress::Selected, LetterProgress::Returned, None, at)? {
-            open_again(connection, *id)?;
+            open_again(connection, *id, at)?;
         }
     }
     Ok(ids.len() == limit)

@@ -104,8 +104,9 @@ pub(super) fn begin_publishing(
     let is_first = set_progress(connection, (replay, letter), selected, publishing, None, at)?;
     let marked_at = connection
         .prepare_cached(
-            "UPDATE replay_letters SET marked_at = coalesce(marked_at, ?3) WHERE replay_id = ?1 AND letter_id = ?2
-             RETURNING marked_at",
+            "UPDATE replay_letters SET marked_at = coalesce(marked_at, ?3),
+                    revision = coalesce(revision, (SELECT max(revision) FROM stored_contents WHERE letter_id = ?2))
+             WHERE replay_id = ?1 AND letter_id = ?2 RETURNING marked_at",
         )?
         .query_row((replay, letter, at.as_millisecond()), |row| row.get(0))?;
     Ok(PublishAnswer::Publish { key, fingerprint, marked_at: timestamp(marked_at), is_first })
@@ -162,7 +163,7 @@ pub(super) fn skip(
     let LeftOutLetter { letter, code, is_unpublished } = *left_out;
     let set = |from, to| set_progress(connection, (replay, letter), from, to, Some(code), at);
     if set(Selected, Skipped)? || is_unpublished && set(Publishing, Skipped)? {
-        return open_again(connection, letter);
+        return open_again(connection, letter, at);
     }
     set(Publishing, Unknown).map(drop)
 }
