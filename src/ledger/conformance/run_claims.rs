@@ -7,6 +7,9 @@ use crate::ledger::{
     ClaimAnswer, ClaimPurpose, Ledger, OtherOrder, Recorded, RunClaim, RunKey, RunMessage, RunRecord, RunState,
 };
 
+/// In milliseconds.
+const DAY: i64 = 86_400_000;
+
 rules! {
     a_failure_counts_only_if_it_is_that_of_the_message_that_called_steps_last,
     a_failure_of_an_earlier_round_undoes_nothing_of_the_present_one,
@@ -16,6 +19,7 @@ rules! {
     only_the_queue_whose_consumer_has_called_the_steps_of_an_order_continues_them,
     the_mark_of_a_replay_which_all_its_copies_keep_counts_once,
     a_replay_after_the_clock_was_set_back_begins_anew_what_was_undone,
+    a_second_replay_after_the_clock_was_set_back_begins_anew_what_was_undone,
     an_order_has_failed_once_the_message_that_called_its_steps_is_dead_lettered,
 }
 
@@ -72,7 +76,6 @@ async fn another_message_with_the_identity_of_a_run_is_a_conflict_unless_that_on
 }
 
 async fn a_lease_that_is_longer_than_any_call_has_ended(ledger: &dyn Ledger) {
-    const DAY: i64 = 86_400_000;
     let key = key("o-7");
     granted(ledger, work(&key, "a", DAY, Some(charge()))).await;
     // The clock was set back by a day.
@@ -158,31 +161,37 @@ async fn the_mark_of_a_replay_which_all_its_copies_keep_counts_once(ledger: &dyn
 }
 
 async fn a_replay_after_the_clock_was_set_back_begins_anew_what_was_undone(ledger: &dyn Ledger) {
-    const DAY: i64 = 86_400_000;
-    for (id, first_mark) in [("o-12", None), ("o-13", Some(DAY))] {
-        let key = key(id);
-        let undone = |fence, millis| RunRecord {
-            state: Some(RunState::Undone),
-            dead_lettered: true,
-            ..record_of(&key, fence, millis)
-        };
-        let replayed = |mark: Option<i64>, millis| {
-            let replayed_at = mark.map(at);
-            let purpose =
-                ClaimPurpose::Work { message: message(), is_new: false, replayed_at, takes_over: false, first: None };
-            RunClaim { purpose, ..work(&key, "a", millis, None) }
-        };
-        granted(ledger, RunClaim { at: at(DAY), ..work(&key, "a", DAY, Some(charge())) }).await;
-        let run = granted(ledger, replayed(first_mark, DAY + 1)).await;
-        recorded(ledger, undone(run.fence, DAY + 2)).await;
-        // The clock was set back by a day. A mark is later than the one before.
-        let mark = Some(first_mark.map_or(3, |mark| mark + 1_000));
-        let run = granted(ledger, replayed(mark, 3)).await;
-        assert_eq!((run.round, run.state), (2, RunState::Running), "{id}");
-        recorded(ledger, undone(run.fence, 4)).await;
-        let run = granted(ledger, replayed(mark, 5)).await;
-        assert_eq!((run.round, run.state), (2, RunState::Undone), "a mark counts once: {id}");
-    }
+    assert_begins_anew_after_clock_change(ledger, None).await;
+}
+
+async fn a_second_replay_after_the_clock_was_set_back_begins_anew_what_was_undone(ledger: &dyn Ledger) {
+    assert_begins_anew_after_clock_change(ledger, Some(DAY)).await;
+}
+
+/// `first_mark`: of a replay before the clock was set back by a day.
+async fn assert_begins_anew_after_clock_change(ledger: &dyn Ledger, first_mark: Option<i64>) {
+    let key = key("o-12");
+    let undone = |fence, millis| RunRecord {
+        state: Some(RunState::Undone),
+        dead_lettered: true,
+        ..record_of(&key, fence, millis)
+    };
+    let replayed = |mark: Option<i64>, millis| {
+        let replayed_at = mark.map(at);
+        let purpose =
+            ClaimPurpose::Work { message: message(), is_new: false, replayed_at, takes_over: false, first: None };
+        RunClaim { purpose, ..work(&key, "a", millis, None) }
+    };
+    granted(ledger, work(&key, "a", DAY, Some(charge()))).await;
+    let run = granted(ledger, replayed(first_mark, DAY + 1)).await;
+    recorded(ledger, undone(run.fence, DAY + 2)).await;
+    // A mark is later than the one before.
+    let mark = Some(first_mark.map_or(3, |mark| mark + 1_000));
+    let run = granted(ledger, replayed(mark, 3)).await;
+    assert_eq!((run.round, run.state), (2, RunState::Running));
+    recorded(ledger, undone(run.fence, 4)).await;
+    let run = granted(ledger, replayed(mark, 5)).await;
+    assert_eq!((run.round, run.state), (2, RunState::Undone), "a mark counts once");
 }
 
 async fn an_order_has_failed_once_the_message_that_called_its_steps_is_dead_lettered(ledger: &dyn Ledger) {
