@@ -10,6 +10,7 @@ mod journal;
 mod late_outcomes;
 mod maintenance;
 mod recording;
+mod replay_outcomes;
 pub(crate) mod replays;
 pub(super) mod reports;
 mod run_claims;

@@ -11,9 +11,9 @@ use super::{Ledger, accept, attempt, finish, order, rules_of, stored_letter};
 use crate::ledger::report::{DeadLettered, GroupBy, PointInTime, ReportQuery};
 use crate::ledger::{
     BeginAnswer, ChangeAnswer, ClaimedReplay, JournalEntry, JournalQuery, LedgerEntry, LeftOutLetter, LetterChange,
-    LetterOperation, LetterOrigin, LetterProgress, LetterSelection, LetterState, MAX_ACTIVE_REPLAYS, NewDeadLetter,
-    NewReplay, NewStoredLetter, OperationAnswer, PublishAnswer, Recorded, ReplayOptions, ReplayOutcome, ReplayState,
-    StoreAnswer, ToPublish, ToSelect,
+    LetterOperation, LetterProgress, LetterSelection, LetterState, MAX_ACTIVE_REPLAYS, NewDeadLetter, NewReplay,
+    NewStoredLetter, OperationAnswer, PublishAnswer, Recorded, ReplayOptions, ReplayOutcome, ReplayState, StoreAnswer,
+    ToPublish, ToSelect,
 };
 
 rules_of! { sqlite:
@@ -29,20 +29,13 @@ rules_of! { sqlite:
     a_report_says_which_failed_orders_failed_again_or_were_discarded_and_what_became_of_their_dead_letters,
     letters_are_counted_by_queue_and_cause_in_each_state_without_counting_them_again,
     of_two_processes_one_carries_out_all_replays_and_no_more_begin_than_are_carried_out,
-    a_letter_that_failed_again_has_the_code_of_the_letter_that_was_stored_before,
-    a_letter_that_failed_again_has_the_code_of_the_letter_that_is_stored_later,
-    steps_that_a_replay_has_undone_count_as_undone_if_the_copy_is_stored_before_the_outcome,
-    steps_that_a_replay_has_undone_count_as_undone_if_the_copy_is_stored_after_the_outcome,
-    a_replayed_letter_counts_as_failed_again_if_its_steps_cannot_be_undone_again_or_the_broker_dead_letters_it,
-    an_outcome_of_a_replay_in_another_ledger_is_not_recorded,
     the_journal_alone_says_who_replayed_which_letters_and_what_became_of_them,
     a_letter_without_an_outcome_is_released_or_erased_only_once_none_is_expected_any_more,
     a_replay_that_stopped_by_itself_is_among_what_is_unresolved,
-    a_replay_that_a_person_stopped_is_not_among_what_is_unresolved,
-    a_replayed_notification_without_an_address_is_closed_and_not_counted_as_processed
+    a_replay_that_a_person_stopped_is_not_among_what_is_unresolved
 }
 
-fn at(second: i64) -> Timestamp {
+pub(super) fn at(second: i64) -> Timestamp {
     Timestamp::from_second(second).unwrap()
 }
 
@@ -412,86 +405,6 @@ async fn of_two_processes_one_carries_out_all_replays_and_no_more_begin_than_are
     assert_eq!(change(ledger, claim(2, "b", 20)).await, OperationAnswer::Done(true));
 }
 
-async fn a_letter_that_failed_again_has_the_code_of_the_letter_that_was_stored_before(ledger: &dyn Ledger) {
-    assert_has_code_of_stored(ledger, true).await;
-}
-
-async fn a_letter_that_failed_again_has_the_code_of_the_letter_that_is_stored_later(ledger: &dyn Ledger) {
-    assert_has_code_of_stored(ledger, false).await;
-}
-
-async fn assert_has_code_of_stored(ledger: &dyn Ledger, is_stored_first: bool) {
-    selected(ledger).await;
-    let PublishAnswer::Publish { key, .. } = publish(ledger, "a", 1, 1).await else { panic!("it is published") };
-    let stored = NewStoredLetter { replay_key: Some(key.clone()), ..stored_letter("ord-1", 11) };
-    let failed = LedgerEntry::ReplayOutcome {
-        key,
-        outcome: ReplayOutcome::FailedAgain,
-        code: Some(if is_stored_first { "undone".to_owned() } else { stored.code.clone() }),
-        at: at(50),
-    };
-    if is_stored_first {
-        ledger.store_letter(stored.clone()).await.unwrap();
-        ledger.record(failed).await.unwrap();
-    } else {
-        ledger.record(failed).await.unwrap();
-        ledger.store_letter(stored.clone()).await.unwrap();
-    }
-    let letters = ledger.replay_letters(1, LetterProgress::FailedAgain, None, 0, 10).await.unwrap();
-    assert_eq!((letters[0].code.as_ref(), letters[0].came_back_as), (Some(&stored.code), Some(4)));
-}
-
-async fn steps_that_a_replay_has_undone_count_as_undone_if_the_copy_is_stored_before_the_outcome(ledger: &dyn Ledger) {
-    assert_counts_as_undone(ledger, true).await;
-}
-
-async fn steps_that_a_replay_has_undone_count_as_undone_if_the_copy_is_stored_after_the_outcome(ledger: &dyn Ledger) {
-    assert_counts_as_undone(ledger, false).await;
-}
-
-async fn assert_counts_as_undone(ledger: &dyn Ledger, is_stored_first: bool) {
-    selected_with_reason(ledger, "undo_failed").await;
-    let PublishAnswer::Publish { key, .. } = publish(ledger, "a", 1, 1).await else { panic!("it is published") };
-    let copy = NewStoredLetter {
-        reason: "retries_exhausted".to_owned(),
-        replay_key: Some(key.clone()),
-        ..stored_letter("ord-1", 11)
-    };
-    if is_stored_first {
-        ledger.store_letter(copy).await.unwrap();
-        assert_eq!(outcome(ledger, &key, ReplayOutcome::Undone).await, Recorded::Duplicate);
-    } else {
-        assert_eq!(outcome(ledger, &key, ReplayOutcome::Undone).await, Recorded::New);
-        ledger.store_letter(copy).await.unwrap();
-    }
-    let letters = ledger.replay_letters(1, LetterProgress::Undone, None, 0, 10).await.unwrap();
-    assert_eq!((letters[0].id, letters[0].came_back_as), (1, Some(4)));
-    assert_eq!((count(ledger, LetterProgress::FailedAgain).await, state(ledger, 1).await), (0, LetterState::Replayed));
-}
-
-async fn a_replayed_letter_counts_as_failed_again_if_its_steps_cannot_be_undone_again_or_the_broker_dead_letters_it(
-    ledger: &dyn Ledger,
-) {
-    selected_with_reason(ledger, "undo_failed").await;
-    for (letter, reason, origin) in
-        [(1, "undo_failed", LetterOrigin::Orderd), (2, "delivery_limit", LetterOrigin::Broker)]
-    {
-        let PublishAnswer::Publish { key, .. } = publish(ledger, "a", letter, 1).await else {
-            panic!("it is published")
-        };
-        let (reason, replay_key) = (reason.to_owned(), Some(key));
-        let content = 10 + u8::try_from(letter).unwrap();
-        let copy = NewStoredLetter { reason, origin, replay_key, ..stored_letter(&format!("ord-{letter}"), content) };
-        ledger.store_letter(copy).await.unwrap();
-    }
-    assert_eq!((count(ledger, LetterProgress::FailedAgain).await, count(ledger, LetterProgress::Undone).await), (2, 0));
-}
-
-async fn an_outcome_of_a_replay_in_another_ledger_is_not_recorded(ledger: &dyn Ledger) {
-    let unknown = outcome(ledger, "1-of-another-ledger", ReplayOutcome::Processed).await;
-    assert_eq!(unknown, Recorded::UnknownReplay);
-}
-
 async fn the_journal_alone_says_who_replayed_which_letters_and_what_became_of_them(ledger: &dyn Ledger) {
     selected(ledger).await;
     let PublishAnswer::Publish { key, .. } = publish(ledger, "a", 1, 1).await else { panic!("it is published") };
@@ -558,15 +471,4 @@ async fn stopped_before_and_after_its_end(
     change(ledger, LetterOperation::GiveBack { replay: by("a"), limit: 10, at: at(6) }).await;
     change(ledger, LetterOperation::Finish { replay: by("a"), at: at(7) }).await;
     (before, stopped().await)
-}
-
-async fn a_replayed_notification_without_an_address_is_closed_and_not_counted_as_processed(ledger: &dyn Ledger) {
-    selected(ledger).await;
-    let PublishAnswer::Publish { key, .. } = publish(ledger, "a", 1, 1).await else { panic!("it is published") };
-    assert_eq!(outcome(ledger, &key, ReplayOutcome::NotDelivered).await, Recorded::New);
-    assert_eq!(state(ledger, 1).await, LetterState::Replayed);
-    assert_eq!(
-        (count(ledger, LetterProgress::NotDelivered).await, count(ledger, LetterProgress::Processed).await),
-        (1, 0)
-    );
 }
