@@ -10,6 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
 use tracing::{info, warn};
 
@@ -169,6 +170,7 @@ fn read_only(directory: &Path, busy_timeout: Duration) -> Result<(Connection, i3
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let opened = Connection::open_with_flags(&path, flags).and_then(|connection| {
         connection.busy_timeout(busy_timeout)?;
+        keep_plans(&connection)?;
         letter_search::register(&connection)?;
         let found = schema::version(&connection)?;
         Ok((connection, found))
@@ -189,6 +191,12 @@ fn create(directory: &Path) -> io::Result<()> {
     }
 }
 
+/// Keeps the plan of a statement that is used again. Without this, SQLite prepares each cached statement anew for each use, in case another
+/// plan were better for the new values: that takes longer than reading a row.
+fn keep_plans(connection: &Connection) -> rusqlite::Result<()> {
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true).map(drop)
+}
+
 fn configure(connection: &mut Connection, tuning: &Tuning) -> rusqlite::Result<()> {
     // When several processes create a new file's log at once, SQLite refuses some without calling the busy handler.
     let (mut wait, mut tried) = (wait_for_lock(tuning.busy_timeout), 0);
@@ -199,6 +207,7 @@ fn configure(connection: &mut Connection, tuning: &Tuning) -> rusqlite::Result<(
         tried += 1;
     }
     connection.pragma_update(None, "wal_autocheckpoint", tuning.checkpoint_pages)?;
+    keep_plans(connection)?;
     // Negative means KiB rather than pages.
     connection.pragma_update(None, "cache_size", -i64::from(tuning.cache_kib))?;
     // A long read makes the log grow; this returns the space afterwards.
@@ -235,3 +244,36 @@ const LOCK_STEP: Duration = Duration::from_millis(1);
 /// Bytes that the write-ahead log is truncated to after it has grown larger. More than it reaches between two
 /// checkpoints, because truncating it at each checkpoint would be slow.
 const WAL_KEPT_BYTES: i64 = 96 * 1024 * 1024;
+
+#[cfg(test)]
+mod tests {
+    use rusqlite::StatementStatus;
+
+    use super::super::SqliteLedger;
+    use super::*;
+    use crate::ledger::LedgerMaintenance;
+
+    /// How often SQLite has prepared cached statements again.
+    fn prepared_again(connection: &Connection) -> i32 {
+        let statements = [
+            "SELECT product FROM stored_products WHERE letter_id = ?1",
+            "SELECT revision FROM stored_contents WHERE letter_id = ?1 AND revision > 0 ORDER BY revision",
+            "SELECT step FROM steps WHERE scope = '' AND identity = ?1",
+        ];
+        let use_again = |sql| {
+            let mut select = connection.prepare_cached(sql).unwrap();
+            assert!(!select.exists([7]).unwrap());
+            select.reset_status(StatementStatus::RePrepare)
+        };
+        (0..10).flat_map(|_| statements).map(use_again).sum()
+    }
+
+    #[tokio::test]
+    async fn a_cached_statement_is_not_prepared_again_for_each_dead_letter() {
+        let directory = tempfile::tempdir().unwrap();
+        SqliteLedger::open(directory.path()).unwrap().close().await;
+        let by_default = Connection::open(directory.path().join(FILE_NAME)).unwrap();
+        assert!(prepared_again(&by_default) > 0, "otherwise `keep_plans` is not needed any more");
+        assert_eq!(prepared_again(&for_reading(directory.path(), READ_BUSY_TIMEOUT).unwrap()), 0);
+    }
+}
