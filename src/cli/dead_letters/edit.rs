@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use super::Asked;
 use super::interrupt::{Interrupt, interrupted};
 use crate::chain::chain;
-use crate::cli::admin_client::{AdminClientError, DaemonTarget};
+use crate::cli::admin_client::{AdminClient, AdminClientError, DaemonTarget};
 use crate::cli::output::write_json;
 use crate::cli::{Exit, Format};
 use crate::config::Sources;
@@ -106,7 +106,7 @@ pub(super) async fn run(
     let revision = args.revision.unwrap_or(draft.revision);
     if written.body.len() > MAX_EDITED_BYTES {
         let mib = MAX_EDITED_BYTES >> 20;
-        let kept = if written.is_temporary { written.kept(args.id, revision) } else { String::new() };
+        let kept = if written.is_temporary { written.kept(args, (revision, None)) } else { String::new() };
         writeln!(err, "orderd: {:?} has more than {mib} MiB; the dead letter is unchanged{kept}", written.file)?;
         return Ok(Ok(Exit::Refused));
     }
@@ -118,7 +118,17 @@ pub(super) async fn run(
     };
     let request = json!(request);
     let answer = interrupt.unless(client.dead_letters::<EditedLetter>(&path, Some(&request))).await;
-    finish(args, revision, answer, &written, out, err)
+    let newer = match &answer {
+        Some(Err(AdminClientError::Refused { .. })) => newer_revision(&client, &path, &question, revision).await,
+        Some(Ok(_) | Err(_)) | None => None,
+    };
+    finish(args, (revision, newer), answer, &written, out, err)
+}
+
+/// The revision that the body has now, if somebody else has edited it since this one.
+async fn newer_revision(client: &AdminClient, path: &str, question: &Value, revision: i64) -> Option<i64> {
+    let (_, draft) = client.dead_letters::<EditDraft>(path, Some(question)).await.ok()?;
+    Some(draft.revision).filter(|now| *now != revision)
 }
 
 /// A new body; of one that is too large the beginning, which is too large as well.
@@ -140,14 +150,22 @@ impl Written {
         if self.is_temporary { std::fs::remove_file(&self.file) } else { Ok(()) }
     }
 
-    /// What was written is not lost. The command that is named never replaces what somebody else has edited meanwhile.
-    fn kept(&self, id: i64, revision: i64) -> String {
-        let file = escaped(&self.file.display().to_string());
-        match self.is_temporary {
-            true => format!(
-                "; what you wrote is in {file}: correct it there, then orderd dead-letters edit {id} --file {file} --revision {revision}"
+    /// What was written is not lost. The command that is named replaces what somebody else has edited meanwhile only if that is said.
+    /// `newer`: the revision that this is.
+    fn kept(&self, args: &EditArgs, (revision, newer): (i64, Option<i64>)) -> String {
+        let (id, file) = (args.id, escaped(&self.file.display().to_string()));
+        let again = |revision: i64| {
+            let change_order_id = if args.change_order_id { " --change-order-id" } else { "" };
+            format!("orderd dead-letters edit {id} --file {file} --revision {revision}{change_order_id}")
+        };
+        match (newer, self.is_temporary) {
+            (Some(newer), _) => format!(
+                "; what you wrote is in {file}: compare it with revision {newer} (orderd dead-letters show {id}), which it would replace, \
+                 then {}",
+                again(newer)
             ),
-            false => format!("; what you wrote is still in {file}"),
+            (None, true) => format!("; what you wrote is in {file}: correct it there, then {}", again(revision)),
+            (None, false) => format!("; what you wrote is still in {file}"),
         }
     }
 }
@@ -155,7 +173,7 @@ impl Written {
 /// Says what the daemon has answered. Without an answer, and after a refusal, what was written is kept.
 fn finish(
     args: &EditArgs,
-    revision: i64,
+    revisions: (i64, Option<i64>),
     answer: Option<Result<(Value, EditedLetter), AdminClientError>>,
     written: &Written,
     out: &mut dyn Write,
@@ -163,7 +181,7 @@ fn finish(
 ) -> io::Result<Asked> {
     let id = args.id;
     let maybe = || {
-        let kept = written.kept(id, revision);
+        let kept = written.kept(args, revisions);
         format!("the daemon may have accepted the new body, see `orderd dead-letters show {id}`{kept}")
     };
     match answer {
@@ -181,7 +199,7 @@ fn finish(
             writeln!(err, "orderd: {}", escaped(&chain(&error)))?;
             match error.may_be_done() {
                 true => writeln!(err, "orderd: {}", maybe())?,
-                false => writeln!(err, "orderd: the dead letter is unchanged{}", written.kept(id, revision))?,
+                false => writeln!(err, "orderd: the dead letter is unchanged{}", written.kept(args, revisions))?,
             }
             Ok(Ok(error.exit()))
         }
@@ -248,9 +266,17 @@ mod tests {
 
     /// What an edit of dead letter 7 with this new body says, and its exit code, if the daemon answers so to the new body.
     async fn edit(body: &[u8], answer: Answer) -> (Exit, String) {
+        edit_with(body, vec![draft(0), answer]).await
+    }
+
+    fn draft(revision: i64) -> Answer {
         let draft =
-            EditDraft { id: 7, revision: 0, body_base64: STANDARD.encode("old"), order_id: None, is_accepted: false };
-        let address = serve(vec![Answer::Json(200, json!(draft).to_string()), answer]).await.to_string();
+            EditDraft { id: 7, revision, body_base64: STANDARD.encode("old"), order_id: None, is_accepted: false };
+        Answer::Json(200, json!(draft).to_string())
+    }
+
+    async fn edit_with(body: &[u8], answers: Vec<Answer>) -> (Exit, String) {
+        let address = serve(answers).await.to_string();
         let directory = TempDir::new().unwrap();
         let file = directory.path().join("body.json");
         std::fs::write(&file, body).unwrap();
@@ -275,6 +301,18 @@ mod tests {
         let refused = r#"{"error":"conflict","message":"quantity: must be at least 1"}"#;
         let (exit, text) = edit(b"new", Answer::Json(409, refused.to_owned())).await;
         assert!(exit == Exit::Refused && text.contains("the dead letter is unchanged"), "{text}");
+    }
+
+    #[tokio::test]
+    async fn after_somebody_elses_edit_the_command_that_is_named_can_succeed_and_says_what_it_replaces() {
+        let refused = Answer::Json(409, r#"{"error":"conflict","message":"edited meanwhile"}"#.to_owned());
+        let (exit, text) = edit_with(b"new", vec![draft(0), refused.clone(), draft(3)]).await;
+        assert!(
+            exit == Exit::Refused && text.contains("compare it with revision 3") && text.contains("--revision 3"),
+            "{text}"
+        );
+        let (_, text) = edit_with(b"new", vec![draft(0), refused, draft(0)]).await;
+        assert!(!text.contains("--revision"), "nobody has edited it: {text}");
     }
 
     #[tokio::test]

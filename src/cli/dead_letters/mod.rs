@@ -144,7 +144,7 @@ pub async fn act(
                 let text = "a dry run needs the daemon, because it depends on its consumers and what they wait for";
                 writeln!(
                     err,
-                    "orderd: {text}: what is stored shows `orderd dead-letters list --group` also without one"
+                    "orderd: {text}; `orderd dead-letters list --group` shows what is stored, also without one"
                 )?;
             }
             Ok(error.exit())
@@ -226,7 +226,11 @@ mod tests {
             let mut err = Vec::new();
             let exit = act(args, &sources, &mut io::sink(), &mut err).await.unwrap();
             let shown = String::from_utf8(err).unwrap();
-            assert_eq!((exit, shown.contains("list --group` also without one")), (Exit::Config, has_hint), "{shown}");
+            assert_eq!(
+                (exit, shown.contains("list --group` shows what is stored, also without one")),
+                (Exit::Config, has_hint),
+                "{shown}"
+            );
         }
     }
 }

@@ -53,8 +53,10 @@ pub(super) fn summary(report: &ReplayReport) -> String {
     }
     match replay.state {
         ReplayState::Selecting => format!("replay {id}: selecting dead letters{waits}"),
-        ReplayState::Running | ReplayState::Stopping | ReplayState::Finished | ReplayState::Stopped => {
-            format!("replay {id} {state}: no dead letters{waits}")
+        ReplayState::Running | ReplayState::Stopping => format!("replay {id} {state}: no dead letters{waits}"),
+        // Who started it has seen some: another replay has taken them, or they were held or discarded.
+        ReplayState::Finished | ReplayState::Stopped => {
+            format!("replay {id} {state}: none of the dead letters was open any more{waits}")
         }
     }
 }

@@ -100,7 +100,7 @@ impl LetterActions {
         if let Some(former) = former_order_id.as_ref().filter(|_| !change_order_id) {
             let now = order_id.as_ref().map_or_else(|| "none".to_owned(), |id| format!("{id:?}"));
             return Err(ActionError::Conflict(format!(
-                "the order's id would change from {former:?} to {now}, and the letter would be another order: if that is meant, use \
+                "the order's id would change from {former:?} to {now}, and the dead letter would become another order: if you mean that, add \
                  --change-order-id (`change_order_id`)"
             )));
         }
