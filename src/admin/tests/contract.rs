@@ -488,3 +488,15 @@ fn each_operation_of_the_document_has_a_name_of_its_own() {
         assert!(names.insert(name), "{method} {path}");
     }
 }
+
+#[tokio::test]
+async fn what_an_edit_answers_is_either_a_draft_or_an_edited_letter_by_the_document() {
+    let directory = tempfile::tempdir().unwrap();
+    let document = server_with(directory.path(), LetterActionsHandle::default()).await.document().await;
+    let schema = json!({"$ref": "#/components/schemas/EditAnswer"});
+    let draft = json!({"id": 7, "revision": 0, "body_base64": "e30=", "order_id": "ord-1", "is_accepted": false});
+    let edited = json!({"id": 7, "revision": 1, "order_id": "ord-1", "former_order_id": null, "queue": null});
+    for answer in [draft, edited] {
+        assert_eq!(schema_problems(&document, &schema, &answer), [""; 0], "{answer}");
+    }
+}

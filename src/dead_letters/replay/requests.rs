@@ -234,8 +234,10 @@ pub struct EditedLetter {
     /// The order that it is now.
     pub order_id: Option<String>,
     /// The order that it was before, if that is another one.
+    #[schema(required = true)]
     pub former_order_id: Option<String>,
     /// The queue that a replay publishes it to; null: no consumer has the queue that it came from, or it came from none, so a replay must
     /// name one (`to`).
+    #[schema(required = true)]
     pub queue: Option<String>,
 }
