@@ -109,7 +109,9 @@ impl Unsettled {
         let recorded = ids("SELECT identity FROM dead_letters")?;
         let mut settled = ids("SELECT id FROM orders WHERE status = 'processed' UNION SELECT id FROM events")?;
         settled.extend(recorded.iter().cloned());
-        let found: HashSet<&String> = queued.dead_letters.iter().map(|(id, _)| id).chain(&queued.replayed).collect();
+        // The copy of a replayed one that failed again may be unrouted.
+        let found = queued.dead_letters.iter().map(|(id, _)| id).chain(&queued.replayed).chain(&queued.unrouted);
+        let found: HashSet<&String> = found.collect();
         let dead_letters = recorded.iter().filter(|id| !found.contains(id)).count() as u64;
         let mut unsettled = Unsettled { dead_letters, ..Unsettled::default() };
         for id in queued.unrouted.difference(&settled) {
